@@ -1,0 +1,40 @@
+"""Strict settings for every test: no silent broadcasting of ranks, no key used twice, no warning."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
+if "TFDS_DATA_DIR" not in os.environ and (SHARED / "tfds").is_dir():
+    os.environ["TFDS_DATA_DIR"] = str(SHARED / "tfds")
+
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+def prepared(name: str) -> bool:
+    """Whether a TFDS data set lies ready under TFDS_DATA_DIR."""
+    return (pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+            / name).is_dir()
+
+
+@pytest.fixture
+def mnist_prepared():
+    if not prepared("mnist"):
+        pytest.skip("left out: MNIST is not prepared under TFDS_DATA_DIR (see README, Data)")

@@ -1,0 +1,3 @@
+"""vaejax: autoencoders and variational autoencoders in JAX."""
+
+__version__ = "0.1.0"
