@@ -1,0 +1,1 @@
+"""Runnable recipes: `python -m experiments.NAME [preset] [options]`. Numbers: README.md here."""

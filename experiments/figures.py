@@ -1,0 +1,43 @@
+"""The usual pictures of a trained VAE, by name."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vaejax import plot
+from vaejax.model import Model, generate, interpolate, reconstruct
+from vaejax.types import Key, Params
+
+
+def vae(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> dict[str, Any]:
+    """Reconstructions, samples, interpolations, traversals and the latent space.
+
+    `x` `[n, height, width, channels]` as the model sees it; `y` `[n]` labels or `()`. Decoded
+    pictures show the mean of p(x|z). Latents are in order of the variance of their mean code over
+    x: the ones that the model uses come first.
+    """
+    codes = jax.jit(jax.vmap(lambda one: model.encode(params, one).mean))(x)
+    decode = jax.jit(jax.vmap(lambda z: model.decode(params, z).mean))
+    samples = jax.jit(jax.vmap(partial(generate, model, params)))(jax.random.split(key, 64))
+    pairs = jax.jit(jax.vmap(partial(interpolate, model, params)))(x[:6], x[6:12])
+    drawn = {
+        "reconstructions": plot.reconstructions(
+            x[:10], jax.jit(jax.vmap(partial(reconstruct, model, params)))(x[:10])
+        ),
+        "samples": plot.images(samples.mean, title="samples z ~ p(z), mean of p(x|z)"),
+        "interpolations": plot.interpolations(pairs),
+        "latent": plot.latent(codes[:5000], None if isinstance(y, tuple) else y[:5000]),
+    }
+    used = np.argsort(-np.var(np.asarray(codes), axis=0))[:8]
+    values = jnp.linspace(-3, 3, 9)
+    grid = jnp.stack([jnp.zeros((9, codes.shape[1])).at[:, i].set(values) for i in used])
+    drawn["traversals"] = plot.traversals(
+        jax.vmap(decode)(grid), values=values, labels=[f"z{i + 1}" for i in used]
+    )
+    if codes.shape[1] == 2:
+        side = 20
+        drawn["manifold"] = plot.manifold(decode(jnp.asarray(plot.manifold_grid(side))), side)
+    return drawn

@@ -1,0 +1,191 @@
+"""Variational autoencoder (Kingma and Welling, 2014, arXiv:1312.6114) on images of any size.
+
+    python -m experiments.vae [preset] --dataset NAME|tfds:NAME|FILE.npz --epochs N --seed S
+
+Expected numbers and wall times: experiments/README.md. All figures in nats per image.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from experiments import figures, run
+from vaejax import data, distributions, evaluate, heads, networks, objectives, plot, train
+from vaejax.model import Model, autoencoder
+
+XAVIER = nn.initializers.xavier_uniform()
+
+
+@dataclass(frozen=True)
+class Config:
+    dataset: str = "digits"
+    """digits, mnist, fashion_mnist, binarized_mnist, tfds:NAME, or a .npz/.npy FILE of images."""
+    train_split: str = "train"
+    """Examples to train on, for instance train or train[:50000]."""
+    test_split: str = "test"
+    """Examples to report on."""
+    network: Literal["mlp", "conv"] = "mlp"
+    """Fully connected layers, or strided convolutions for any height, width and channel count."""
+    hidden: tuple[int, ...] = (200,)
+    """Units per hidden layer of the encoder (mlp) or channels per layer (conv); decoder mirrored."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """Nonlinearity of the hidden layers."""
+    latent: int = 20
+    """Latent dimensions."""
+    likelihood: Literal[
+        "bernoulli", "fixed_normal", "shared_normal", "normal", "discretized_logistic"
+    ] = "bernoulli"
+    """p(x|z): bernoulli binarises anew at each step; the normals see pixels in [0, 1]."""
+    scale: float = 0.1
+    """Standard deviation of fixed_normal; floor of it for normal, in pixel units of [0, 1]."""
+    posterior: Literal["diagonal", "full_covariance"] = "diagonal"
+    """q(z|x): a standard deviation per latent, or z = mu(x) + B(x) eps with B lower triangular."""
+    beta: float = 1.0
+    """Weight of the KL term; 1 is the bound."""
+    warmup_epochs: int = 0
+    """Epochs over which the KL's weight rises linearly from 0 to beta."""
+    epochs: int = 100
+    """Passes over the training set."""
+    batch_size: int = 64
+    """Images per step."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start."""
+    adam_epsilon: float = 1e-8
+    """Adam's epsilon."""
+    decay_epochs: int = 0
+    """Epochs over which the step size falls to zero along a cosine; 0 keeps it constant."""
+    particles: int = 200
+    """Importance samples per image for -log p(x)."""
+    evaluate_every: int = 1
+    """Epochs between evaluations on the test split."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints."""
+    seed: int = 0
+    """Seed of every random number of the run."""
+    out: Path | None = None
+    """Folder of the run; by default a new one under runs/."""
+    resume: bool = False
+    """Continue the run that the folder holds."""
+    smoke: bool = False
+    """Shrink everything to seconds, to see that it runs."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+MNIST = Config(dataset="mnist", hidden=(400,), epochs=20, batch_size=128, checkpoint_every=1)
+PRESETS = {
+    "digits": Config(),
+    "mnist": MNIST,
+    "burda": replace(MNIST, hidden=(200, 200), activation="tanh", latent=50, batch_size=20,
+                     epochs=80, decay_epochs=80, adam_epsilon=1e-4),
+    "manifold": replace(MNIST, hidden=(500, 500), latent=2, epochs=50),
+    "conv": replace(MNIST, network="conv", hidden=(32, 64), latent=32),
+    "gaussian": replace(MNIST, likelihood="normal"),
+    "full_covariance": replace(MNIST, posterior="full_covariance"),
+}  # fmt: skip
+
+
+def build(config: Config, shape: tuple[int, ...], mean: Any) -> Model:
+    """The model for data of `shape`; `mean` is the data's mean image, in [0, 1]."""
+    activation: Any = getattr(nn, config.activation)
+    if config.network == "mlp":
+        layers = partial(networks.MLP, activation=activation, kernel_init=XAVIER)
+        encoder, decoder, start = layers(config.hidden), layers(config.hidden[::-1]), mean
+    else:
+        encoder = networks.ConvEncoder(config.hidden, activation)
+        decoder = networks.ConvDecoder(shape, (*config.hidden[::-1], 16), activation)
+        start = mean.mean(axis=(0, 1))  # one bias per channel, shared by all pixels
+    posterior = {"diagonal": heads.Normal, "full_covariance": heads.FullNormal}[config.posterior]
+    likelihood = {
+        "bernoulli": lambda: heads.Bernoulli(shape, bias_init=heads.logit_of(start)),
+        "fixed_normal": lambda: heads.FixedNormal(shape, config.scale),
+        "shared_normal": lambda: heads.SharedNormal(shape),
+        "normal": lambda: heads.Normal(shape, floor=config.scale),
+        "discretized_logistic": lambda: heads.DiscretizedLogistic(shape),
+    }[config.likelihood]()
+    return autoencoder(
+        nn.Sequential([encoder, posterior(config.latent)]),
+        nn.Sequential([decoder, likelihood]),
+        distributions.Normal(jnp.zeros(config.latent), jnp.ones(config.latent)),
+    )
+
+
+def transform_for(config: Config, x: Any) -> Any:
+    """Stored pixels to what the likelihood sees: binarised, on the grid, or dequantised."""
+    if config.likelihood == "bernoulli":
+        return data.binarize
+    smooth = config.likelihood != "discretized_logistic" and x.dtype == np.uint8
+    return data.dequantize if smooth else data.scale
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, measure and draw; returns what summary.json holds."""
+    if config.smoke:
+        config = replace(config, epochs=2, batch_size=16, particles=4,
+                         train_split="train[:64]", test_split="test[:32]")  # fmt: skip
+    images = data.load(config.dataset, config.train_split).x
+    test = data.load(config.dataset, config.test_split)
+    folder = run.open_folder(config, name=f"vae-{Path(config.dataset).stem}")
+    transform = transform_for(config, images)
+    keys = jax.random.split(jax.random.key(config.seed), 5)
+    as_seen = jax.vmap(transform)(jax.random.split(keys[0], len(images[:2000])), images[:2000])
+    model = build(config, images.shape[1:], np.asarray(as_seen.mean(axis=0)))
+    params = model.init(keys[1], as_seen[0])
+
+    steps = len(images) // config.batch_size
+    rate = optax.cosine_decay_schedule(config.learning_rate, config.decay_epochs * steps or 1)
+    adam = optax.adam(rate if config.decay_epochs else config.learning_rate,
+                      eps=config.adam_epsilon)  # fmt: skip
+    warmup = optax.linear_schedule(0.0, config.beta, config.warmup_epochs * steps)
+    loss = objectives.elbo(model, beta=warmup if config.warmup_epochs else config.beta)
+    began = perf_counter()
+    fitted = train.fit(
+        loss, adam, params, images,
+        key=keys[2], epochs=config.epochs, batch_size=config.batch_size, transform=transform,
+        evaluate=partial(evaluate.mean_loss, loss, data=test.x, transform=transform),
+        evaluate_every=config.evaluate_every,
+        directory=folder / "checkpoints", checkpoint_every=config.checkpoint_every,
+        resume=config.resume, log=run.logger(folder), progress=config.progress,
+    )  # fmt: skip
+    seconds = perf_counter() - began
+
+    measured = evaluate.elbo_terms(model, fitted.params, keys[3], test.x, transform=transform)
+    likelihood = evaluate.log_likelihood(
+        model, fitted.params, keys[4], test.x, particles=config.particles, transform=transform
+    )
+    summary = {
+        "test_elbo_nats": measured["elbo"].mean(),
+        "test_nll_nats": -likelihood.log_px.mean(),
+        "test_nll_particles": config.particles,
+        "test_ess_median": np.median(likelihood.ess),
+        "test_distortion_nats": measured["distortion"].mean(),
+        "test_rate_nats": measured["rate"].mean(),
+        "test_images": len(test.x),
+        "epochs": len(fitted.history["epoch"]),
+        "seconds_train": seconds,
+    }
+    summary = {name: value if isinstance(value, int) else float(value)
+               for name, value in summary.items()}  # fmt: skip
+    run.write_json(folder / "summary.json", summary)
+    if images.ndim == 4:
+        figures_key, seen_key = jax.random.split(jax.random.key(config.seed + 1))
+        seen = jax.vmap(transform)(jax.random.split(seen_key, len(test.x)), test.x)
+        drawn = figures.vae(model, fitted.params, figures_key, seen, test.y)
+        curves = {"train": fitted.history["elbo"], "test": fitted.history["eval/elbo"]}
+        drawn["curves"] = plot.curves(curves, ylabel="ELBO, nats per image")
+        run.save_figures(folder, drawn)
+    run.report(folder, summary)
+    return summary
+
+
+if __name__ == "__main__":
+    run.use_compilation_cache()
+    main(run.parse(PRESETS, __doc__ or ""))

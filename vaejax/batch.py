@@ -1,0 +1,60 @@
+"""From one example to a batch: a key for each example, `vmap`, and one visible mean."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from vaejax.types import Array, Batch, Key, Params
+
+
+def size_of(tree: Any) -> int:
+    """Length of the leading axis that all leaves share; ValueError where they disagree."""
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        raise ValueError("size_of: expected arrays with a leading axis, got none")
+    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in leaves}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(
+            "size_of: expected one length of the leading axis on every leaf, got shapes "
+            f"{[jnp.shape(leaf) for leaf in leaves]}"
+        )
+    return int(lengths.pop())
+
+
+def as_batch(data: Any) -> Batch:
+    """A Batch as it is, or an array (or pytree) of examples `[n, ...]` as the x of one."""
+    return data if isinstance(data, Batch) else Batch(data)
+
+
+def keys_of(key: Key, indices: Array) -> Key:
+    """A key for each example, which depends on `key` and the example's index alone: `[n]`."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+
+
+def over_examples(function: Callable[..., Any], key: Key, *arrays: Any) -> Any:
+    """`vmap` of `function(key_i, *arrays_i)` over the leading axis, with one key per example."""
+    size = size_of(arrays)
+    chex.assert_tree_has_only_ndarrays(arrays)
+    return jax.vmap(function)(keys_of(key, jnp.arange(size)), *arrays)
+
+
+def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Batch) -> Any:
+    """`example(params, key_i, x_i, c_i)` for every example of the batch.
+
+    Returns what `example` returns with a leading batch axis. Let it return numbers or plain
+    arrays, never a Draw: `vmap` would copy parameters inside its distributions for each example.
+    """
+    return over_examples(lambda k, x, c: example(params, k, x, c), key, batch.x, batch.c)
+
+
+def batch_mean(values: Any, weight: Any = ()) -> Any:
+    """Mean over the batch of every leaf `[batch]`, `sum_i w_i v_i / sum_i w_i` under weights."""
+    if isinstance(weight, tuple):
+        return jax.tree.map(jnp.mean, values)
+    # A weight of zero must also silence a value that is not finite.
+    return jax.tree.map(
+        lambda v: jnp.sum(jnp.where(weight > 0, weight * v, 0)) / jnp.sum(weight), values
+    )

@@ -1,0 +1,181 @@
+"""Checkpoints of a run on disk, written by Orbax, checked on the way back in.
+
+A checkpoint is a directory named by its epoch. Beside the arrays it keeps a description of them, a
+checksum, and what identifies the run, so that another model's, another run's or a damaged
+checkpoint is refused in words and never loaded in part.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vaejax.types import Key
+
+
+class Record(NamedTuple):
+    """What is saved: the current and the best train state, and plain values that JSON can hold."""
+
+    state: Any
+    best: Any
+    progress: dict[str, Any]
+
+
+class Store(NamedTuple):
+    """An open checkpoint directory: `path`, Orbax `manager`, and the `run` it belongs to."""
+
+    path: Path
+    manager: Any
+    run: dict[str, Any]
+
+
+def open_directory(path: str | Path, run: dict[str, Any], *, resume: bool, keep: int = 2) -> Store:
+    """Open a directory for a run's checkpoints, the newest `keep` of which stay.
+
+    `run` identifies the run (JSON values); a checkpoint that says otherwise is refused later.
+    Raises FileExistsError where the directory holds a run already and `resume` is false.
+    """
+    import orbax.checkpoint as ocp  # lazily: it takes as long to import as the rest together
+
+    path = Path(path).expanduser().resolve()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"fit: expected directory to be a folder, got the file {path}")
+    if not resume and path.exists() and any(path.iterdir()):
+        raise FileExistsError(
+            f"fit: {path} already holds a run; pass resume=True to continue it, or another "
+            "directory"
+        )
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, enable_async_checkpointing=False
+    )
+    return Store(path, ocp.CheckpointManager(path, options=options), run)
+
+
+def save(store: Store, epoch: int, record: Record) -> None:
+    """Write one checkpoint; it counts only once it is complete (a rename at the end)."""
+    import orbax.checkpoint as ocp
+
+    if epoch in store.manager.all_steps():
+        return
+    arrays = _arrays(record)
+    meta = {
+        "run": store.run,
+        "signature": signature(arrays),
+        "sha256": _digest(arrays),
+        "progress": record.progress,
+    }
+    store.manager.save(
+        epoch,
+        args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)),
+    )
+
+
+def restore(store: Store, *, like: Record) -> Record | None:
+    """The newest checkpoint, in the structure of `like`; None where there is none yet.
+
+    Raises ValueError for one of another run or another model (with the differing entries), or one
+    that is damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    epoch = store.manager.latest_step()
+    if epoch is None:
+        return None
+    where = store.path / str(epoch)
+    target = _arrays(like)
+    try:
+        meta = store.manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+            "meta"
+        ]
+        found, stored = meta["signature"], meta["run"]
+    except Exception as error:
+        raise _damaged(store, where, error) from error
+    _check_same("model or optimizer", where, found, signature(target))
+    _check_same("run", where, stored, store.run)
+    try:
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), target)
+        arrays = store.manager.restore(
+            epoch, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))
+        )["arrays"]
+        if _digest(arrays) != meta["sha256"]:
+            raise ValueError("its arrays do not match their checksum")
+    except Exception as error:
+        raise _damaged(store, where, error) from error
+    return Record(
+        _with_keys(arrays["state"], like.state),
+        _with_keys(arrays["best"], like.best),
+        meta["progress"],
+    )
+
+
+def latest(store: Store | None) -> Path | None:
+    """Path of the newest complete checkpoint, or None."""
+    epoch = None if store is None else store.manager.latest_step()
+    return None if store is None or epoch is None else store.path / str(epoch)
+
+
+def signature(tree: Any) -> dict[str, str]:
+    """Names, types and shapes of a tree's arrays: `{"['params']['w']": "float32[784, 400]"}`."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def key_words(key: Key) -> list[int]:
+    """The words of a typed or raw PRNG key, as JSON can hold them."""
+    return np.asarray(_without_keys(key)).ravel().tolist()
+
+
+def _arrays(record: Record) -> dict[str, Any]:
+    return {"state": _without_keys(record.state), "best": _without_keys(record.best)}
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _without_keys(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _with_keys(tree: Any, like: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, old: (
+            jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(old)) if _is_key(old) else leaf
+        ),
+        tree,
+        like,
+    )
+
+
+def _digest(tree: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(tree)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _check_same(what: str, where: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    names = [n for n in {**expected, **found} if found.get(n) != expected.get(n)]
+    if names:
+        lines = [
+            f"{n}: checkpoint {found.get(n, 'absent')}, here {expected.get(n, 'absent')}"
+            for n in names
+        ]
+        shown = "\n  ".join(lines[:8] + ([f"... {len(lines) - 8} more"] if lines[8:] else []))
+        raise ValueError(
+            f"fit: {where} is a checkpoint of another {what}; nothing was changed:\n  {shown}\n"
+            "Resume with what it was started with, or use another directory."
+        )
+
+
+def _damaged(store: Store, where: Path, error: Exception) -> ValueError:
+    others = sorted(step for step in store.manager.all_steps() if str(step) != where.name)
+    back = f"delete it to continue from epoch {others[-1]}" if others else "start the run again"
+    return ValueError(
+        f"fit: the checkpoint {where} is damaged ({type(error).__name__}: {str(error)[:200]}); "
+        f"nothing was changed; {back}"
+    )

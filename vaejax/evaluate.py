@@ -1,0 +1,213 @@
+"""Numbers of a trained model on a data set: the bound and its parts, importance-sampled log p(x).
+
+Everything is a function of arrays, compiled once per model, chunked over examples (and particles)
+so that memory stays bounded; layer noise such as dropout is off. An example's randomness depends
+on the key and its index alone, so the chunk sizes change nothing but speed and memory.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vaejax import terms
+from vaejax.batch import as_batch, over_examples, size_of
+from vaejax.model import Model, deterministic, draw
+from vaejax.types import Array, Key, Loss, Metrics, Params, Transform
+
+
+class Likelihood(NamedTuple):
+    """Per-image estimate of log p(x) and how far it can be trusted.
+
+    `log_px` `[n]`: nats, a lower bound in expectation; `ess` `[n]`: effective sample size,
+    `(sum w)^2 / sum w^2`, between 1 and the number of particles.
+    """
+
+    log_px: np.ndarray
+    ess: np.ndarray
+
+
+def elbo_terms(
+    model: Model,
+    params: Params,
+    key: Key,
+    x: Any,
+    *,
+    c: Any = (),
+    samples: int = 1,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+) -> dict[str, np.ndarray]:
+    """The bound and its parts for every example: `elbo`, `distortion`, `rate`, each `[n]`, nats.
+
+    `ELBO = -(D + R)`, D and R averaged over `samples` draws of z. `x` `[n, ...]` is stored data if
+    a `transform(key, x)` is given (drawn once per example), else what the likelihood sees.
+    Raises ValueError where a number is not finite, with the example's index.
+    """
+    _at_least_one("elbo_terms", samples=samples, batch_size=batch_size)
+    D, R = _elbo_terms(model, samples, transform, batch_size, params, key, x, c)
+    result = {"elbo": -(D + R), "distortion": D, "rate": R}
+    return {name: _finite("elbo_terms", name, value, x) for name, value in result.items()}
+
+
+def log_likelihood(
+    model: Model,
+    params: Params,
+    key: Key,
+    x: Any,
+    *,
+    particles: int,
+    c: Any = (),
+    transform: Transform | None = None,
+    batch_size: int = 100,
+    chunk: int = 50,
+) -> Likelihood:
+    """log p(x) of every example by importance sampling with q as the proposal.
+
+    `L_K = log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`, `z_k ~ q(z|x)`; its expectation rises with
+    K towards log p(x) from below. The sum streams over chunks of particles: memory is that of
+    `batch_size * chunk` decoded examples, whatever K and n are.
+
+    `x` `[n, ...]`; `particles`: K; returns `log_px` `[n]` (nats) and `ess` `[n]`. Raises
+    ValueError for K < 1 and where a number is not finite, with the example's index.
+    Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
+    """
+    _at_least_one("log_likelihood", particles=particles, batch_size=batch_size, chunk=chunk)
+    log_px, ess = _log_likelihood(
+        model, particles, transform, batch_size, min(chunk, particles), params, key, x, c
+    )
+    return Likelihood(_finite("log_likelihood", "log p(x)", log_px, x), np.asarray(ess))
+
+
+def mean_loss(
+    loss: Loss,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+    step: int = 2**31 - 1,
+) -> Metrics:
+    """A training loss and its metrics averaged over a whole data set, the ragged end included.
+
+    The same numbers at the same scale as in training, for validation and early stopping:
+    `evaluate=lambda params, key: mean_loss(loss, params, key, x_valid)`. `step` is what schedules
+    see, by default past their end. Returns floats by name, nats per example.
+    """
+    data = as_batch(data)
+    size = size_of(data)
+    totals: dict[str, float] = {}
+    for start in range(0, size, batch_size):
+        part = jax.tree.map(lambda leaf, s=start: leaf[s : s + batch_size], data)
+        metrics = _batch_loss(loss, transform, params, jax.random.fold_in(key, start), part, step)
+        for name, value in jax.device_get(metrics).items():
+            totals[name] = totals.get(name, 0.0) + float(value) * size_of(part)
+    return {name: total / size for name, total in totals.items()}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _batch_loss(
+    loss: Loss, transform: Transform | None, params: Params, key: Key, batch: Any, step: Any
+) -> Metrics:
+    transform_key, loss_key = jax.random.split(key)
+    if transform is not None:
+        batch = batch._replace(x=over_examples(transform, transform_key, batch.x))
+    value, metrics = loss(params, loss_key, batch, step)
+    return {"loss": value, **metrics}
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _elbo_terms(
+    model: Model,
+    samples: int,
+    transform: Any,
+    batch_size: int,
+    params: Any,
+    key: Key,
+    x: Any,
+    c: Any,
+) -> tuple[Array, Array]:
+    model = deterministic(model)
+
+    def example(given: Any) -> tuple[Array, Array]:
+        x, c, samples_key = _prepared(key, transform, *given)
+
+        def one(sample_key: Key) -> tuple[Array, Array]:
+            d = draw(model, params, sample_key, x, c)
+            return terms.distortion(d), terms.rate(d)
+
+        return jax.tree.map(jnp.mean, jax.vmap(one)(jax.random.split(samples_key, samples)))
+
+    return lax.map(example, (jnp.arange(size_of(x)), x, c), batch_size=batch_size)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _log_likelihood(
+    model: Model,
+    particles: int,
+    transform: Any,
+    batch_size: int,
+    chunk: int,
+    params: Any,
+    key: Key,
+    x: Any,
+    c: Any,
+) -> tuple[Array, Array]:
+    model = deterministic(model)
+
+    def example(given: Any) -> tuple[Array, Array]:
+        x, c, particles_key = _prepared(key, transform, *given)
+        q, pz = model.encode(params, x, c), model.prior(params, c)
+
+        def log_weight(particle: Array) -> Array:
+            z, log_q = q.sample_and_log_prob(jax.random.fold_in(particles_key, particle))
+            log_w = model.decode(params, z, c).log_prob(x) + pz.log_prob(z) - log_q
+            return jnp.where(particle < particles, log_w, -jnp.inf)
+
+        def add(sums: tuple[Array, Array, Array], first: Array) -> tuple[Any, None]:
+            top, total, squares = sums
+            log_w = jax.vmap(log_weight)(first + jnp.arange(chunk))
+            new = jnp.maximum(top, jnp.max(log_w))
+            # While every weight so far is zero the maximum is -inf: count from 0 instead.
+            shift = jnp.where(jnp.isneginf(new), 0.0, new)
+            w, old = jnp.exp(log_w - shift), jnp.exp(top - shift)
+            return (new, total * old + jnp.sum(w), squares * old**2 + jnp.sum(w**2)), None
+
+        start = (jnp.array(-jnp.inf), jnp.array(0.0), jnp.array(0.0))
+        (top, total, squares), _ = lax.scan(add, start, jnp.arange(0, particles, chunk))
+        return top + jnp.log(total) - jnp.log(float(particles)), total**2 / squares
+
+    return lax.map(example, (jnp.arange(size_of(x)), x, c), batch_size=batch_size)
+
+
+def _prepared(key: Key, transform: Any, index: Array, x: Any, c: Any) -> tuple[Any, Any, Key]:
+    example_key = jax.random.fold_in(key, index)
+    transform_key, rest = jax.random.split(example_key)
+    return (x if transform is None else transform(transform_key, x)), c, rest
+
+
+def _at_least_one(function: str, **counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{function}: expected {name} >= 1, got {value}")
+
+
+def _finite(function: str, name: str, values: Array, x: Any) -> np.ndarray:
+    found = np.asarray(values)
+    if not np.isfinite(found).all():
+        bad = np.flatnonzero(~np.isfinite(found))
+        leaf = np.asarray(jax.tree.leaves(x)[0])[bad[0]]
+        raise ValueError(
+            f"{function}: {name} is {found[bad[0]]} for example {bad[0]} ({len(bad)} such of "
+            f"{len(found)}), whose x lies in [{leaf.min():.4g}, {leaf.max():.4g}]; check for NaN "
+            "and that the likelihood's support holds x (a transform such as data.binarize or "
+            "data.scale), then the parameters"
+        )
+    return found
+
+
+__all__ = ["Likelihood", "elbo_terms", "log_likelihood", "mean_loss"]

@@ -1,0 +1,257 @@
+"""Linen modules from features to a Distribution: the last layer of an encoder or a decoder.
+
+Likelihoods p(x|z) and posteriors q(z|x) are the same thing here: `Normal(20)` behind an encoder is
+the usual diagonal posterior, `Normal((28, 28, 1))` behind a decoder predicts a mean and a standard
+deviation for every pixel.
+
+Features that are a map over the event's height and width (from `networks.ConvDecoder`) get one
+linear map shared by all pixels, a 1x1 convolution; any other features a dense layer.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from vaejax import distributions
+from vaejax.types import Array
+
+Shape = int | Sequence[int]
+
+
+class Code(nn.Module):
+    """A point: the code of a deterministic autoencoder, z = W h + b, as a `Delta` of `shape`."""
+
+    shape: Shape
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, h: Array) -> distributions.Delta:
+        return distributions.Delta(_linear(self, "code", h))
+
+
+class Normal(nn.Module):
+    """Diagonal Normal with mean and standard deviation both predicted from the features.
+
+    `loc = W_1 h + b_1`, `scale = floor + softplus(W_2 h + b_2)`.
+
+    As a likelihood the floor matters: on a pixel that is constant over the data a free standard
+    deviation goes to zero and the density to infinity, so the bound measures nothing but that.
+    `shape`: of the event; `floor`: smallest standard deviation, in units of the event;
+    `scale_init`: the standard deviation at the start, where the features are zero.
+    """
+
+    shape: Shape
+    floor: float = 1e-4
+    scale_init: float = 1.0
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, h: Array) -> distributions.Normal:
+        if not 0 <= self.floor < self.scale_init:
+            raise ValueError(
+                "heads.Normal: expected 0 <= floor < scale_init, got "
+                f"floor={self.floor}, scale_init={self.scale_init}"
+            )
+        loc = _linear(self, "loc", h)
+        start = nn.initializers.constant(_softplus_inverse(self.scale_init - self.floor))
+        free = _linear(self, "scale", h, bias_init=start)
+        return distributions.Normal(loc, self.floor + nn.softplus(free))
+
+
+class FullNormal(nn.Module):
+    """Normal with full covariance: z = mu(x) + B(x) eps, B lower triangular, Sigma = B B^T.
+
+    The diagonal of B is `floor + softplus(.)`, so that B is invertible; below it the entries are
+    free. `size`: of the event `[size]`; the head has size (size + 3) / 2 outputs.
+    """
+
+    size: int
+    floor: float = 1e-4
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, h: Array) -> distributions.MultivariateNormal:
+        def dense(width: int, name: str, bias: float = 0.0) -> Array:
+            start = nn.initializers.constant(bias)
+            return nn.Dense(width, kernel_init=self.kernel_init, bias_init=start, name=name)(
+                h.ravel()
+            )
+
+        loc = dense(self.size, "loc")
+        diagonal = self.floor + nn.softplus(
+            dense(self.size, "diagonal", _softplus_inverse(1.0 - self.floor))
+        )
+        scale_tril = jnp.diag(diagonal)
+        if self.size > 1:
+            below = dense(self.size * (self.size - 1) // 2, "below")
+            scale_tril = scale_tril.at[np.tril_indices(self.size, -1)].set(below)
+        return distributions.MultivariateNormal(loc, scale_tril)
+
+
+class Bernoulli(nn.Module):
+    """Independent Bernoulli variables from logits l = W h + b.
+
+    `bias_init`: for images, `logit_of(mean_image)` starts every pixel at its mean over the data
+    (Burda et al., 2016, arXiv:1509.00519, do this), which saves the first epochs.
+    """
+
+    shape: Shape
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., Any] = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, h: Array) -> distributions.Bernoulli:
+        return distributions.Bernoulli(_linear(self, "logits", h, bias_init=self.bias_init))
+
+
+class ContinuousBernoulli(nn.Module):
+    """Independent continuous Bernoulli variables on [0, 1] from logits l = W h + b.
+
+    The likelihood for grey values that a Bernoulli's cross-entropy is not
+    (Loaiza-Ganem and Cunningham, 2019, arXiv:1907.06845).
+    """
+
+    shape: Shape
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, h: Array) -> distributions.ContinuousBernoulli:
+        return distributions.ContinuousBernoulli(_linear(self, "logits", h))
+
+
+class FixedNormal(nn.Module):
+    """Normal with a predicted mean and one fixed standard deviation `scale` (event units).
+
+    Its -log p is `||x - loc||^2 / (2 scale^2)` plus a constant: squared error is this likelihood
+    with `scale = sqrt(1/2)`, and the scale is the weight between reconstruction and KL.
+    """
+
+    shape: Shape
+    scale: float
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, h: Array) -> distributions.Normal:
+        if not self.scale > 0:
+            raise ValueError(f"heads.FixedNormal: expected scale > 0, got {self.scale}")
+        loc = _linear(self, "loc", h)
+        return distributions.Normal(loc, jnp.asarray(self.scale, loc.dtype))
+
+
+class SharedNormal(nn.Module):
+    """Normal with a predicted mean and one learned standard deviation for all entries.
+
+    `scale = floor + softplus(s)` with one parameter s: the weight between reconstruction and KL
+    is learned by maximum likelihood (Rybkin et al., 2021, sigma-VAE, arXiv:2006.13202).
+    """
+
+    shape: Shape
+    floor: float = 1e-4
+    scale_init: float = 1.0
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, h: Array) -> distributions.Normal:
+        loc = _linear(self, "loc", h)
+        start = nn.initializers.constant(_softplus_inverse(self.scale_init - self.floor))
+        free = self.param("scale", start, ())
+        return distributions.Normal(loc, self.floor + nn.softplus(free))
+
+
+class DiscretizedLogistic(nn.Module):
+    """Logistic density integrated over the bins of 8-bit images: a likelihood of stored pixels.
+
+    x lies on the grid k / (levels - 1) in [0, 1] (`data.scale`). `loc = 1/2 + W_1 h + b_1`,
+    `scale = floor + softplus(W_2 h + b_2)`, in the same units.
+    Kingma et al., 2016, arXiv:1606.04934; Salimans et al., 2017, arXiv:1701.05517.
+    """
+
+    shape: Shape
+    levels: int = 256
+    floor: float = 1e-3
+    scale_init: float = 0.1
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, h: Array) -> distributions.DiscretizedLogistic:
+        start = nn.initializers.constant(_softplus_inverse(self.scale_init - self.floor))
+        loc = 0.5 + _linear(self, "loc", h)
+        scale = self.floor + nn.softplus(_linear(self, "scale", h, bias_init=start))
+        return distributions.DiscretizedLogistic(loc, scale, self.levels)
+
+
+class Categorical(nn.Module):
+    """Independent categorical variables over `classes` values, from logits l = W h + b.
+
+    The event is an array of integers of `shape`; the logits are `[*shape, classes]`.
+    """
+
+    shape: Shape
+    classes: int
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, h: Array) -> distributions.Categorical:
+        shape = _shape(self.shape)
+        size = math.prod(shape) * self.classes
+        logits = nn.Dense(size, kernel_init=self.kernel_init, name="logits")(h.ravel())
+        return distributions.Categorical(logits.reshape(*shape, self.classes))
+
+
+def logit_of(mean: Any, *, margin: float = 1e-3) -> Callable[..., Any]:
+    """A bias initialiser that starts Bernoulli logits at log(m / (1 - m)) of the data's mean m.
+
+    `mean`: array of the event's size, in [0, 1]; `margin`: m is kept this far from 0 and 1.
+    """
+    clipped = np.clip(np.asarray(mean, np.float64).ravel(), margin, 1 - margin)
+    logits = np.log(clipped) - np.log1p(-clipped)
+
+    def initialise(key: Any, shape: Any, dtype: Any = jnp.float32) -> Array:
+        if logits.size != math.prod(shape):
+            raise ValueError(
+                f"logit_of: expected a mean of {math.prod(shape)} values, got {logits.size}; "
+                "give the mean image, for instance x.mean(axis=0) / 255"
+            )
+        return jnp.asarray(logits.reshape(shape), dtype)
+
+    return initialise
+
+
+def _linear(
+    head: Any, name: str, h: Array, *, bias_init: Callable[..., Any] = nn.initializers.zeros
+) -> Array:
+    """W h + b of the head's event shape: per pixel where h is a map over it, dense elsewhere."""
+    shape = _shape(head.shape)
+    is_map = jnp.ndim(h) == 3 and len(shape) >= 2 and h.shape[:2] == shape[:2]
+    size = math.prod(shape[2:]) if is_map else math.prod(shape)
+    layer = nn.Dense(
+        size, kernel_init=head.kernel_init, bias_init=bias_init, name=name, parent=head
+    )
+    return layer(h if is_map else h.ravel()).reshape(shape)
+
+
+def _shape(shape: Shape) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def _softplus_inverse(y: float) -> float:
+    """The s with softplus(s) = y, for y > 0."""
+    return y + math.log(-math.expm1(-y))
+
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Code",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "FixedNormal",
+    "FullNormal",
+    "Normal",
+    "SharedNormal",
+    "logit_of",
+]

@@ -1,0 +1,210 @@
+"""Model: p(z|c) p(x|z, c) with an amortised q(z|x, c), as four pure functions; and what runs it.
+
+Everything here is written for one example; batch it with `jax.vmap`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
+
+from vaejax.distributions import Distribution
+from vaejax.types import Array, Key, Params
+
+
+class Model(NamedTuple):
+    """A latent-variable model as pure functions of its parameters.
+
+    - `init(key, x, c=()) -> params`, from one example;
+    - `prior(params, c=()) -> Distribution` over z;
+    - `encode(params, x, c=(), *, key=None) -> Distribution` over z, q(z|x, c);
+    - `decode(params, z, c=(), *, key=None) -> Distribution` over x, p(x|z, c).
+
+    `key` serves dropout and the like; without it both are deterministic. A variation of a model is
+    `model._replace(...)`: priors and posteriors are functions from Model to Model.
+    """
+
+    init: Callable[..., Params]
+    prior: Callable[..., Any]
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
+
+
+class Draw(NamedTuple):
+    """What one pass of inference produced, for one example.
+
+    `x`: the example; `z ~ q`; `log_q`: log q(z|x) in nats, `()`; `q`, `pz`, `px`: the posterior,
+    prior and likelihood. A Draw stays inside the function of one example (see `over_batch`).
+    """
+
+    x: Any
+    z: Any
+    log_q: Array
+    q: Any
+    pz: Any
+    px: Any
+
+
+class Generated(NamedTuple):
+    """One ancestral sample: `z ~ p(z)`, `x ~ p(x|z)`, and the `mean` of p(x|z)."""
+
+    z: Any
+    x: Any
+    mean: Any
+
+
+def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
+    """A Model from two Linen modules that return Distributions, and a prior.
+
+    `encoder(x)` or `encoder(x, c)` gives q(z|x, c); `decoder(z)` or `decoder(z, c)` gives
+    p(x|z, c). `prior` is a Distribution over z; or a module called with c, a learned p(z|c); or
+    None, for a deterministic autoencoder. Any object with `.init(key, *inputs)` and
+    `.apply(variables, *inputs)` serves as a module.
+
+    `params` is `{"encoder": ..., "decoder": ..., "prior": ...}`, the last only for a module.
+    `init` is compiled. Inputs of another shape than at `init` raise ValueError.
+    Kingma and Welling, 2014, Auto-encoding variational Bayes, arXiv:1312.6114.
+    """
+    learned = prior is not None and not isinstance(prior, Distribution)
+
+    def init(key: Key, x: Any, c: Any = ()) -> Params:
+        encoder_key, decoder_key, prior_key, z_key = jax.random.split(key, 4)
+        variables = encoder.init(encoder_key, x, *_given(c))
+        z = jax.eval_shape(lambda: encoder.apply(variables, x, *_given(c)).sample(z_key))
+        z = jnp.zeros(z.shape, z.dtype)
+        params = {"encoder": variables, "decoder": decoder.init(decoder_key, z, *_given(c))}
+        if learned:
+            params["prior"] = prior.init(prior_key, *_given(c))
+        for name, collections in params.items():
+            _all_state_is_parameters(name, collections)
+        return params
+
+    def prior_of(params: Params, c: Any = ()) -> Any:
+        return prior.apply(params["prior"], *_given(c)) if learned else prior
+
+    def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        try:
+            return encoder.apply(params["encoder"], x, *_given(c), **_noise(key))
+        except ScopeParamShapeError as error:
+            raise ValueError(
+                f"encode: expected one example as at init{_expected(params, c)}, got "
+                f"{_shapes(x)}{_shapes(c, ' with c ')}; map a batch: jax.vmap(model.encode, "
+                "(None, 0))(params, x); a model for another size needs its own init"
+            ) from error
+
+    def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        try:
+            return decoder.apply(params["decoder"], z, *_given(c), **_noise(key))
+        except ScopeParamShapeError as error:
+            raise ValueError(
+                f"decode: expected one code as at init, got {_shapes(z)}{_shapes(c, ' with c ')}; "
+                "map a batch: jax.vmap(model.decode, (None, 0))(params, z)"
+            ) from error
+
+    def _expected(params: Params, c: Any) -> str:
+        if not isinstance(prior, Distribution) or not isinstance(c, tuple):
+            return ""
+        px = jax.eval_shape(
+            lambda p: decoder.apply(p, prior.sample(jax.random.key(0))), params["decoder"]
+        )
+        return f" (this model's images are {px.event_shape})"
+
+    return Model(jax.jit(init), prior_of, encode, decode)
+
+
+def draw(model: Model, params: Params, key: Key, x: Any, c: Any = (), *, given: Any = None) -> Draw:
+    """One pass of inference: q = q(z|x, c), z ~ q, then p(x|z, c) and p(z|c).
+
+    `given`: what the encoder sees instead of x, for instance the corrupted input of a denoising
+    model; the Draw's `x` stays the clean target. z is reparameterised where q's sample is.
+    """
+    encode_key, z_key, decode_key = jax.random.split(key, 3)
+    q = model.encode(params, x if given is None else given, c, key=encode_key)
+    z, log_q = q.sample_and_log_prob(z_key)
+    px = model.decode(params, z, c, key=decode_key)
+    return Draw(x, z, log_q, q, model.prior(params, c), px)
+
+
+def reconstruct(
+    model: Model, params: Params, x: Any, c: Any = (), *, key: Key | None = None
+) -> Any:
+    """E[x|z, c], in the shape of x, at the posterior's mean, or at a draw z ~ q if given a key."""
+    q = model.encode(params, x, c)
+    return model.decode(params, q.mean if key is None else q.sample(key), c).mean
+
+
+def generate(model: Model, params: Params, key: Key, c: Any = ()) -> Generated:
+    """One ancestral sample from the model: z ~ p(z|c), then x ~ p(x|z, c), and E[x|z, c].
+
+    Raises ValueError for a deterministic autoencoder, which has no prior to sample from.
+    """
+    z_key, x_key = jax.random.split(key)
+    pz = model.prior(params, c)
+    if pz is None:
+        raise ValueError(
+            "generate: a deterministic autoencoder has no prior; give autoencoder(..., prior=...)"
+        )
+    z = pz.sample(z_key)
+    px = model.decode(params, z, c)
+    return Generated(z, px.sample(x_key), px.mean)
+
+
+def interpolate(
+    model: Model, params: Params, start: Any, end: Any, c: Any = (), *, steps: int = 7
+) -> Any:
+    """Decoded means along the straight line between two examples' mean codes: `[steps, ...]`."""
+    if steps < 2:
+        raise ValueError(f"interpolate: expected steps >= 2, got {steps}")
+    first, last = (model.encode(params, x, c).mean for x in (start, end))
+    weights = jnp.linspace(0.0, 1.0, steps, dtype=first.dtype)
+    return jax.vmap(lambda w: model.decode(params, (1 - w) * first + w * last, c).mean)(weights)
+
+
+def deterministic(model: Model) -> Model:
+    """The same model with dropout and other layer noise off, as evaluation wants it."""
+
+    def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        return model.encode(params, x, c)
+
+    def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        return model.decode(params, z, c)
+
+    return model._replace(encode=encode, decode=decode)
+
+
+def _given(c: Any) -> tuple[Any, ...]:
+    return () if isinstance(c, tuple) and not c else (c,)
+
+
+def _noise(key: Key | None) -> dict[str, Any]:
+    return {} if key is None else {"rngs": {"dropout": key}}
+
+
+def _shapes(tree: Any, before: str = "") -> str:
+    leaves = [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
+    text = ", ".join(map(str, leaves))
+    return before + text if leaves else ""
+
+
+def _all_state_is_parameters(name: str, collections: Any) -> None:
+    extra = set(collections) - {"params"} if isinstance(collections, dict) else set()
+    if extra:
+        raise ValueError(
+            f"autoencoder: the {name} keeps state outside its parameters ({sorted(extra)}); "
+            "use LayerNorm or GroupNorm instead of BatchNorm"
+        )
+
+
+__all__ = [
+    "Draw",
+    "Generated",
+    "Model",
+    "autoencoder",
+    "deterministic",
+    "draw",
+    "generate",
+    "interpolate",
+    "reconstruct",
+]

@@ -1,0 +1,178 @@
+"""Linen modules that turn one example into features, or a code into features: no batch axis inside.
+
+Every network takes one example and, where the model is conditioned, a condition `c` beside it.
+What the features mean is said by the head behind it:
+`nn.Sequential([MLP((400,)), heads.Normal(20)])`.
+Dropout is active where the caller passes a key to `encode` or `decode`, and only there.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from vaejax.types import Array
+
+
+class MLP(nn.Module):
+    """Fully connected layers on the flattened example, with an activation after each.
+
+    `h_0 = (x, c)` flattened and joined, `h_i = activation(W_i h_{i-1} + b_i)`.
+
+    `features`: widths, one per layer; `activation`: elementwise; `dropout`: probability that a
+    unit is left out (while a key is given); `kernel_init`: initialiser of the weights.
+    Takes x of any shape and c of any shape; returns `[features[-1]]`.
+    """
+
+    features: Sequence[int]
+    activation: Callable[[Array], Array] = nn.relu
+    dropout: float = 0.0
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array, c: Any = ()) -> Array:
+        h = join(x, c)
+        for width in self.features:
+            h = self.activation(nn.Dense(width, kernel_init=self.kernel_init)(h))
+            h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(h)
+        return h
+
+
+class ConvEncoder(nn.Module):
+    """Strided 3x3 convolutions on one image of any height, width and channel count.
+
+    Each entry of `features` halves the image, rounding up: 28x20 -> 14x10 -> 7x5, 33x17 -> 17x9
+    -> 9x5. Takes x `[height, width, channels]` or `[height, width]`, and c of any shape, which
+    joins the flattened features; returns `[h * w * features[-1] + size of c]`.
+    Raises ValueError for anything that is not one image.
+    """
+
+    features: Sequence[int] = (32, 64)
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Array, c: Any = ()) -> Array:
+        h = x[..., None] if jnp.ndim(x) == 2 else x
+        if jnp.ndim(h) != 3:
+            raise ValueError(
+                "ConvEncoder: expected one image of shape [height, width, channels], got "
+                f"{jnp.shape(x)}; a batch of images is mapped: jax.vmap(...)"
+            )
+        for width in self.features:
+            h = self.activation(Conv(width, stride=2)(h))
+        return join(h, c)
+
+
+class ConvDecoder(nn.Module):
+    """Sub-pixel convolutions from a code to a feature map of any height and width.
+
+    A dense layer makes the coarsest map; each further entry of `features` doubles it (a 3x3
+    convolution to four times the channels, whose quadruples become 2x2 pixels) and cuts it to the
+    size that a `ConvEncoder` with as many layers had there, so that odd sizes fit exactly.
+
+    `shape`: the image, `[height, width, ...]`; `features`: channels from the coarsest map to the
+    full-size one. Takes z of any shape, and c beside it; returns `[height, width, features[-1]]`.
+
+    Shi et al., 2016, Real-time single image and video super-resolution using an efficient
+    sub-pixel convolutional neural network, arXiv:1609.05158.
+    """
+
+    shape: Sequence[int]
+    features: Sequence[int] = (64, 32, 16)
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, z: Array, c: Any = ()) -> Array:
+        sizes = [tuple(self.shape[:2])]
+        for _ in self.features[1:]:
+            sizes.insert(0, tuple(-(-n // 2) for n in sizes[0]))
+        h = nn.Dense(sizes[0][0] * sizes[0][1] * self.features[0])(join(z, c))
+        h = self.activation(h.reshape(*sizes[0], self.features[0]))
+        for (height, width), channels in zip(sizes[1:], self.features[1:], strict=True):
+            h = depth_to_space(Conv(4 * channels)(h))[:height, :width]
+            h = self.activation(h)
+        return h
+
+
+class Conv(nn.Module):
+    """One convolution layer with "same" padding on one image: `activation`-free, with a bias.
+
+    `y[i, j] = b + sum_{k, l} x[stride i + k, stride j + l] K[k, l]`; takes `[height, width,
+    channels]`, returns `[ceil(height / stride), ceil(width / stride), features]`.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        side = self.kernel_size
+        kernel = self.param("kernel", self.kernel_init, (side, side, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return conv(x, kernel, stride=self.stride) + bias[None, None]
+
+
+def conv(x: Array, kernel: Array, *, stride: int = 1) -> Array:
+    """Convolution of one image with "same" padding, by the means that suits the device.
+
+    A matrix product on CPU, where XLA runs a native convolution inside `scan` many times slower;
+    the native convolution elsewhere. Both give the same numbers up to float order.
+    x `[height, width, channels]`, kernel `[side, side, channels, features]`; returns
+    `[ceil(height / stride), ceil(width / stride), features]`.
+    """
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(conv_as_product, stride=stride),
+        default=partial(conv_native, stride=stride),
+    )
+
+
+def conv_native(x: Array, kernel: Array, *, stride: int = 1) -> Array:
+    """The device's own convolution of one image; shapes as in `conv` ("same" padding)."""
+    return lax.conv_general_dilated(
+        x[None], kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )[0]
+
+
+def conv_as_product(x: Array, kernel: Array, *, stride: int = 1) -> Array:
+    """The same convolution as strided slices side by side times a matrix; shapes as in `conv`."""
+    height, width, channels = x.shape
+    side, _, _, features = kernel.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    padding = [_same_padding(n, side, stride) for n in (height, width)]
+    padded = jnp.pad(x, [*padding, (0, 0)])
+    patches = [
+        lax.slice(
+            padded,
+            (i, j, 0),
+            (i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1, channels),
+            (stride, stride, 1),
+        )
+        for i in range(side)
+        for j in range(side)
+    ]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
+
+
+def depth_to_space(x: Array) -> Array:
+    """Quadruples of channels become 2x2 pixels: `[h, w, 4 f]` -> `[2 h, 2 w, f]`."""
+    height, width, channels = x.shape
+    blocks = x.reshape(height, width, 2, 2, channels // 4).transpose(0, 2, 1, 3, 4)
+    return blocks.reshape(2 * height, 2 * width, channels // 4)
+
+
+def join(x: Any, c: Any = ()) -> Array:
+    """The leaves of one example and its condition, flattened and side by side: `[total size]`."""
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves((x, c))])
+
+
+def _same_padding(size: int, side: int, stride: int) -> tuple[int, int]:
+    total = max((-(-size // stride) - 1) * stride + side - size, 0)
+    return total // 2, total - total // 2

@@ -1,0 +1,399 @@
+"""Training on two floors: pure programs (`make_step`, `make_scan`, `make_train`), and the loop for
+people (`fit`) with progress, evaluation, early stopping, checkpoints and exact resume.
+
+Every random number of a run comes from `TrainState.key` and the step's number, so that cutting a
+run into chunks, or stopping and resuming it, changes no bit of the result.
+"""
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from vaejax import checkpoint
+from vaejax.batch import as_batch, over_examples, size_of
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
+
+
+class TrainState(NamedTuple):
+    """All that a run is: parameters, optimizer state, the run's key, the number of steps done."""
+
+    params: Params
+    opt_state: Any
+    key: Key
+    step: Array
+
+
+class Fitted(NamedTuple):
+    """What `fit` returns.
+
+    `state`: after the last step; `best`: the state with the lowest monitored value, the last one
+    where nothing was evaluated; `history`: arrays `[epochs]` by name, nats per example, with
+    `eval/...` NaN where an epoch was not evaluated; `stopped`: "epochs" or "early".
+    """
+
+    state: TrainState
+    best: TrainState
+    history: dict[str, np.ndarray]
+    stopped: str
+
+    @property
+    def params(self) -> Params:
+        """Parameters after the last step."""
+        return self.state.params
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or one of its terms became infinite or NaN.
+
+    `step`: the first such step, counted from 0; `terms`: their values there; `checkpoint`: the
+    last good one on disk, or None.
+    """
+
+    def __init__(self, message: str, step: int, terms: dict[str, float], checkpoint: Path | None):
+        super().__init__(message)
+        self.step, self.terms, self.checkpoint = step, terms, checkpoint
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during `fit`: the epoch was finished and saved; `fitted` holds all there was."""
+
+    def __init__(self, message: str, fitted: Fitted):
+        super().__init__(message)
+        self.fitted = fitted
+
+
+def make_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, transform: Transform | None = None
+) -> tuple[Callable[..., TrainState], Callable[..., tuple[TrainState, Metrics]]]:
+    """One update: `init(key, params) -> TrainState`, `step(state, batch) -> (state, metrics)`.
+
+    `transform(key, x)`, for one example, turns stored data into what the loss sees (binarised,
+    dequantised or scaled), anew at every step. `metrics` are the loss and its named parts before
+    the update, nats per example.
+    """
+
+    def init(key: Key, params: Params) -> TrainState:
+        return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(_stream(state.key, "noise"), state.step)
+        transform_key, loss_key = jax.random.split(step_key)
+        if transform is not None:
+            batch = batch._replace(x=over_examples(transform, transform_key, batch.x))
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, metrics), grads = gradient(state.params, loss_key, batch, state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.key, state.step + 1), {"loss": value, **metrics}
+
+    return init, step
+
+
+def make_scan(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    indices: Callable[[Key, Array], Array],
+    transform: Transform | None = None,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """`steps` updates as one pure program: `(state, data) -> (state, history)`.
+
+    `data` is a Batch, or the x of one, on the device as it is stored (uint8 stays uint8 until
+    inside the step). `indices(key, step) -> [batch]` chooses the examples of a step. `history`
+    holds each metric for every step, `[steps]`. Jit it with the state donated; any cutting into
+    chunks gives the same bits.
+    """
+    _, step = make_step(loss, optimizer, transform=transform)
+
+    def scan(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        data = as_batch(data)
+        order_key = _stream(state.key, "order")
+
+        def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            chosen = indices(order_key, state.step)
+            return step(state, jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], data))
+
+        return lax.scan(body, state, length=steps)
+
+    return scan
+
+
+def make_train(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    batch_size: int = 128,
+    indices: Callable[[Key, Array], Array] | None = None,
+    transform: Transform | None = None,
+) -> Callable[[Key, Params, Any], tuple[TrainState, Metrics]]:
+    """A whole run as one pure function `(key, params, data) -> (state, history)`.
+
+    Jit it, `vmap` it over keys, or shard it. `indices` defaults to `shuffled(n, batch_size)`;
+    the rest is as in `make_scan`.
+    """
+    init, _ = make_step(loss, optimizer)
+
+    def train(key: Key, params: Params, data: Any) -> tuple[TrainState, Metrics]:
+        chosen = indices or shuffled(size_of(data), batch_size)
+        scan = make_scan(loss, optimizer, steps=steps, indices=chosen, transform=transform)
+        return scan(init(key, params), data)
+
+    return train
+
+
+def shuffled(size: int, batch_size: int) -> Callable[[Key, Array], Array]:
+    """`indices(key, step) -> [batch_size]`: each epoch visits the examples in a new random order.
+
+    An epoch is `size // batch_size` steps; what is left over is dropped, others each epoch. The
+    order is a keyed permutation evaluated only where it is needed (a Feistel network with cycle
+    walking), so that no step sorts the data set and none depends on the one before.
+    Black and Rogaway, 2002, Ciphers with arbitrary finite domains.
+    """
+    if not 1 <= batch_size <= size:
+        raise ValueError(
+            f"shuffled: expected 1 <= batch_size <= {size} examples, got batch_size={batch_size}"
+        )
+    steps = size // batch_size
+
+    def indices(key: Key, step: Array) -> Array:
+        epoch_key = jax.random.fold_in(key, step // steps)
+        first = (step % steps) * batch_size
+        return permute(epoch_key, first + jnp.arange(batch_size), size)
+
+    return indices
+
+
+def permute(key: Key, positions: Array, size: int) -> Array:
+    """The entries at `positions` `[k]` of a random permutation of 0..size-1: int32 `[k]`."""
+    half = max(3, -(-(size - 1).bit_length() // 2))
+    mask = jnp.uint32((1 << half) - 1)
+    rounds = jax.random.bits(key, (8,), jnp.uint32)
+
+    def shuffle(index: Array) -> Array:
+        left, right = index >> half, index & mask
+        for i in range(8):
+            left, right = right, left ^ (_mix(right + rounds[i]) & mask)
+        return (left << half) | right
+
+    # Whoever lands outside walks on along its cycle until it is inside: still a permutation.
+    inside = lax.while_loop(
+        lambda index: jnp.any(index >= size),
+        lambda index: jnp.where(index >= size, shuffle(index), index),
+        shuffle(positions.astype(jnp.uint32)),
+    )
+    return inside.astype(jnp.int32)
+
+
+def fit(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    data: Any,
+    *,
+    key: Key,
+    epochs: int,
+    batch_size: int = 128,
+    transform: Transform | None = None,
+    evaluate: Callable[[Params, Key], Metrics] | None = None,
+    evaluate_every: int = 1,
+    monitor: str = "loss",
+    patience: int | None = None,
+    directory: str | Path | None = None,
+    checkpoint_every: int = 1,
+    resume: bool = False,
+    hook: Callable[[TrainState], TrainState] | None = None,
+    log: Callable[[dict[str, float]], None] | None = None,
+    progress: bool = True,
+) -> Fitted:
+    """Train with a progress bar, evaluation, early stopping, checkpoints and exact resume.
+
+    - `data`: a Batch, or the x of one, `[n, ...]`; `transform(key, x)` is applied in each step.
+    - `evaluate(params, key) -> {name: number}` runs every `evaluate_every` epochs and after the
+      last; its key is the same each time. The state with the lowest `monitor` is kept as `best`,
+      and after `patience` evaluations without a lower one training stops.
+    - `directory`: where checkpoints go every `checkpoint_every` epochs and at the end. With
+      `resume` the newest one there is continued, bit for bit as if the run had not stopped;
+      without it a directory that holds a run is refused.
+    - `hook(state) -> state` runs between epochs; `log(row)` gets each epoch's numbers.
+
+    Raises NonFiniteError at the first loss that is not finite, naming the terms, the step and the
+    last good checkpoint; Interrupted on Ctrl-C, after the epoch is done and saved; ValueError for
+    data that cannot be trained on or a directory or checkpoint that is not this run's.
+    """
+    data = as_batch(data)
+    size = size_of(data)
+    _check_finite(data)
+    order = shuffled(size, batch_size)
+    steps = size // batch_size
+    scan = make_scan(loss, optimizer, steps=steps, indices=order, transform=transform)
+    run_epoch = jax.jit(scan, donate_argnums=0)
+
+    # The program gives its input buffers back to the device, so it must own them.
+    state = make_step(loss, optimizer)[0](key, jax.tree.map(jnp.copy, params))
+    saved = checkpoint.Record(state, state, {"epoch": 0, "history": [], **_FRESH})
+    store = None
+    if directory is not None:
+        run = {"examples": size, "batch_size": batch_size, "key": checkpoint.key_words(key)}
+        store = checkpoint.open_directory(directory, run, resume=resume)
+        saved = checkpoint.restore(store, like=saved) or saved
+    state, best, progress_made = saved
+    state, best = jax.tree.map(jnp.copy, (state, best))
+    epoch, rows = progress_made["epoch"], progress_made["history"]
+    counters = {name: progress_made[name] for name in _FRESH}
+
+    def save() -> None:
+        if store is not None:
+            record = {"epoch": epoch, "history": rows, **counters}
+            checkpoint.save(store, epoch, checkpoint.Record(state, best, record))
+
+    def fitted(stopped: str) -> Fitted:
+        return Fitted(state, best if evaluate else state, _columns(rows), stopped)
+
+    device_data = jax.tree.map(jnp.asarray, data)
+    evaluation_key = _stream(key, "evaluation")
+    with _bar(epochs, epoch, progress) as bar, _interrupts() as interrupts:
+        while epoch < epochs and not counters["stopped"]:
+            state, steps_taken = run_epoch(state, device_data)
+            steps_taken = jax.device_get(steps_taken)
+            _check_history(steps_taken, epoch * steps, store, order, key, data, transform)
+            epoch += 1
+            state = hook(state) if hook is not None else state
+            row = {"epoch": float(epoch), "step": float(epoch * steps)}
+            row |= {name: float(np.mean(v, dtype=float)) for name, v in steps_taken.items()}
+            if evaluate is not None and (epoch % evaluate_every == 0 or epoch == epochs):
+                # The same noise each time, on purpose: evaluations differ by the parameters alone.
+                common = jax.random.clone(evaluation_key)
+                measured = _evaluated(evaluate, state.params, common, monitor)
+                row |= {f"eval/{name}": value for name, value in measured.items()}
+                if measured[monitor] < counters["best"]:
+                    best = jax.tree.map(jnp.copy, state)
+                    counters |= {"best": measured[monitor], "waited": 0}
+                else:
+                    counters["waited"] += 1
+                counters["stopped"] = patience is not None and counters["waited"] >= patience
+            rows.append(row)
+            if log is not None:
+                log(row)
+            shown = [*steps_taken, f"eval/{monitor}"]
+            bar.set_postfix({n: f"{row[n]:.4g}" for n in shown if n in row}, refresh=False)
+            bar.update()
+            done = epoch == epochs or counters["stopped"] or bool(interrupts)
+            if done or epoch % checkpoint_every == 0:
+                save()
+            if interrupts:
+                where = f"; resume=True continues from {directory}" if store is not None else ""
+                raise Interrupted(
+                    f"fit: stopped by Ctrl-C after epoch {epoch}{where}", fitted("interrupted")
+                )
+    return fitted("early" if counters["stopped"] else "epochs")
+
+
+_FRESH: dict[str, Any] = {"best": math.inf, "waited": 0, "stopped": False}
+_STREAMS = {"noise": 0, "order": 1, "evaluation": 2}
+
+
+def _stream(key: Key, name: str) -> Key:
+    return jax.random.fold_in(key, _STREAMS[name])
+
+
+def _mix(x: Array) -> Array:
+    """Finalizer of MurmurHash3 on 32-bit words: every input bit reaches every output bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _evaluated(
+    evaluate: Callable[[Params, Key], Metrics], params: Params, key: Key, monitor: str
+) -> dict[str, float]:
+    measured = {name: float(value) for name, value in evaluate(params, key).items()}
+    if monitor not in measured:
+        raise ValueError(
+            f"fit: monitor={monitor!r} is not among what evaluate returned: {sorted(measured)}"
+        )
+    return measured
+
+
+def _columns(rows: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: np.array([row.get(name, math.nan) for row in rows]) for name in names}
+
+
+def _check_finite(data: Batch) -> None:
+    for name, leaf in (("x", data.x), ("c", data.c)):
+        for array in map(np.asarray, jax.tree.leaves(leaf)):
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                bad = np.unique(np.argwhere(~np.isfinite(array))[:, 0])
+                raise ValueError(
+                    f"fit: data.{name} holds NaN or infinite values in {len(bad)} of "
+                    f"{len(array)} examples, the first at index {bad[0]}; drop or fill them"
+                )
+
+
+def _check_history(
+    history: Metrics, start: int, store: Any, order: Any, key: Key, data: Batch, transform: Any
+) -> None:
+    bad = ~np.all([np.isfinite(values) for values in history.values()], axis=0)
+    if not bad.any():
+        return
+    first = int(np.argmax(bad))
+    terms = {name: float(values[first]) for name, values in history.items()}
+    step = start + first
+    chosen = np.asarray(order(_stream(key, "order"), jnp.asarray(step)))
+    ranges = ", ".join(
+        f"[{np.min(leaf[chosen]):.4g}, {np.max(leaf[chosen]):.4g}]"
+        for leaf in map(np.asarray, jax.tree.leaves(data.x))
+    )
+    last = checkpoint.latest(store)
+    raise NonFiniteError(
+        f"fit: {', '.join(n for n, v in terms.items() if not math.isfinite(v))} not finite at step "
+        f"{step} ({', '.join(f'{n} = {v:.6g}' for n, v in terms.items())}). The batch's stored x "
+        f"lies in {ranges}, with {'no transform' if transform is None else 'a transform'}: check "
+        "that the likelihood's support holds it (data.binarize, data.scale), then try a lower "
+        "learning rate or clipped gradients. "
+        + (f"Last good checkpoint: {last}" if last else "No checkpoint has been written."),
+        step,
+        terms,
+        last,
+    )
+
+
+def _bar(epochs: int, done: int, progress: bool) -> Any:
+    from tqdm import tqdm  # lazily: importing the library stays light
+
+    # A terminal redraws the line; a log file or a notebook gets a line now and then.
+    often = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=epochs, initial=done, unit="epoch", disable=not progress, mininterval=often)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects Ctrl-C instead of raising; a second one raises at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, previous)
