@@ -238,7 +238,8 @@ def _position(text: str | None, n: int, split: str) -> int | None:
     if not text:
         return None
     percent, value = text.endswith("%"), int(text.rstrip("%"))
-    if abs(value) > (100 if percent else n):  # cut short in silence, a paper's 50,000 examples could be fewer
+    # Cut short in silence, a paper's 50,000 examples could be fewer.
+    if abs(value) > (100 if percent else n):
         fix = "leave the slice open to take all"
         raise _wrong("load: split", repr(split), f"positions up to {n}, all there are", fix)
     return n * value // 100 if percent else value
