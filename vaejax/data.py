@@ -26,6 +26,7 @@ from vaejax.types import Array, Batch, Key
 
 NAMES = ("digits", "mnist", "fashion_mnist", "binarized_mnist")
 PathLike = str | os.PathLike
+_SPLITS = ("train", "valid", "validation", "val", "test")  # that a .npz may name
 
 
 def load(
@@ -211,7 +212,7 @@ def _npz_keys(files: list[str], split: str, where: str) -> tuple[str, str | None
         names = [form.format(stem) for form in forms for stem in stems]
         return next((keys[name] for name in names if name in keys), None)
 
-    named = {s: find(data, s, "{}_" + s, s + "_{}") for s in ("train", "valid", "val", "test")}
+    named = {s: find(data, s, "{}_" + s, s + "_{}") for s in _SPLITS}
     splits = {s: key for s, key in named.items() if key}
     if splits:
         if split not in splits:
