@@ -1,0 +1,408 @@
+"""Names and arrays in, arrays out; and transforms of one stored example into what a model sees.
+
+`load` reads; `binarize`, `scale` and `dequantize` are the `transform` of a training step;
+`python -m vaejax.data NAME` prepares a TFDS set for its first use.
+"""
+
+import argparse
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import logging
+import os
+import re
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vaejax.types import Array, Batch, Key
+
+NAMES = ("digits", "mnist", "fashion_mnist", "binarized_mnist")
+PathLike = str | os.PathLike
+_SPLITS = ("train", "valid", "validation", "val", "test")  # that a .npz may name
+
+
+def load(
+    source: Any,
+    split: str = "train",
+    *,
+    data_dir: PathLike | None = None,
+    cache_dir: PathLike | None = None,
+) -> Batch:
+    """Read one split of a data set as `Batch(x, y=labels)`, in numpy arrays.
+
+    One convention for every source: images are `[n, height, width, channels]`, vectors `[n, d]`;
+    uint8 always means grey levels 0..255; floats are kept as float32 and never rescaled; binary
+    data (bool, or sets stored as 0 and 1) become uint8 0 and 255, so that one transform works
+    everywhere. `y` holds int32 labels `[n]`, or is `()` where there are none.
+
+    Args:
+      source: `"digits"`, scikit-learn's 1797 scans `[8, 8, 1]`, every sixth (index % 6 == 5) in
+        "test"; `"mnist"`, `"fashion_mnist"`, `"binarized_mnist"` or `"tfds:NAME"`, prepared by
+        TFDS; a path to a `.npz` or `.npy` file, an array, or a `Batch`. Rank decides: 2 is
+        vectors, 3 grey images, 4 images. A `.npz` may name its splits (`x_train` and `y_train`,
+        `train_images` and `train_labels`, or `train`); otherwise, as for other arrays, every
+        tenth example (index % 10 == 9) is "test", the rest "train", and "all" is everything.
+      split: a name, and a slice of it in examples or percent: `"train[:50000]"`, `"test[10%:20%]"`.
+      data_dir: where TFDS sets lie; else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      cache_dir: where decoded copies of TFDS sets are kept, to be memory-mapped at the next read;
+        else $VAEJAX_CACHE, $XDG_CACHE_HOME/vaejax or ~/.cache/vaejax.
+
+    Raises: ValueError for an unknown name or split, unsupported types, ranks or values, or nothing
+    to return; FileNotFoundError for a missing file or a TFDS set that is not prepared; ImportError
+    for a missing optional package.
+    """
+    parsed = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+    if parsed is None:
+        fix = 'write for instance "train", "train[:50000]" or "train[10%:20%]"'
+        raise _wrong("load: split", repr(split), "a name and at most one slice", fix)
+    name, start, stop = parsed.groups()
+    if isinstance(source, Batch | np.ndarray | jax.Array):
+        batch = source if isinstance(source, Batch) else Batch(source)
+        batch = _every_nth(10, name, _checked(batch, "load: source"))
+    elif isinstance(source, str) and source == "digits":
+        batch = _every_nth(6, name, _digits())
+    elif isinstance(source, str) and (source in NAMES or source.startswith("tfds:")):
+        batch = _from_tfds(source.removeprefix("tfds:"), name, data_dir, cache_dir)
+    elif isinstance(source, PathLike):
+        batch = _from_file(Path(source).expanduser(), name)
+    else:
+        expected, fix = "a name, a path, an array or a Batch", "pass np.asarray(source)"
+        raise _wrong("load: source", type(source).__name__, expected, fix)
+    n = len(batch.x)
+    window = slice(_position(start, n, split), _position(stop, n, split))
+    if len(range(n)[window]) == 0:
+        fix = 'widen the slice, or pass split="all" for a small array'
+        raise _wrong("load: split", f"{split!r} of {n} examples", "at least one example", fix)
+    return jax.tree.map(lambda leaf: leaf[window], batch) if start or stop else batch
+
+
+def binarize(key: Key, x: Any) -> Array:
+    """Draw x ~ Bernoulli(level / 255), anew at each call: dynamic binarisation.
+
+    Args: key; x `[...]`: one example, uint8 levels 0..255, or floats: probabilities in [0, 1].
+    Returns: float32 `[...]` of 0 and 1; level 0 gives always 0 and level 255 always 1.
+    Raises: TypeError for other types. Reference: Salakhutdinov and Murray, 2008, "On the
+    quantitative analysis of deep belief networks".
+    """
+    # u * 255 < x and not u < x / 255: compilers turn division by a constant into a product with
+    # its rounded reciprocal, and level 255 must stay certain.
+    u = jax.random.uniform(key, jnp.shape(x)) * (255.0 if _is_levels("binarize", x) else 1.0)
+    return (u < jnp.asarray(x, jnp.float32)).astype(jnp.float32)
+
+
+def scale(key: Key, x: Any) -> Array:
+    """Divide uint8 levels by 255, giving float32 in [0, 1]; floats pass through unchanged.
+
+    Args: key: not used; x `[...]`: one example, uint8 levels 0..255, or floats in [0, 1].
+    Returns: float32 `[...]`. Raises: TypeError for other types. A density fitted to scaled levels
+    can grow without bound at the levels: for likelihoods, use `dequantize`.
+    """
+    return jnp.asarray(x, jnp.float32) / (255.0 if _is_levels("scale", x) else 1.0)
+
+
+def dequantize(key: Key, x: Any) -> Array:
+    """Spread each level over its bin: (x + u) / 256 with u ~ Uniform[0, 1), anew at each call.
+
+    The mean log-density of the result, per unit of the scale [0, 1], bounds the probability of the
+    levels from below: for an example of D values, in nats, `log p_levels = log p - D log 256`.
+
+    Args: key; x `[...]`: one example, uint8 levels 0..255.
+    Returns: float32 `[...]` in [0, 1), of which `floor(256 * result)` is exactly x.
+    Raises: TypeError for anything else. Reference: Theis, van den Oord and Bethge, 2016,
+    arXiv:1511.01844.
+    """
+    if not _is_levels("dequantize", x):
+        fix = "use scale: floats have no levels to spread"
+        raise _wrong("dequantize: x", jnp.result_type(x), "uint8 levels 0..255", fix, TypeError)
+    # Sixteen random bits: with the level they fit float32, so that no sum rounds up to the next.
+    u = jax.random.bits(key, jnp.shape(x), jnp.uint16).astype(jnp.float32) / 65536.0
+    return (jnp.asarray(x, jnp.float32) + u) / 256.0
+
+
+def prepare(
+    name: str, data_dir: PathLike | None = None, manual_dir: PathLike | None = None
+) -> Path:
+    """Download a TFDS set and write it in the array_record format, which `load` reads.
+
+    Args: name: `"mnist"`, `"tfds:cifar10"`, ...; data_dir: where to write (see `load`);
+    manual_dir: a folder of files already downloaded, under their original names, to be used
+    (checksums verified) instead of the network.
+    Returns: the folder of the prepared set. Raises: ValueError for an unknown name,
+    FileNotFoundError for files missing in manual_dir, ImportError without TensorFlow and
+    importlib_resources (`pip install "vaejax[prepare]"`), which reading does not need.
+    """
+    name = name.removeprefix("tfds:")
+    _check_tfds_name("prepare", name)
+    missing = [p for p in ("tensorflow", "importlib_resources") if not importlib.util.find_spec(p)]
+    if missing:
+        fix, got = 'pip install "vaejax[prepare]"', f"{' and '.join(missing)} not installed"
+        raise _wrong("prepare", got, "them for preparing (reading needs neither)", fix, ImportError)
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=_data_dir(data_dir), file_format="array_record")
+    if manual_dir is not None and not builder.builder_configs:
+        wanted = {info.filename for info in (builder.url_infos or {}).values()}
+        absent = sorted(f for f in wanted if not (Path(manual_dir).expanduser() / f).is_file())
+        if absent:
+            fix = "put these files there, or leave manual_dir out to download them"
+            raise _wrong("prepare: manual_dir", manual_dir, absent, fix, FileNotFoundError)
+    # TFDS finds extracted files again by name alone, and those of mnist and fashion_mnist have the
+    # same names: without a fresh folder one set is silently written as the other.
+    with tempfile.TemporaryDirectory() as fresh:
+        config = tfds.download.DownloadConfig(
+            manual_dir=manual_dir, extract_dir=fresh, try_download_gcs=False
+        )
+        builder.download_and_prepare(download_config=config)
+    return Path(builder.data_path)
+
+
+def _wrong(where: str, got: Any, expected: Any, fix: str, kind: Any = ValueError) -> Exception:
+    return kind(f"{where}: got {got}, expected {expected}; {fix}")
+
+
+def _digits() -> Batch:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        fix = 'pip install "vaejax[experiments]"'
+        raise _wrong(
+            "load: source", '"digits"', "scikit-learn with it", fix, ImportError
+        ) from error
+    scans = load_digits()
+    x = np.rint(scans.images * 255 / 16).astype(np.uint8)
+    return _checked(Batch(x, y=scans.target), "load: digits")
+
+
+def _from_file(path: Path, split: str) -> Batch:
+    where = f"load: source {str(path)!r}"
+    if path.suffix not in (".npz", ".npy"):
+        near = (difflib.get_close_matches(str(path), NAMES, 1) or [f"tfds:{path}"])[0]
+        expected = f'one of {", ".join(NAMES)}, "tfds:NAME", or a path to .npz or .npy'
+        raise _wrong(where, "an unknown name", expected, f"perhaps {near!r}")
+    if not path.is_file():
+        raise _wrong(where, "no such file", path.absolute(), "correct the path", FileNotFoundError)
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _every_nth(10, split, _checked(Batch(loaded), where))
+        with loaded:
+            key, label, own_splits = _npz_keys(loaded.files, split, where)
+            batch = _checked(Batch(loaded[key], y=loaded[label] if label else ()), where)
+            return batch if own_splits else _every_nth(10, split, batch)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        if str(error).startswith("load:"):
+            raise
+        fix = "write it anew: np.savez(path, x=images.astype(np.uint8), y=labels)"
+        raise _wrong(where, f"({error})", "plain numpy arrays", fix) from error
+
+
+def _npz_keys(files: list[str], split: str, where: str) -> tuple[str, str | None, bool]:
+    keys = {key.lower(): key for key in files}
+    data, labels = ("x", "images", "data"), ("y", "labels", "label", "targets")
+
+    def find(stems: tuple[str, ...], *forms: str) -> str | None:
+        names = [form.format(stem) for form in forms for stem in stems]
+        return next((keys[name] for name in names if name in keys), None)
+
+    named = {s: find(data, s, "{}_" + s, s + "_{}") for s in _SPLITS}
+    splits = {s: key for s, key in named.items() if key}
+    if splits:
+        if split not in splits:
+            raise _wrong(f"{where}: split", repr(split), list(splits), "choose one of these")
+        return splits[split], find(labels, "{}_" + split, split + "_{}"), True
+    others = [key for low, key in keys.items() if low not in labels]
+    key = find(data, "{}") or (others[0] if len(others) == 1 else None)
+    if key is None:
+        fix = "np.savez(path, x=images, y=labels), or x_train, y_train, x_test, ..."
+        raise _wrong(where, f"arrays {files}", "one array of data, or named splits", fix)
+    return key, find(labels, "{}"), False
+
+
+def _every_nth(n: int, split: str, batch: Batch) -> Batch:
+    """The n-th, 2n-th, ... example is "test", the others "train"."""
+    if split not in ("train", "test", "all"):
+        raise _wrong("load: split", repr(split), "train, test or all", "choose one of these")
+    held_out = np.arange(len(batch.x)) % n == n - 1
+    chosen = np.flatnonzero(held_out == (split == "test"))
+    return batch if split == "all" else jax.tree.map(lambda leaf: leaf[chosen], batch)
+
+
+def _position(text: str | None, n: int, split: str) -> int | None:
+    if not text:
+        return None
+    percent, value = text.endswith("%"), int(text.rstrip("%"))
+    # Cut short in silence, a paper's 50,000 examples could be fewer.
+    if abs(value) > (100 if percent else n):
+        fix = "leave the slice open to take all"
+        raise _wrong("load: split", repr(split), f"positions up to {n}, all there are", fix)
+    return n * value // 100 if percent else value
+
+
+def _checked(batch: Batch, where: str) -> Batch:
+    """The one convention: uint8 levels or finite float32, of rank 2 or 4; labels int32."""
+    x, y = np.asarray(batch.x), batch.y
+    got = f"{x.dtype} of shape {x.shape}"
+    if x.ndim not in (2, 3, 4) or not x.size:
+        expected = "vectors [n, d] or images [n, height, width] or [n, height, width, channels]"
+        raise _wrong(where, got, expected, "one example needs an axis in front: x[None]")
+    if x.dtype == bool:
+        x = x * np.uint8(255)
+    elif jnp.issubdtype(x.dtype, jnp.floating):
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32, copy=False)
+        bad = np.argwhere(~np.isfinite(x))
+        if len(bad):
+            got += f" with {len(bad)} values not finite, the first at {bad[0].tolist()}"
+            fix = "drop them: x[np.isfinite(x).reshape(len(x), -1).all(axis=1)]"
+            raise _wrong(where, got, "finite values", fix)
+    elif x.dtype != np.uint8:
+        levels = x.dtype.kind in "iu" and x.min() >= 0 and x.max() <= 255
+        fix = "x.astype(np.uint8)" if levels else "x.astype(np.float32), scaled as you mean it"
+        raise _wrong(where, got, "uint8 (grey levels 0..255), bool or floats", f"pass {fix}")
+    elif x.max() == 1:
+        fix = "pass bool for binary images: x.astype(bool)"
+        raise _wrong(where, f"{got} holding only 0 and 1", "grey levels 0..255", fix)
+    if not isinstance(y, tuple):
+        y = np.asarray(y)
+        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        if y.dtype.kind not in "iub" or y.ndim != 1:
+            got, fix = f"{y.dtype} of shape {y.shape}", "for one-hot rows: y.argmax(axis=1)"
+            raise _wrong(f"{where}: labels", got, "integers [n]", fix)
+        y = y.astype(np.int32)
+    batch = jax.tree.map(np.asarray, batch._replace(x=x[..., None] if x.ndim == 3 else x, y=y))
+    rows = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(rows) > 1:
+        expected = f"labels, conditions and weights of the {len(x)} examples"
+        raise _wrong(where, f"leaves of lengths {sorted(rows)}", expected, "cut or complete them")
+    return batch
+
+
+def _from_tfds(name: str, split: str, data_dir: Any, cache_dir: Any) -> Batch:
+    """A prepared set from its decoded copy, which the first read makes."""
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    try:  # from files alone: TFDS's front door asks the network about a set it does not find
+        builder = read_only_builder.builder_from_files(name, data_dir=_data_dir(data_dir))
+    except registered.DatasetNotFoundError as error:
+        _check_tfds_name("load", name)
+        where = _data_dir(data_dir) or "~/tensorflow_datasets"
+        fix = (
+            'prepare it once: pip install "vaejax[prepare]" (TensorFlow and importlib_resources, '
+            f"not needed later), then: python -m vaejax.data {name} --data_dir {where}; if it lies "
+            "elsewhere, set TFDS_DATA_DIR or pass data_dir"
+        )
+        expected = f"a prepared set under {where}"
+        raise _wrong(f"load: source {name!r}", "none", expected, fix, FileNotFoundError) from error
+    if split not in builder.info.splits:
+        splits = ", ".join(builder.info.splits)
+        raise _wrong(f"load: split of {name}", repr(split), splits, "choose one of these")
+    place = Path(builder.data_path).resolve()
+    state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(place.iterdir())]
+    digest = hashlib.sha256(repr((place, state)).encode()).hexdigest()[:16]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vaejax")
+    folder = Path(cache_dir or os.environ.get("VAEJAX_CACHE") or home).expanduser()
+    stem = f"{re.sub('[^a-z0-9_.]', '-', name)}-{builder.info.version}-{split}-{digest}"
+    x_path, y_path = folder / f"{stem}.x.npy", folder / f"{stem}.y.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or damaged
+        x, y = np.load(x_path, mmap_mode="r"), np.load(y_path)
+        return Batch(x, y=y if y.size else ())
+    batch = _decode(builder, name, split)
+    try:
+        _write(y_path, np.asarray(batch.y, np.int32))
+        _write(x_path, batch.x)
+    except OSError as error:
+        warnings.warn(
+            f"load: cache_dir: no decoded copy of {name} is kept ({error}), so that every read "
+            "decodes it anew; pass a folder that can be written",
+            stacklevel=3,
+        )
+    return batch
+
+
+def _decode(builder: Any, name: str, split: str) -> Batch:
+    import tensorflow_datasets as tfds
+    from tqdm import tqdm
+
+    def only(usual: str, kind: type) -> str | None:
+        found = [k for k, feature in builder.info.features.items() if isinstance(feature, kind)]
+        return usual if usual in found else found[0] if len(found) == 1 else None
+
+    image = only("image", tfds.features.Image)
+    label = only("label", tfds.features.ClassLabel)
+    stored = builder.info.file_format.value
+    if image is None or stored != "array_record":
+        got = f"features {list(builder.info.features)} stored as {stored}"
+        fix = f"python -m vaejax.data {name} --data_dir NEW_FOLDER, or pass its arrays"
+        raise _wrong(f"load: source {name!r}", got, "one image, stored as array_record", fix)
+    data = builder.as_data_source(split=split)
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)  # the first decoded image brings advice to install OpenCV
+    shape, dtype = data[0][image].shape, data[0][image].dtype
+    log.setLevel(level)
+    x, y = np.empty((len(data), *shape), dtype), np.zeros(len(data), np.int32)
+    for start in tqdm(range(0, len(data), 4096), f"decoding {name}", leave=False, delay=2):
+        rows = data.__getitems__(list(range(start, min(start + 4096, len(data)))))
+        shapes = {row[image].shape for row in rows} | {shape}
+        if len(shapes) > 1:
+            got, fix = f"images of sizes {sorted(shapes)[:3]}", "resize them and pass the array"
+            raise _wrong(f"load: source {name!r}", got, "one size", fix)
+        x[start : start + len(rows)] = [row[image] for row in rows]
+        y[start : start + len(rows)] = [row[label] for row in rows] if label else 0
+    binary = x.dtype == np.uint8 and x.max() == 1
+    return _checked(Batch(x.astype(bool) if binary else x, y=y if label else ()), f"load: {name}")
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    """Write under a temporary name first, so that no process ever reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        np.save(Path(folder, "part.npy"), array)
+        os.replace(Path(folder, "part.npy"), path)
+
+
+def _data_dir(data_dir: Any) -> str | None:
+    # TFDS reads the variable once, when it is imported; a notebook may set it later.
+    place = data_dir or os.environ.get("TFDS_DATA_DIR")
+    return str(Path(place).expanduser()) if place else None
+
+
+def _check_tfds_name(function: str, name: str) -> None:
+    import tensorflow_datasets as tfds
+
+    known, base = tfds.list_builders(with_community_datasets=False), re.split("[/:]", name)[0]
+    if base not in known:
+        near = ", ".join(difflib.get_close_matches(base, known, 3)) or "see tfds.list_builders()"
+        raise _wrong(f"{function}: name", repr(name), "the name of a TFDS set", f"perhaps {near}")
+
+
+def _is_levels(function: str, x: Any) -> bool:
+    dtype = jnp.result_type(x)
+    if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+        expected, fix = "uint8 levels 0..255 or floats in [0, 1]", "read it with vaejax.data.load"
+        raise _wrong(f"{function}: x", dtype, expected, fix, TypeError)
+    return dtype == jnp.uint8
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser("python -m vaejax.data", description="Prepare a TFDS set.")
+    parser.add_argument("name", help="for instance mnist, fashion_mnist or cifar10")
+    parser.add_argument("--data_dir", help="where to write it; default: $TFDS_DATA_DIR")
+    parser.add_argument("--from", dest="manual_dir", help="folder of files already downloaded")
+    given = parser.parse_args()
+    try:
+        print(prepare(given.name, given.data_dir, given.manual_dir))
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    _main()

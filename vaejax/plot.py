@@ -1,0 +1,300 @@
+"""Arrays in, a matplotlib `Figure` out: pictures of what a model reconstructs, draws and encodes.
+
+Nothing is shown and no global state touched: a notebook displays the figure that a cell returns;
+`figure.savefig(path)` writes it. Images have 1 or 3 channels, or no channel axis; floats in [0, 1]
+go from black to white, uint8 levels 0..255. Needs matplotlib (`pip install "vaejax[experiments]"`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def reconstructions(originals: Any, reconstructed: Any) -> "Figure":
+    """Draw a row of originals over the row of their reconstructions, for comparison by eye.
+
+    Args: originals, reconstructed: images `[n, height, width, channels]` or `[n, height, width]`,
+    as many and as large in both; about ten fit.
+    Returns: a figure of one axis. Raises: ValueError for other shapes, empty or non-finite input.
+    """
+    rows = [_images("reconstructions: originals", originals, 4)]
+    rows.append(_images("reconstructions: reconstructed", reconstructed, 4))
+    if rows[0].shape != rows[1].shape:
+        expected = f"the shape of the originals, {rows[0].shape}"
+        fix = "pass the reconstructions of exactly these examples"
+        raise _wrong("reconstructions: reconstructed", rows[1].shape, expected, fix)
+    figure, axis = _mosaic(np.stack(rows), xlabel="example", title="reconstructions")
+    count = [str(i + 1) for i in range(len(rows[0]))]
+    _ticks(axis, ["original", "reconstruction"], count)
+    return figure
+
+
+def images(x: Any, *, columns: int | None = None, title: str = "") -> "Figure":
+    """Draw images in a grid, for instance samples from the prior or a look at the data.
+
+    Args: x: images `[n, height, width, channels]` or `[n, height, width]`; columns: images in a
+    row, by default about the square root of n; title: written above.
+    Returns: a figure of one axis. Raises: ValueError for other shapes, empty or non-finite input.
+    """
+    x = _images("images: x", x, 4)
+    columns = min(columns or math.ceil(math.sqrt(len(x))), len(x))
+    if columns < 1:
+        raise _wrong("images: columns", columns, "1 or more", "leave it out for a square")
+    rows = math.ceil(len(x) / columns)
+    blank = np.ones((rows * columns - len(x), *x.shape[1:]), np.float32)  # no image: white
+    grid = np.concatenate([x, blank]).reshape(rows, columns, *x.shape[1:])
+    figure, axis = _mosaic(grid, title=title)
+    axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def interpolations(x: Any) -> "Figure":
+    """Draw decoded paths between pairs of examples, one path in each row, its ends at the sides.
+
+    Args: x: images `[rows, steps, height, width, channels]` or `[rows, steps, height, width]`.
+    Returns: a figure of one axis, whose x axis is the fraction of the way from the first example to
+    the second. Raises: ValueError for other shapes, empty or non-finite input.
+    """
+    x = _images("interpolations: x", x, 5)
+    label = "fraction of the way from the first example to the second"
+    figure, axis = _mosaic(x, xlabel=label, title="interpolations in the latent space")
+    fractions = [f"{f:.2f}" for f in np.linspace(0, 1, x.shape[1])]
+    _ticks(axis, [f"pair {i + 1}" for i in range(len(x))], fractions)
+    return figure
+
+
+def traversals(x: Any, *, values: Any = None, labels: Sequence[str] | None = None) -> "Figure":
+    """Draw what each latent dimension does alone: one row per dimension, decoded at given values.
+
+    Args: x: images `[dimensions, steps, height, width, channels]` (or without channels); values:
+    `[steps]`, where the dimension was set, in standard deviations of the prior; labels: names of
+    the rows, by default z1, z2, ...
+    Returns: a figure of one axis. Raises: ValueError for other shapes or counts, empty or
+    non-finite input. Reference: Higgins et al., 2017, "beta-VAE", ICLR.
+    """
+    x = _images("traversals: x", x, 5)
+    names = [f"z{i + 1}" for i in range(len(x))] if labels is None else list(labels)
+    if len(names) != len(x):
+        raise _wrong("traversals: labels", f"{len(names)} names", len(x), "name every row")
+    unit, columns = "step", [str(i + 1) for i in range(x.shape[1])]
+    if values is not None:
+        values = _numbers("traversals: values", values, 1)
+        if len(values) != x.shape[1]:
+            expected, fix = f"{x.shape[1]}, one per column", "pass the values that were decoded"
+            raise _wrong("traversals: values", f"{len(values)} values", expected, fix)
+        unit, columns = "value (standard deviations of the prior)", [f"{v:g}" for v in values]
+    figure, axis = _mosaic(x, xlabel=unit, ylabel="latent dimension", title="latent traversals")
+    _ticks(axis, names, columns)
+    return figure
+
+
+def latent(z: Any, y: Any = None) -> "Figure":
+    """Scatter codes in the plane, coloured by class; more than two dimensions by principal axes.
+
+    Args: z `[n, latent]` with latent >= 2: codes, such as posterior means; y `[n]`: integer
+    labels, -1 for unlabelled (grey), or None.
+    Returns: a figure whose axes are z1 and z2, or the first two principal components with the share
+    of the variance that each explains. Raises: ValueError for other shapes, lengths or values.
+    """
+    z = _numbers("latent: z", z, 2)
+    if z.shape[1] < 2 or (z.shape[1] > 2 and len(z) < 2):
+        fix = "plot a single dimension as a histogram: axis.hist(z[:, 0])"
+        raise _wrong("latent: z", z.shape, "[n, latent], both at least 2", fix)
+    names = ["z1", "z2"]
+    if z.shape[1] > 2:
+        z = z - z.mean(axis=0)
+        u, s, _ = np.linalg.svd(z, full_matrices=False)
+        share = s**2 / max(float(np.sum(s**2)), np.finfo(np.float64).tiny)
+        z = (u * s)[:, :2]
+        order = ("first", share[0]), ("second", share[1])
+        names = [f"{nth} principal component ({part:.0%} of variance)" for nth, part in order]
+    figure = _figure(5.6, 4.8)
+    axis = figure.add_subplot(aspect="equal", adjustable="datalim")
+    axis.set(xlabel=names[0], ylabel=names[1], title=f"codes of {len(z)} examples")
+    size = float(np.clip(12000 / len(z), 3, 24))
+    if y is None:
+        axis.scatter(z[:, 0], z[:, 1], s=size, linewidths=0)
+        return figure
+    y = np.asarray(y)
+    if y.shape != (len(z),) or y.dtype.kind not in "iub":
+        expected, fix = f"integer labels of shape ({len(z)},)", "pass the labels of these codes"
+        raise _wrong("latent: y", f"{y.dtype} of shape {y.shape}", expected, fix)
+    colours = _colours(classes := np.unique(y))
+    # One call, in the order of the data: drawn class by class, the last would hide the others.
+    axis.scatter(z[:, 0], z[:, 1], s=size, c=colours[np.searchsorted(classes, y)], linewidths=0)
+    if len(classes) <= 20:
+        for label, colour in zip(classes, colours, strict=True):
+            name = "unlabelled" if label == -1 else str(int(label))
+            axis.scatter([], [], s=30, color=colour, label=name)
+        figure.legend(title="class", loc="outside right upper", frameon=False)
+    else:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import BoundaryNorm, ListedColormap
+
+        norm = BoundaryNorm(np.arange(len(classes) + 1) - 0.5, len(classes))
+        bar = figure.colorbar(ScalarMappable(norm, ListedColormap(colours)), ax=axis, label="class")
+        ticks = list(range(0, len(classes), math.ceil(len(classes) / 10)))
+        bar.set_ticks(ticks, labels=[str(classes[i]) for i in ticks])
+    return figure
+
+
+def manifold_grid(n: int) -> np.ndarray:
+    """Codes of an n x n grid that is even in the probability of a standard normal prior.
+
+    Coordinates are the inverse normal distribution function at (i + 1/2) / n, in standard
+    deviations of the prior; the first row is at the largest z2, as `manifold` draws it.
+
+    Args: n: codes along each side, at least 1. Returns: float32 `[n * n, 2]`, row after row, of
+    (z1, z2). Raises: ValueError for n < 1.
+    Reference: Kingma and Welling, 2014, arXiv:1312.6114 (appendix A).
+    """
+    if n < 1:
+        raise _wrong("manifold_grid: n", n, "at least 1", "about 20 make a good picture")
+    ticks = _quantiles(n)
+    z1, z2 = np.meshgrid(ticks, ticks[::-1])
+    return np.stack([z1.ravel(), z2.ravel()], axis=1).astype(np.float32)
+
+
+def manifold(x: Any, n: int) -> "Figure":
+    """Draw the images decoded at `manifold_grid(n)` as one canvas, over the plane of two latents.
+
+    Args: x: images `[n * n, height, width, channels]` or `[n * n, height, width]`, decoded means in
+    the order of `manifold_grid(n)`; n: images along each side.
+    Returns: a figure with axes z1 and z2, in standard deviations of the prior. Raises: ValueError
+    for other shapes or counts, empty or non-finite input.
+    Reference: Kingma and Welling, 2014, arXiv:1312.6114 (appendix A).
+    """
+    x = _images("manifold: x", x, 4)
+    if len(x) != n * n:
+        fix = "decode all of manifold_grid(n)"
+        raise _wrong("manifold: x", f"{len(x)} images", f"{n * n}, n x n of n = {n}", fix)
+    unit, grid = "(standard deviations of the prior)", x.reshape(n, n, *x.shape[1:])
+    title = "decoded means over the prior"
+    figure, axis = _mosaic(grid, gap=0, xlabel=f"z1 {unit}", ylabel=f"z2 {unit}", title=title)
+    ticks = [f"{t:.1f}" for t in _quantiles(n)]
+    _ticks(axis, ticks[::-1], ticks)
+    return figure
+
+
+def curves(
+    history: Mapping[str, Any],
+    *,
+    steps: Any = None,
+    xlabel: str = "epoch",
+    ylabel: str = "nats per example",
+) -> "Figure":
+    """Draw named training curves over epochs or steps, in nats per example unless said otherwise.
+
+    Args: history: name to `[time]`, for instance {"train": ..., "test": ...}; NaN is skipped, as
+    before the first evaluation; steps: `[time]`, the place of each value, by default 1, 2, ...;
+    xlabel, ylabel: what the axes measure, with units.
+    Returns: a figure of one axis. Raises: ValueError for other ranks or lengths, infinities, or a
+    curve of nothing but NaN.
+    """
+    if not history:
+        raise _wrong("curves: history", "no curve", "at least one", 'pass {"train": losses}')
+    figure = _figure(6.0, 3.8)
+    axis = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title="training curves")
+    for name, values in history.items():
+        values = _numbers(f"curves: history[{name!r}]", values, 1, nan=True)
+        known = ~np.isnan(values)
+        if not known.any():
+            fix = "leave it out, or look for where training diverged"
+            raise _wrong(f"curves: history[{name!r}]", "only NaN", "some finite value", fix)
+        places = np.arange(1, len(values) + 1) if steps is None else np.asarray(steps)
+        if places.shape != values.shape:
+            fix = f"draw {name!r} in a figure of its own"
+            raise _wrong("curves: steps", f"shape {places.shape}", f"{values.shape}", fix)
+        marker = "." if known.sum() <= 50 else ""  # a single point has no line
+        axis.plot(places[known], values[known], marker=marker, label=name)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure
+
+
+def _wrong(where: str, got: Any, expected: Any, fix: str) -> ValueError:
+    return ValueError(f"{where}: got {got}, expected {expected}; {fix}")
+
+
+def _numbers(where: str, x: Any, *ranks: int, nan: bool = False) -> np.ndarray:
+    x = np.asarray(x)
+    if x.ndim not in ranks or not x.size:
+        expected = f"an array of rank {' or '.join(map(str, ranks))}, not empty"
+        raise _wrong(where, f"shape {x.shape}", expected, "check its axes")
+    x = x.astype(np.float64)
+    bad = np.argwhere(~(np.isfinite(x) | (nan & np.isnan(x))))
+    if len(bad):
+        got = f"{len(bad)} values not finite, the first at {bad[0].tolist()}"
+        raise _wrong(where, got, "finite values", "drop them, or look for where they arise")
+    return x
+
+
+def _images(where: str, x: Any, rank: int) -> np.ndarray:
+    x = np.asarray(x)
+    values = _numbers(where, x, rank - 1, rank) / (255 if x.dtype == np.uint8 else 1)
+    values = values[..., None] if x.ndim == rank - 1 else values
+    if values.shape[-1] not in (1, 3):
+        fix = "for grey images add the axis: x[..., None]"
+        raise _wrong(where, f"shape {x.shape}", "1 or 3 channels in the last axis", fix)
+    return values.astype(np.float32)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        fix = 'pip install "vaejax[experiments]"'
+        raise ImportError(f"vaejax.plot needs matplotlib, not installed; {fix}") from error
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _mosaic(x: np.ndarray, *, gap: float = 0.08, **labels: str) -> tuple["Figure", "Axes"]:
+    """Images `[rows, columns, height, width, channels]` as one canvas, ticks at their centres."""
+    rows, columns, height, width, channels = x.shape
+    space = math.ceil(gap * min(height, width))
+    x = np.pad(x, ((0, 0), (0, 0), (0, space), (0, space), (0, 0)), constant_values=1)
+    canvas = x.swapaxes(1, 2).reshape(rows * (height + space), columns * (width + space), channels)
+    canvas = np.clip(canvas[: len(canvas) - space, : canvas.shape[1] - space], 0, 1)
+    # In inches: at most 7 each way and 0.9 for one image; room for the words beside it.
+    scale = min(7 / canvas.shape[1], 7 / len(canvas), 0.9 / max(height, width))
+    size = max(canvas.shape[1] * scale, 1.5) + 1.0, max(len(canvas) * scale, 0.5) + 0.6
+    figure = _figure(*size)
+    axis = figure.add_subplot(**labels)
+    axis.imshow(canvas.squeeze(2) if channels == 1 else canvas, cmap="gray", vmin=0, vmax=1)
+    axis.set_xticks(np.arange(columns) * (width + space) + (width - 1) / 2)
+    axis.set_yticks(np.arange(rows) * (height + space) + (height - 1) / 2)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    return figure, axis
+
+
+def _ticks(axis: "Axes", rows: Sequence[str], columns: Sequence[str] | None = None) -> None:
+    """Names of rows and columns; of very many only some, so that they do not overlap."""
+    for which, names in ((axis.yaxis, rows), (axis.xaxis, columns)):
+        if names is not None:
+            every = math.ceil(len(names) / (24 if which is axis.yaxis else 11))
+            which.set_ticks(which.get_ticklocs()[::every], labels=names[::every])
+
+
+def _quantiles(n: int) -> np.ndarray:
+    return np.array([NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)])
+
+
+def _colours(classes: np.ndarray) -> np.ndarray:
+    """One colour [4] per class, grey for -1."""
+    import matplotlib
+
+    n = len(classes)
+    name = "tab10" if n <= 10 else "tab20" if n <= 20 else "turbo"
+    places = np.arange(n) if n <= 20 else np.linspace(0, 1, n)
+    colours = matplotlib.colormaps[name](places)
+    colours[classes == -1] = (0.75, 0.75, 0.75, 1)
+    return colours
