@@ -359,6 +359,16 @@ def test_vmap_is_the_loop_and_rows_have_their_own_noise(name, key):
     assert rows == 1 if name == "delta" else rows >= different.get(name, 64)
 
 
+def test_uniform_samples_stay_inside_for_any_rounding(key, monkeypatch):
+    ends = jnp.sort(jax.random.normal(key, (2, 2000)) ** 3, axis=0)
+    q = vd.Uniform(ends[0], ends[1])
+    for noise in (0.0, 1 - 2.0**-23):  # the least and the greatest that jax.random.uniform gives
+        monkeypatch.setattr(
+            jax.random, "uniform", lambda key, shape, dtype, u=noise: jnp.full(shape, u, dtype)
+        )
+        assert np.isfinite(q.log_prob(q.sample(jax.random.key(1))))
+
+
 # Extremes and the support
 
 
@@ -419,7 +429,7 @@ def test_outside_the_support(name):
             value, grad = jax.value_and_grad(lambda q, far=far: q.log_prob(far))(build(name))
             assert value == -jnp.inf
             for leaf in jax.tree.leaves(grad):
-                np.testing.assert_array_equal(leaf, 0 * leaf)
+                np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
     if name == "categorical":
         assert build(name).log_prob(jnp.array([0, -1, 1])) == -jnp.inf
 
