@@ -161,8 +161,8 @@ class Uniform(Distribution):
 
     def sample(self, key):
         noise = jax.random.uniform(key, self.event_shape, _dtype(self))
-        # The minimum keeps rounding from stepping over the upper end, where log_prob is -inf.
-        return jnp.minimum(self.low + (self.high - self.low) * noise, self.high)
+        # The noise ends one unit of rounding below 1, so that no sample steps over the upper end.
+        return self.low + (self.high - self.low) * noise
 
     def log_prob(self, x):
         x = _event(self, x)
@@ -227,9 +227,9 @@ class ContinuousBernoulli(Distribution):
         steep = jnp.where(near, 1.0, jnp.abs(logits))
         falling = -jnp.log1p(jnp.where(logits < 0, u, 1 - u) * jnp.expm1(-steep)) / steep
         far_x = jnp.where(logits < 0, falling, 1 - falling)
-        # Near 0 the cumulants of a coin, since that logarithm generates them.
+        # Near 0 the first cumulants of a coin, since that logarithm generates them.
         small, v = jnp.where(near, logits, 0.0), u * (1 - u)
-        near_x = u + small * (v / 2 + small * (v * (1 - 2 * u) / 6 + small * v * (1 - 6 * v) / 24))
+        near_x = u + small * (v / 2 + small * (v * (1 - 2 * u) / 6))
         return jnp.clip(jnp.where(near, near_x, far_x), 0, 1)
 
     def log_prob(self, x):
