@@ -33,9 +33,7 @@ def parse(presets: Mapping[str, Config], about: str, argv: Sequence[str] | None 
         near = difflib.get_close_matches(name, names, 1, 0.0)[0]
         raise SystemExit(f"unknown preset {name!r}; did you mean {near!r}? Presets: {names}")
     about = f"{about.strip()}\n\nPresets, named first (default {names[0]}): {', '.join(names)}"
-    return tyro.cli(
-        type(presets[name]), default=presets[name], args=arguments, description=about
-    )
+    return tyro.cli(type(presets[name]), default=presets[name], args=arguments, description=about)
 
 
 def open_folder(config: Any, *, name: str) -> Path:

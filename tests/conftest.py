@@ -1,4 +1,4 @@
-"""Strict settings for every test: no silent broadcasting of ranks, no key used twice, no warning."""
+"""Strict settings for every test: no broadcasting of ranks, no key used twice, no warning."""
 
 import os
 import pathlib
@@ -30,8 +30,9 @@ def key():
 
 def prepared(name: str) -> bool:
     """Whether a TFDS data set lies ready under TFDS_DATA_DIR."""
-    return (pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-            / name).is_dir()
+    return (
+        pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser() / name
+    ).is_dir()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaejax import data
+from vaejax import data, prepare
 from vaejax.types import Batch
 
 GREY = (np.arange(25 * 4 * 3).reshape(25, 4, 3) % 256).astype(np.uint8)
@@ -202,20 +202,20 @@ def test_unprepared_set_names_the_one_command(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         data.load("mnist", data_dir=tmp_path / "nothing")
     for needed in ("TensorFlow and importlib_resources", 'pip install "vaejax[prepare]"',
-                   "python -m vaejax.data mnist --data_dir", "TFDS_DATA_DIR"):  # fmt: skip
+                   "python -m vaejax.prepare mnist --data_dir", "TFDS_DATA_DIR"):  # fmt: skip
         assert needed in str(caught.value)
     assert not (tmp_path / "nothing").exists()
 
 
 def test_prepare_says_what_is_missing(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="perhaps"):
-        data.prepare("mnisst")
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+        prepare.prepare("mnisst")
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"tensorflow and importlib_resources.*\[prepare\]"):
-        data.prepare("mnist", tmp_path)
+        prepare.prepare("mnist", tmp_path)
     monkeypatch.setattr(sys, "argv", ["vaejax.data", "mnist", "--data_dir", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
-        data._main()
+        prepare._main()
     assert 'pip install "vaejax[prepare]"' in capsys.readouterr().err
 
 

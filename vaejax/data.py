@@ -1,14 +1,12 @@
 """Names and arrays in, arrays out; and transforms of one stored example into what a model sees.
 
 `load` reads; `binarize`, `scale` and `dequantize` are the `transform` of a training step;
-`python -m vaejax.data NAME` prepares a TFDS set for its first use.
+`python -m vaejax.prepare NAME` prepares a TFDS set for its first use.
 """
 
-import argparse
 import contextlib
 import difflib
 import hashlib
-import importlib.util
 import logging
 import os
 import re
@@ -62,7 +60,7 @@ def load(
     parsed = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if parsed is None:
         fix = 'write for instance "train", "train[:50000]" or "train[10%:20%]"'
-        raise _wrong("load: split", repr(split), "a name and at most one slice", fix)
+        raise wrong("load: split", repr(split), "a name and at most one slice", fix)
     name, start, stop = parsed.groups()
     if isinstance(source, Batch | np.ndarray | jax.Array):
         batch = source if isinstance(source, Batch) else Batch(source)
@@ -75,12 +73,12 @@ def load(
         batch = _from_file(Path(source).expanduser(), name)
     else:
         expected, fix = "a name, a path, an array or a Batch", "pass np.asarray(source)"
-        raise _wrong("load: source", type(source).__name__, expected, fix)
+        raise wrong("load: source", type(source).__name__, expected, fix)
     n = len(batch.x)
     window = slice(_position(start, n, split), _position(stop, n, split))
     if len(range(n)[window]) == 0:
         fix = 'widen the slice, or pass split="all" for a small array'
-        raise _wrong("load: split", f"{split!r} of {n} examples", "at least one example", fix)
+        raise wrong("load: split", f"{split!r} of {n} examples", "at least one example", fix)
     return jax.tree.map(lambda leaf: leaf[window], batch) if start or stop else batch
 
 
@@ -121,50 +119,23 @@ def dequantize(key: Key, x: Any) -> Array:
     """
     if not _is_levels("dequantize", x):
         fix = "use scale: floats have no levels to spread"
-        raise _wrong("dequantize: x", jnp.result_type(x), "uint8 levels 0..255", fix, TypeError)
+        raise wrong("dequantize: x", jnp.result_type(x), "uint8 levels 0..255", fix, TypeError)
     # Sixteen random bits: with the level they fit float32, so that no sum rounds up to the next.
     u = jax.random.bits(key, jnp.shape(x), jnp.uint16).astype(jnp.float32) / 65536.0
     return (jnp.asarray(x, jnp.float32) + u) / 256.0
 
 
-def prepare(
-    name: str, data_dir: PathLike | None = None, manual_dir: PathLike | None = None
-) -> Path:
-    """Download a TFDS set and write it in the array_record format, which `load` reads.
+def cache_folder(cache_dir: PathLike | None = None) -> Path:
+    """The folder of decoded copies and compiled programs, which may be deleted at any time.
 
-    Args: name: `"mnist"`, `"tfds:cifar10"`, ...; data_dir: where to write (see `load`);
-    manual_dir: a folder of files already downloaded, under their original names, to be used
-    (checksums verified) instead of the network.
-    Returns: the folder of the prepared set. Raises: ValueError for an unknown name,
-    FileNotFoundError for files missing in manual_dir, ImportError without TensorFlow and
-    importlib_resources (`pip install "vaejax[prepare]"`), which reading does not need.
+    `cache_dir`, else $VAEJAX_CACHE, $XDG_CACHE_HOME/vaejax or ~/.cache/vaejax.
     """
-    name = name.removeprefix("tfds:")
-    _check_tfds_name("prepare", name)
-    missing = [p for p in ("tensorflow", "importlib_resources") if not importlib.util.find_spec(p)]
-    if missing:
-        fix, got = 'pip install "vaejax[prepare]"', f"{' and '.join(missing)} not installed"
-        raise _wrong("prepare", got, "them for preparing (reading needs neither)", fix, ImportError)
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(name, data_dir=_data_dir(data_dir), file_format="array_record")
-    if manual_dir is not None and not builder.builder_configs:
-        wanted = {info.filename for info in (builder.url_infos or {}).values()}
-        absent = sorted(f for f in wanted if not (Path(manual_dir).expanduser() / f).is_file())
-        if absent:
-            fix = "put these files there, or leave manual_dir out to download them"
-            raise _wrong("prepare: manual_dir", manual_dir, absent, fix, FileNotFoundError)
-    # TFDS finds extracted files again by name alone, and those of mnist and fashion_mnist have the
-    # same names: without a fresh folder one set is silently written as the other.
-    with tempfile.TemporaryDirectory() as fresh:
-        config = tfds.download.DownloadConfig(
-            manual_dir=manual_dir, extract_dir=fresh, try_download_gcs=False
-        )
-        builder.download_and_prepare(download_config=config)
-    return Path(builder.data_path)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vaejax")
+    return Path(cache_dir or os.environ.get("VAEJAX_CACHE") or home).expanduser()
 
 
-def _wrong(where: str, got: Any, expected: Any, fix: str, kind: Any = ValueError) -> Exception:
+def wrong(where: str, got: Any, expected: Any, fix: str, kind: Any = ValueError) -> Exception:
+    """An error that names where it arose, what was got and expected, and the fix."""
     return kind(f"{where}: got {got}, expected {expected}; {fix}")
 
 
@@ -173,9 +144,7 @@ def _digits() -> Batch:
         from sklearn.datasets import load_digits
     except ImportError as error:
         fix = 'pip install "vaejax[experiments]"'
-        raise _wrong(
-            "load: source", '"digits"', "scikit-learn with it", fix, ImportError
-        ) from error
+        raise wrong("load: source", '"digits"', "scikit-learn with it", fix, ImportError) from error
     scans = load_digits()
     x = np.rint(scans.images * 255 / 16).astype(np.uint8)
     return _checked(Batch(x, y=scans.target), "load: digits")
@@ -186,9 +155,9 @@ def _from_file(path: Path, split: str) -> Batch:
     if path.suffix not in (".npz", ".npy"):
         near = (difflib.get_close_matches(str(path), NAMES, 1) or [f"tfds:{path}"])[0]
         expected = f'one of {", ".join(NAMES)}, "tfds:NAME", or a path to .npz or .npy'
-        raise _wrong(where, "an unknown name", expected, f"perhaps {near!r}")
+        raise wrong(where, "an unknown name", expected, f"perhaps {near!r}")
     if not path.is_file():
-        raise _wrong(where, "no such file", path.absolute(), "correct the path", FileNotFoundError)
+        raise wrong(where, "no such file", path.absolute(), "correct the path", FileNotFoundError)
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -201,7 +170,7 @@ def _from_file(path: Path, split: str) -> Batch:
         if str(error).startswith("load:"):
             raise
         fix = "write it anew: np.savez(path, x=images.astype(np.uint8), y=labels)"
-        raise _wrong(where, f"({error})", "plain numpy arrays", fix) from error
+        raise wrong(where, f"({error})", "plain numpy arrays", fix) from error
 
 
 def _npz_keys(files: list[str], split: str, where: str) -> tuple[str, str | None, bool]:
@@ -216,20 +185,20 @@ def _npz_keys(files: list[str], split: str, where: str) -> tuple[str, str | None
     splits = {s: key for s, key in named.items() if key}
     if splits:
         if split not in splits:
-            raise _wrong(f"{where}: split", repr(split), list(splits), "choose one of these")
+            raise wrong(f"{where}: split", repr(split), list(splits), "choose one of these")
         return splits[split], find(labels, "{}_" + split, split + "_{}"), True
     others = [key for low, key in keys.items() if low not in labels]
     key = find(data, "{}") or (others[0] if len(others) == 1 else None)
     if key is None:
         fix = "np.savez(path, x=images, y=labels), or x_train, y_train, x_test, ..."
-        raise _wrong(where, f"arrays {files}", "one array of data, or named splits", fix)
+        raise wrong(where, f"arrays {files}", "one array of data, or named splits", fix)
     return key, find(labels, "{}"), False
 
 
 def _every_nth(n: int, split: str, batch: Batch) -> Batch:
     """The n-th, 2n-th, ... example is "test", the others "train"."""
     if split not in ("train", "test", "all"):
-        raise _wrong("load: split", repr(split), "train, test or all", "choose one of these")
+        raise wrong("load: split", repr(split), "train, test or all", "choose one of these")
     held_out = np.arange(len(batch.x)) % n == n - 1
     chosen = np.flatnonzero(held_out == (split == "test"))
     return batch if split == "all" else jax.tree.map(lambda leaf: leaf[chosen], batch)
@@ -242,7 +211,7 @@ def _position(text: str | None, n: int, split: str) -> int | None:
     # Cut short in silence, a paper's 50,000 examples could be fewer.
     if abs(value) > (100 if percent else n):
         fix = "leave the slice open to take all"
-        raise _wrong("load: split", repr(split), f"positions up to {n}, all there are", fix)
+        raise wrong("load: split", repr(split), f"positions up to {n}, all there are", fix)
     return n * value // 100 if percent else value
 
 
@@ -252,7 +221,7 @@ def _checked(batch: Batch, where: str) -> Batch:
     got = f"{x.dtype} of shape {x.shape}"
     if x.ndim not in (2, 3, 4) or not x.size:
         expected = "vectors [n, d] or images [n, height, width] or [n, height, width, channels]"
-        raise _wrong(where, got, expected, "one example needs an axis in front: x[None]")
+        raise wrong(where, got, expected, "one example needs an axis in front: x[None]")
     if x.dtype == bool:
         x = x * np.uint8(255)
     elif jnp.issubdtype(x.dtype, jnp.floating):
@@ -262,26 +231,26 @@ def _checked(batch: Batch, where: str) -> Batch:
         if len(bad):
             got += f" with {len(bad)} values not finite, the first at {bad[0].tolist()}"
             fix = "drop them: x[np.isfinite(x).reshape(len(x), -1).all(axis=1)]"
-            raise _wrong(where, got, "finite values", fix)
+            raise wrong(where, got, "finite values", fix)
     elif x.dtype != np.uint8:
         levels = x.dtype.kind in "iu" and x.min() >= 0 and x.max() <= 255
         fix = "x.astype(np.uint8)" if levels else "x.astype(np.float32), scaled as you mean it"
-        raise _wrong(where, got, "uint8 (grey levels 0..255), bool or floats", f"pass {fix}")
+        raise wrong(where, got, "uint8 (grey levels 0..255), bool or floats", f"pass {fix}")
     elif x.max() == 1:
         fix = "pass bool for binary images: x.astype(bool)"
-        raise _wrong(where, f"{got} holding only 0 and 1", "grey levels 0..255", fix)
+        raise wrong(where, f"{got} holding only 0 and 1", "grey levels 0..255", fix)
     if not isinstance(y, tuple):
         y = np.asarray(y)
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         if y.dtype.kind not in "iub" or y.ndim != 1:
             got, fix = f"{y.dtype} of shape {y.shape}", "for one-hot rows: y.argmax(axis=1)"
-            raise _wrong(f"{where}: labels", got, "integers [n]", fix)
+            raise wrong(f"{where}: labels", got, "integers [n]", fix)
         y = y.astype(np.int32)
     batch = jax.tree.map(np.asarray, batch._replace(x=x[..., None] if x.ndim == 3 else x, y=y))
     rows = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(rows) > 1:
         expected = f"labels, conditions and weights of the {len(x)} examples"
-        raise _wrong(where, f"leaves of lengths {sorted(rows)}", expected, "cut or complete them")
+        raise wrong(where, f"leaves of lengths {sorted(rows)}", expected, "cut or complete them")
     return batch
 
 
@@ -290,25 +259,24 @@ def _from_tfds(name: str, split: str, data_dir: Any, cache_dir: Any) -> Batch:
     from tensorflow_datasets.core import read_only_builder, registered
 
     try:  # from files alone: TFDS's front door asks the network about a set it does not find
-        builder = read_only_builder.builder_from_files(name, data_dir=_data_dir(data_dir))
+        builder = read_only_builder.builder_from_files(name, data_dir=tfds_folder(data_dir))
     except registered.DatasetNotFoundError as error:
-        _check_tfds_name("load", name)
-        where = _data_dir(data_dir) or "~/tensorflow_datasets"
+        check_tfds_name("load", name)
+        where = tfds_folder(data_dir) or "~/tensorflow_datasets"
         fix = (
             'prepare it once: pip install "vaejax[prepare]" (TensorFlow and importlib_resources, '
-            f"not needed later), then: python -m vaejax.data {name} --data_dir {where}; if it lies "
+            f"not needed later), then: python -m vaejax.prepare {name} --data_dir {where}; if it lies "
             "elsewhere, set TFDS_DATA_DIR or pass data_dir"
         )
         expected = f"a prepared set under {where}"
-        raise _wrong(f"load: source {name!r}", "none", expected, fix, FileNotFoundError) from error
+        raise wrong(f"load: source {name!r}", "none", expected, fix, FileNotFoundError) from error
     if split not in builder.info.splits:
         splits = ", ".join(builder.info.splits)
-        raise _wrong(f"load: split of {name}", repr(split), splits, "choose one of these")
+        raise wrong(f"load: split of {name}", repr(split), splits, "choose one of these")
     place = Path(builder.data_path).resolve()
     state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(place.iterdir())]
     digest = hashlib.sha256(repr((place, state)).encode()).hexdigest()[:16]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vaejax")
-    folder = Path(cache_dir or os.environ.get("VAEJAX_CACHE") or home).expanduser()
+    folder = cache_folder(cache_dir)
     stem = f"{re.sub('[^a-z0-9_.]', '-', name)}-{builder.info.version}-{split}-{digest}"
     x_path, y_path = folder / f"{stem}.x.npy", folder / f"{stem}.y.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or damaged
@@ -340,8 +308,8 @@ def _decode(builder: Any, name: str, split: str) -> Batch:
     stored = builder.info.file_format.value
     if image is None or stored != "array_record":
         got = f"features {list(builder.info.features)} stored as {stored}"
-        fix = f"python -m vaejax.data {name} --data_dir NEW_FOLDER, or pass its arrays"
-        raise _wrong(f"load: source {name!r}", got, "one image, stored as array_record", fix)
+        fix = f"python -m vaejax.prepare {name} --data_dir NEW_FOLDER, or pass its arrays"
+        raise wrong(f"load: source {name!r}", got, "one image, stored as array_record", fix)
     data = builder.as_data_source(split=split)
     log = logging.getLogger("absl")
     level = log.level
@@ -354,7 +322,7 @@ def _decode(builder: Any, name: str, split: str) -> Batch:
         shapes = {row[image].shape for row in rows} | {shape}
         if len(shapes) > 1:
             got, fix = f"images of sizes {sorted(shapes)[:3]}", "resize them and pass the array"
-            raise _wrong(f"load: source {name!r}", got, "one size", fix)
+            raise wrong(f"load: source {name!r}", got, "one size", fix)
         x[start : start + len(rows)] = [row[image] for row in rows]
         y[start : start + len(rows)] = [row[label] for row in rows] if label else 0
     binary = x.dtype == np.uint8 and x.max() == 1
@@ -369,40 +337,26 @@ def _write(path: Path, array: np.ndarray) -> None:
         os.replace(Path(folder, "part.npy"), path)
 
 
-def _data_dir(data_dir: Any) -> str | None:
+def tfds_folder(data_dir: Any) -> str | None:
+    """Where TFDS sets lie: `data_dir`, else $TFDS_DATA_DIR, else None for the default of TFDS."""
     # TFDS reads the variable once, when it is imported; a notebook may set it later.
     place = data_dir or os.environ.get("TFDS_DATA_DIR")
     return str(Path(place).expanduser()) if place else None
 
 
-def _check_tfds_name(function: str, name: str) -> None:
+def check_tfds_name(function: str, name: str) -> None:
+    """Raise ValueError, with the nearest names, unless TFDS knows a set of this name."""
     import tensorflow_datasets as tfds
 
     known, base = tfds.list_builders(with_community_datasets=False), re.split("[/:]", name)[0]
     if base not in known:
         near = ", ".join(difflib.get_close_matches(base, known, 3)) or "see tfds.list_builders()"
-        raise _wrong(f"{function}: name", repr(name), "the name of a TFDS set", f"perhaps {near}")
+        raise wrong(f"{function}: name", repr(name), "the name of a TFDS set", f"perhaps {near}")
 
 
 def _is_levels(function: str, x: Any) -> bool:
     dtype = jnp.result_type(x)
     if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
         expected, fix = "uint8 levels 0..255 or floats in [0, 1]", "read it with vaejax.data.load"
-        raise _wrong(f"{function}: x", dtype, expected, fix, TypeError)
+        raise wrong(f"{function}: x", dtype, expected, fix, TypeError)
     return dtype == jnp.uint8
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser("python -m vaejax.data", description="Prepare a TFDS set.")
-    parser.add_argument("name", help="for instance mnist, fashion_mnist or cifar10")
-    parser.add_argument("--data_dir", help="where to write it; default: $TFDS_DATA_DIR")
-    parser.add_argument("--from", dest="manual_dir", help="folder of files already downloaded")
-    given = parser.parse_args()
-    try:
-        print(prepare(given.name, given.data_dir, given.manual_dir))
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    _main()

@@ -1,0 +1,114 @@
+"""Convolutions by both means agree; encoders and decoders take any size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from vaejax import networks
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 3), (33, 17)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("side", [3, 4, 1])
+def test_product_and_native_convolution_agree(size, stride, side, key):
+    x_key, kernel_key, weight_key = jax.random.split(key, 3)
+    x = jax.random.normal(x_key, (*size, 2))
+    kernel = jax.random.normal(kernel_key, (side, side, 2, 3))
+
+    def value_and_gradients(convolution):
+        def scalar(x, kernel):
+            y = convolution(x, kernel, stride=stride)
+            weight = jax.random.normal(jax.random.clone(weight_key), y.shape)
+            return jnp.sum(y * weight), y
+
+        return jax.value_and_grad(scalar, (0, 1), has_aux=True)(x, kernel)
+
+    (_, y), gradients = value_and_gradients(networks.conv_as_product)
+    (_, native), native_gradients = value_and_gradients(networks.conv_native)
+    assert y.shape == (-(-size[0] // stride), -(-size[1] // stride), 3)
+    np.testing.assert_allclose(y, native, atol=1e-5)
+    for ours, theirs in zip(gradients, native_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_on_cpu_no_native_convolution_is_compiled_even_under_vmap_grad_and_scan():
+    def step(kernel, x):
+        def loss(kernel):
+            return jnp.sum(jax.vmap(lambda one: networks.conv(one, kernel, stride=2))(x) ** 2)
+
+        return kernel - 0.1 * jax.grad(loss)(kernel), None
+
+    program = jax.jit(lambda kernel, x: jax.lax.scan(step, kernel, x)[0])
+    arguments = jnp.zeros((3, 3, 1, 4)), jnp.zeros((5, 2, 8, 8, 1))
+    assert "convolution(" not in program.lower(*arguments).compile().as_text()
+    native = jax.jit(jax.vmap(networks.conv_native, (0, None)))
+    text = native.lower(jnp.zeros((2, 8, 8, 1)), arguments[0]).compile().as_text()
+    assert "convolution" in text  # the check above can fail
+
+
+@pytest.mark.parametrize("shape", [(28, 20, 1), (33, 17, 3), (5, 9, 2), (1, 1, 1)])
+def test_encoder_and_decoder_take_any_size(shape, key):
+    encode_key, decode_key = jax.random.split(key)
+    features = networks.ConvEncoder((4, 6)).init_with_output(encode_key, jnp.ones(shape))[0]
+    height, width = (-(-(-(-n // 2)) // 2) for n in shape[:2])
+    assert features.shape == (height * width * 6,)
+    decoder = networks.ConvDecoder(shape, (6, 4, 5))
+    assert decoder.init_with_output(decode_key, jnp.ones(3))[0].shape == (*shape[:2], 5)
+
+
+def test_the_condition_reaches_every_network(key):
+    for network, x in [
+        (networks.MLP((4,)), jnp.ones(3)),
+        (networks.ConvEncoder((2,)), jnp.ones((4, 4, 1))),
+        (networks.ConvDecoder((4, 4), (2, 2)), jnp.ones(3)),
+    ]:
+        variables = network.init(jax.random.clone(key), x, jnp.ones(2))
+        rises = jax.jacobian(lambda c, n=network, v=variables, x=x: n.apply(v, x, c))(jnp.ones(2))
+        assert jnp.abs(rises).max() > 0
+
+
+def test_depth_to_space_places_every_quadruple():
+    x = np.arange(2 * 3 * 8.0).reshape(2, 3, 8)
+    y = np.asarray(networks.depth_to_space(jnp.asarray(x)))
+    for i, j, a, b, f in np.ndindex(2, 3, 2, 2, 2):
+        assert y[2 * i + a, 2 * j + b, f] == x[i, j, (2 * a + b) * 2 + f]
+
+
+def test_dropout_acts_only_where_a_key_is_given(key):
+    network = networks.MLP((64,), dropout=0.5)
+    init_key, one, two = jax.random.split(key, 3)
+    variables = network.init(init_key, jnp.ones(3))
+    quiet = network.apply(variables, jnp.ones(3))
+    noisy = [network.apply(variables, jnp.ones(3), rngs={"dropout": k}) for k in (one, two)]
+    np.testing.assert_array_equal(quiet, network.apply(variables, jnp.ones(3)))
+    assert jnp.any(noisy[0] != noisy[1])
+    assert jnp.any(noisy[0] != quiet)
+
+
+def test_a_batch_of_images_is_refused_by_name(key):
+    with pytest.raises(ValueError, match=r"ConvEncoder: expected one image.*got \(5, 8, 8, 1\)"):
+        networks.ConvEncoder().init(key, jnp.zeros((5, 8, 8, 1)))
+
+
+def test_networks_train_in_scan_under_vmap(key):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(1)(networks.ConvEncoder((4,))(x))
+
+    init_key, data_key = jax.random.split(key)
+    x = jax.random.normal(data_key, (16, 5, 7, 1))
+    target = jnp.mean(x, axis=(1, 2, 3))
+    variables = Net().init(init_key, x[0])
+
+    def loss(v):
+        return jnp.mean((jax.vmap(lambda one: Net().apply(v, one)[0])(x) - target) ** 2)
+
+    def step(v, _):
+        value, gradient = jax.value_and_grad(loss)(v)
+        return jax.tree.map(lambda a, g: a - 0.05 * g, v, gradient), value
+
+    _, values = jax.jit(lambda v: jax.lax.scan(step, v, length=50))(variables)
+    assert values[-1] < 0.5 * values[0]
