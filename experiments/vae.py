@@ -35,7 +35,7 @@ class Config:
     network: Literal["mlp", "conv"] = "mlp"
     """Fully connected layers, or strided convolutions for any height, width and channel count."""
     hidden: tuple[int, ...] = (200,)
-    """Units per hidden layer of the encoder (mlp) or channels per layer (conv); decoder mirrored."""
+    """Units (mlp) or channels (conv) of the encoder's layers; the decoder mirrors them."""
     activation: Literal["relu", "tanh"] = "relu"
     """Nonlinearity of the hidden layers."""
     latent: int = 20
@@ -96,6 +96,8 @@ PRESETS = {
 def build(config: Config, shape: tuple[int, ...], mean: Any) -> Model:
     """The model for data of `shape`; `mean` is the data's mean image, in [0, 1]."""
     activation: Any = getattr(nn, config.activation)
+    encoder: nn.Module
+    decoder: nn.Module
     if config.network == "mlp":
         layers = partial(networks.MLP, activation=activation, kernel_init=XAVIER)
         encoder, decoder, start = layers(config.hidden), layers(config.hidden[::-1]), mean

@@ -61,6 +61,5 @@ def ppca_log_likelihood(x: np.ndarray, latent: int) -> float:
     d = x.shape[1]
     lam = np.sort(np.linalg.eigvalsh(np.cov(x.T, bias=True)))[::-1]
     s2 = lam[latent:].mean()
-    return -0.5 * (
-        d * np.log(2 * np.pi) + np.log(lam[:latent]).sum() + (d - latent) * np.log(s2) + d
-    )
+    log_det = np.log(lam[:latent]).sum() + (d - latent) * np.log(s2)
+    return -0.5 * (d * np.log(2 * np.pi) + log_det + d)

@@ -15,13 +15,13 @@ def size_of(tree: Any) -> int:
     leaves = jax.tree.leaves(tree)
     if not leaves:
         raise ValueError("size_of: expected arrays with a leading axis, got none")
-    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in leaves}
-    if len(lengths) != 1 or None in lengths:
+    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else -1 for leaf in leaves}
+    if len(lengths) != 1 or -1 in lengths:
         raise ValueError(
             "size_of: expected one length of the leading axis on every leaf, got shapes "
             f"{[jnp.shape(leaf) for leaf in leaves]}"
         )
-    return int(lengths.pop())
+    return lengths.pop()
 
 
 def as_batch(data: Any) -> Batch:

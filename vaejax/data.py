@@ -265,8 +265,8 @@ def _from_tfds(name: str, split: str, data_dir: Any, cache_dir: Any) -> Batch:
         where = tfds_folder(data_dir) or "~/tensorflow_datasets"
         fix = (
             'prepare it once: pip install "vaejax[prepare]" (TensorFlow and importlib_resources, '
-            f"not needed later), then: python -m vaejax.prepare {name} --data_dir {where}; if it lies "
-            "elsewhere, set TFDS_DATA_DIR or pass data_dir"
+            f"not needed later), then: python -m vaejax.prepare {name} --data_dir {where}; if it "
+            "lies elsewhere, set TFDS_DATA_DIR or pass data_dir"
         )
         expected = f"a prepared set under {where}"
         raise wrong(f"load: source {name!r}", "none", expected, fix, FileNotFoundError) from error
