@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,8 +33,29 @@ def parse(presets: Mapping[str, Config], about: str, argv: Sequence[str] | None 
     if name not in presets:
         near = difflib.get_close_matches(name, names, 1, 0.0)[0]
         raise SystemExit(f"unknown preset {name!r}; did you mean {near!r}? Presets: {names}")
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    command = f"python -m {spec.name}" if spec is not None else None
     about = f"{about.strip()}\n\nPresets, named first (default {names[0]}): {', '.join(names)}"
-    return tyro.cli(type(presets[name]), default=presets[name], args=arguments, description=about)
+    return tyro.cli(
+        type(presets[name]),
+        default=presets[name],
+        args=arguments,
+        description=about,
+        prog=command,
+    )
+
+
+def command_line(main: Callable[[Config], Any], presets: Mapping[str, Config], about: str) -> None:
+    """Run `main` on what the command line says; what the user can mend ends without a traceback."""
+    use_compilation_cache()
+    try:
+        main(parse(presets, about))
+    except (OSError, ImportError, ValueError, TypeError, FloatingPointError) as error:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        raised_in = Path(frames[-1][0].f_code.co_filename).parent.name
+        if raised_in != "vaejax":  # not one of the library's own messages: a bug, to be shown
+            raise
+        raise SystemExit(f"error: {error}") from error
 
 
 def open_folder(config: Any, *, name: str) -> Path:

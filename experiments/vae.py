@@ -26,69 +26,49 @@ XAVIER = nn.initializers.xavier_uniform()
 
 @dataclass(frozen=True)
 class Config:
+    # digits, mnist, fashion_mnist, binarized_mnist, tfds:NAME, or a .npz or .npy FILE of images
     dataset: str = "digits"
-    """digits, mnist, fashion_mnist, binarized_mnist, tfds:NAME, or a .npz/.npy FILE of images."""
-    train_split: str = "train"
-    """Examples to train on, for instance train or train[:50000]."""
-    test_split: str = "test"
-    """Examples to report on."""
-    network: Literal["mlp", "conv"] = "mlp"
-    """Fully connected layers, or strided convolutions for any height, width and channel count."""
-    hidden: tuple[int, ...] = (200,)
-    """Units (mlp) or channels (conv) of the encoder's layers; the decoder mirrors them."""
-    activation: Literal["relu", "tanh"] = "relu"
-    """Nonlinearity of the hidden layers."""
-    latent: int = 20
-    """Latent dimensions."""
+    train_split: str = "train"  # images to train on, for instance train or train[:50000]
+    test_split: str = "test"  # images to report on
+    network: Literal["mlp", "conv"] = "mlp"  # dense layers; or convolutions, for images of any size
+    hidden: tuple[int, ...] = (300,)  # units (mlp) or channels (conv) of the encoder's layers
+    activation: Literal["relu", "tanh"] = "relu"  # nonlinearity of the hidden layers
+    latent: int = 10  # latent dimensions
+    # p(x|z): bernoulli binarises anew at each step, the normals see dequantised pixels in [0, 1]
     likelihood: Literal[
         "bernoulli", "fixed_normal", "shared_normal", "normal", "discretized_logistic"
-    ] = "bernoulli"
-    """p(x|z): bernoulli binarises anew at each step; the normals see pixels in [0, 1]."""
-    scale: float = 0.1
-    """Standard deviation of fixed_normal; floor of it for normal, in pixel units of [0, 1]."""
-    posterior: Literal["diagonal", "full_covariance"] = "diagonal"
-    """q(z|x): a standard deviation per latent, or z = mu(x) + B(x) eps with B lower triangular."""
-    beta: float = 1.0
-    """Weight of the KL term; 1 is the bound."""
-    warmup_epochs: int = 0
-    """Epochs over which the KL's weight rises linearly from 0 to beta."""
-    epochs: int = 100
-    """Passes over the training set."""
-    batch_size: int = 64
-    """Images per step."""
-    learning_rate: float = 1e-3
-    """Adam's step size at the start."""
-    adam_epsilon: float = 1e-8
-    """Adam's epsilon."""
-    decay_epochs: int = 0
-    """Epochs over which the step size falls to zero along a cosine; 0 keeps it constant."""
-    particles: int = 200
-    """Importance samples per image for -log p(x)."""
-    evaluate_every: int = 1
-    """Epochs between evaluations on the test split."""
-    checkpoint_every: int = 10
-    """Epochs between checkpoints."""
-    seed: int = 0
-    """Seed of every random number of the run."""
-    out: Path | None = None
-    """Folder of the run; by default a new one under runs/."""
-    resume: bool = False
-    """Continue the run that the folder holds."""
-    smoke: bool = False
-    """Shrink everything to seconds, to see that it runs."""
-    progress: bool = True
-    """Show a progress bar."""
+    ] = "fixed_normal"
+    scale: float = 0.2  # standard deviation of fixed_normal, floor of that of normal (white = 1)
+    posterior: Literal["diagonal", "full_covariance"] = "diagonal"  # covariance of q(z|x)
+    beta: float = 1.0  # weight of the KL; 1 is the bound
+    warmup_epochs: int = 0  # epochs over which that weight rises from 0
+    epochs: int = 500  # passes over the training images
+    batch_size: int = 64  # images per step
+    learning_rate: float = 2e-3  # Adam's step size
+    adam_epsilon: float = 1e-8  # Adam's epsilon
+    decay_epochs: int = 500  # epochs over which the step size falls to 0 along a cosine; 0: never
+    particles: int = 200  # importance samples per image for -log p(x)
+    evaluate_every: int = 10  # epochs between evaluations on the test split
+    checkpoint_every: int = 50  # epochs between checkpoints
+    seed: int = 0  # of every random number in the run
+    out: Path | None = None  # folder of the run; by default a new one under runs/
+    resume: bool = False  # continue the run that the folder holds
+    smoke: bool = False  # shrink everything to seconds, to see that it runs
+    progress: bool = True  # show a progress bar
 
 
-MNIST = Config(dataset="mnist", hidden=(400,), epochs=20, batch_size=128, checkpoint_every=1)
+DIGITS = Config()
+MNIST = replace(DIGITS, dataset="mnist", likelihood="bernoulli", hidden=(400,), latent=20,
+                batch_size=128, epochs=20, learning_rate=1e-3, decay_epochs=0,
+                evaluate_every=1, checkpoint_every=1)  # fmt: skip
 PRESETS = {
-    "digits": Config(),
+    "digits": DIGITS,
     "mnist": MNIST,
     "burda": replace(MNIST, hidden=(200, 200), activation="tanh", latent=50, batch_size=20,
-                     epochs=80, decay_epochs=80, adam_epsilon=1e-4),
-    "manifold": replace(MNIST, hidden=(500, 500), latent=2, epochs=50),
+                     epochs=80, decay_epochs=80, adam_epsilon=1e-4, evaluate_every=5),
+    "manifold": replace(MNIST, hidden=(500, 500), latent=2, epochs=50, decay_epochs=50),
     "conv": replace(MNIST, network="conv", hidden=(32, 64), latent=32),
-    "gaussian": replace(MNIST, likelihood="normal"),
+    "gaussian": replace(MNIST, likelihood="normal", scale=0.1),
     "full_covariance": replace(MNIST, posterior="full_covariance"),
 }  # fmt: skip
 
@@ -189,5 +169,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run.use_compilation_cache()
-    main(run.parse(PRESETS, __doc__ or ""))
+    run.command_line(main, PRESETS, __doc__ or "")

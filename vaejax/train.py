@@ -6,6 +6,7 @@ run into chunks, or stopping and resuming it, changes no bit of the result.
 """
 
 import contextlib
+import dataclasses
 import math
 import signal
 import sys
@@ -236,72 +237,87 @@ def fit(
     data = as_batch(data)
     size = size_of(data)
     _check_finite(data)
-    order = shuffled(size, batch_size)
-    steps = size // batch_size
+    order, steps = shuffled(size, batch_size), size // batch_size
     scan = make_scan(loss, optimizer, steps=steps, indices=order, transform=transform)
     run_epoch = jax.jit(scan, donate_argnums=0)
-
-    # The program gives its input buffers back to the device, so it must own them.
-    state = make_step(loss, optimizer)[0](key, jax.tree.map(jnp.copy, params))
-    saved = checkpoint.Record(state, state, {"epoch": 0, "history": [], **_FRESH})
     store = None
     if directory is not None:
-        run = {"examples": size, "batch_size": batch_size, "key": checkpoint.key_words(key)}
-        store = checkpoint.open_directory(directory, run, resume=resume)
-        saved = checkpoint.restore(store, like=saved) or saved
-    state, best, progress_made = saved
-    state, best = jax.tree.map(jnp.copy, (state, best))
-    epoch, rows = progress_made["epoch"], progress_made["history"]
-    counters = {name: progress_made[name] for name in _FRESH}
-
-    def save() -> None:
-        if store is not None:
-            record = {"epoch": epoch, "history": rows, **counters}
-            checkpoint.save(store, epoch, checkpoint.Record(state, best, record))
-
-    def fitted(stopped: str) -> Fitted:
-        return Fitted(state, best if evaluate else state, _columns(rows), stopped)
-
+        identity = {"examples": size, "batch_size": batch_size, "key": checkpoint.key_words(key)}
+        store = checkpoint.open_directory(directory, identity, resume=resume)
+    run = _begin(make_step(loss, optimizer)[0](key, params), store)
     device_data = jax.tree.map(jnp.asarray, data)
-    evaluation_key = _stream(key, "evaluation")
-    with _bar(epochs, epoch, progress) as bar, _interrupts() as interrupts:
-        while epoch < epochs and not counters["stopped"]:
-            state, steps_taken = run_epoch(state, device_data)
-            steps_taken = jax.device_get(steps_taken)
-            _check_history(steps_taken, epoch * steps, store, order, key, data, transform)
-            epoch += 1
-            state = hook(state) if hook is not None else state
-            row = {"epoch": float(epoch), "step": float(epoch * steps)}
-            row |= {name: float(np.mean(v, dtype=float)) for name, v in steps_taken.items()}
-            if evaluate is not None and (epoch % evaluate_every == 0 or epoch == epochs):
-                # The same noise each time, on purpose: evaluations differ by the parameters alone.
-                common = jax.random.clone(evaluation_key)
-                measured = _evaluated(evaluate, state.params, common, monitor)
+    with _bar(epochs, run.epoch, progress) as bar, _interrupts() as interrupts:
+        while run.epoch < epochs and not run.stopped:
+            run.state, history = run_epoch(run.state, device_data)
+            history = jax.device_get(history)
+            _check_history(history, run.epoch * steps, store, order, key, data, transform)
+            run.epoch += 1
+            run.state = hook(run.state) if hook is not None else run.state
+            row = {"epoch": float(run.epoch), "step": float(run.epoch * steps)}
+            row |= {name: float(np.mean(values, dtype=float)) for name, values in history.items()}
+            if evaluate is None:
+                run.best = run.state
+            elif run.epoch % evaluate_every == 0 or run.epoch == epochs:
+                measured = _evaluated(evaluate, run.state.params, key, monitor)
                 row |= {f"eval/{name}": value for name, value in measured.items()}
-                if measured[monitor] < counters["best"]:
-                    best = jax.tree.map(jnp.copy, state)
-                    counters |= {"best": measured[monitor], "waited": 0}
-                else:
-                    counters["waited"] += 1
-                counters["stopped"] = patience is not None and counters["waited"] >= patience
-            rows.append(row)
+                run.compare(measured[monitor], patience)
+            run.rows.append(row)
             if log is not None:
                 log(row)
-            shown = [*steps_taken, f"eval/{monitor}"]
-            bar.set_postfix({n: f"{row[n]:.4g}" for n in shown if n in row}, refresh=False)
+            shown = [name for name in (*history, f"eval/{monitor}") if name in row]
+            bar.set_postfix({name: f"{row[name]:.4g}" for name in shown}, refresh=False)
             bar.update()
-            done = epoch == epochs or counters["stopped"] or bool(interrupts)
-            if done or epoch % checkpoint_every == 0:
-                save()
+            done = run.epoch == epochs or run.stopped or interrupts
+            if store is not None and (done or run.epoch % checkpoint_every == 0):
+                checkpoint.save(store, run.epoch, run.record())
             if interrupts:
-                where = f"; resume=True continues from {directory}" if store is not None else ""
-                raise Interrupted(
-                    f"fit: stopped by Ctrl-C after epoch {epoch}{where}", fitted("interrupted")
-                )
-    return fitted("early" if counters["stopped"] else "epochs")
+                saved = f"; resume=True continues from {directory}" if store is not None else ""
+                message = f"fit: stopped by Ctrl-C after epoch {run.epoch}{saved}"
+                raise Interrupted(message, run.fitted("interrupted"))
+    return run.fitted("early" if run.stopped else "epochs")
 
 
-_FRESH: dict[str, Any] = {"best": math.inf, "waited": 0, "stopped": False}
+@dataclasses.dataclass
+class _Run:
+    """What changes while `fit` runs, all of it in every checkpoint."""
+
+    state: TrainState
+    best: TrainState
+    epoch: int = 0
+    rows: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    lowest: float = math.inf
+    waited: int = 0
+    stopped: bool = False
+
+    def compare(self, value: float, patience: int | None) -> None:
+        """Keep the state if its monitored value is the lowest so far, else count the waiting."""
+        if value < self.lowest:
+            # A copy: the program gives the buffers of the state itself back to the device.
+            self.best, self.lowest, self.waited = jax.tree.map(jnp.copy, self.state), value, 0
+        else:
+            self.waited += 1
+        self.stopped = patience is not None and self.waited >= patience
+
+    def record(self) -> checkpoint.Record:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
+        return checkpoint.Record(self.state, self.best, plain)
+
+    def fitted(self, stopped: str) -> Fitted:
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        history = {n: np.array([row.get(n, math.nan) for row in self.rows]) for n in names}
+        return Fitted(self.state, self.best, history, stopped)
+
+
+def _begin(state: TrainState, store: checkpoint.Store | None) -> _Run:
+    """The run as the newest checkpoint has it, or a fresh one."""
+    fresh = _Run(state, state)
+    record = checkpoint.restore(store, like=fresh.record()) if store is not None else None
+    run = fresh if record is None else _Run(record.state, record.best, **record.progress)
+    # The program gives its input's buffers back to the device, so it must own them.
+    run.state, run.best = jax.tree.map(jnp.copy, (run.state, run.best))
+    return run
+
+
 _STREAMS = {"noise": 0, "order": 1, "evaluation": 2}
 
 
@@ -319,17 +335,13 @@ def _mix(x: Array) -> Array:
 def _evaluated(
     evaluate: Callable[[Params, Key], Metrics], params: Params, key: Key, monitor: str
 ) -> dict[str, float]:
-    measured = {name: float(value) for name, value in evaluate(params, key).items()}
+    # The same noise at every evaluation: they differ by the parameters alone.
+    measured = evaluate(params, _stream(key, "evaluation"))
     if monitor not in measured:
         raise ValueError(
             f"fit: monitor={monitor!r} is not among what evaluate returned: {sorted(measured)}"
         )
-    return measured
-
-
-def _columns(rows: list[dict[str, float]]) -> dict[str, np.ndarray]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: np.array([row.get(name, math.nan) for row in rows]) for name in names}
+    return {name: float(value) for name, value in measured.items()}
 
 
 def _check_finite(data: Batch) -> None:
