@@ -252,7 +252,7 @@ def fit(
             history = jax.device_get(history)
             _check_history(history, run.epoch * steps, store, order, key, data, transform)
             run.epoch += 1
-            run.state = hook(run.state) if hook is not None else run.state
+            run.state = _owned(hook(run.state)) if hook is not None else run.state
             row = {"epoch": float(run.epoch), "step": float(run.epoch * steps)}
             row |= {name: float(np.mean(values, dtype=float)) for name, values in history.items()}
             if evaluate is None:
@@ -292,8 +292,7 @@ class _Run:
     def compare(self, value: float, patience: int | None) -> None:
         """Keep the state if its monitored value is the lowest so far, else count the waiting."""
         if value < self.lowest:
-            # A copy: the program gives the buffers of the state itself back to the device.
-            self.best, self.lowest, self.waited = jax.tree.map(jnp.copy, self.state), value, 0
+            self.best, self.lowest, self.waited = _owned(self.state), value, 0
         else:
             self.waited += 1
         self.stopped = patience is not None and self.waited >= patience
@@ -313,9 +312,13 @@ def _begin(state: TrainState, store: checkpoint.Store | None) -> _Run:
     fresh = _Run(state, state)
     record = checkpoint.restore(store, like=fresh.record()) if store is not None else None
     run = fresh if record is None else _Run(record.state, record.best, **record.progress)
-    # The program gives its input's buffers back to the device, so it must own them.
-    run.state, run.best = jax.tree.map(jnp.copy, (run.state, run.best))
+    run.state, run.best = _owned(run.state), _owned(run.best)
     return run
+
+
+def _owned(state: TrainState) -> TrainState:
+    """A copy: the program gives the buffers of its input back, so nobody else may hold them."""
+    return jax.tree.map(jnp.copy, state)
 
 
 _STREAMS = {"noise": 0, "order": 1, "evaluation": 2}

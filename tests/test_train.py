@@ -1,0 +1,371 @@
+"""Chunks, order, early stopping, resume after any stop, and errors that lose nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vaejax import data, heads, train
+from vaejax.distributions import Normal
+from vaejax.model import autoencoder
+from vaejax.objectives import elbo
+
+MODEL = autoencoder(heads.Normal(2), heads.Bernoulli((4, 3)), Normal(jnp.zeros(2), jnp.ones(2)))
+LOSS = elbo(MODEL)
+ADAM = optax.adam(1e-2)
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return MODEL.init(jax.random.key(7), jnp.zeros((4, 3)))
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, without_keys(a), without_keys(b))
+
+
+def without_keys(tree):
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
+
+
+def quiet_fit(params, *, images=IMAGES, seed=3, **options):
+    settings = {"epochs": 4, "batch_size": 16, "transform": data.binarize, **options}
+    return train.fit(
+        LOSS, ADAM, params, images, key=jax.random.key(seed), progress=False, **settings
+    )
+
+
+# --- the pure programs ---------------------------------------------------------------------------
+
+
+def test_any_cutting_into_chunks_gives_the_same_bits(params):
+    init, _ = train.make_step(LOSS, ADAM)
+    order = train.shuffled(50, 16)
+    scan = partial(train.make_scan, LOSS, ADAM, indices=order, transform=data.binarize)
+
+    def run(*chunks):
+        state = init(jax.random.key(1), params)
+        losses = []
+        for steps in chunks:
+            state, history = jax.jit(scan(steps=steps))(state, IMAGES)
+            losses.append(history["loss"])
+        return state, np.concatenate(losses)
+
+    whole, losses = run(70)
+    for chunks in [(10,) * 7, (33, 37)]:
+        state, pieces = run(*chunks)
+        equal(whole, state)
+        np.testing.assert_array_equal(losses, pieces)
+
+
+def test_make_train_is_pure_and_maps_over_keys(params):
+    run = train.make_train(LOSS, ADAM, steps=5, batch_size=16, transform=data.binarize)
+    keys = jax.random.split(jax.random.key(0), 3)
+    states, history = jax.jit(jax.vmap(run, (0, None, None)))(keys, params, IMAGES)
+    assert history["loss"].shape == (3, 5)
+    assert len(np.unique(np.asarray(history["loss"][:, 0]))) == 3
+    alone, _ = jax.jit(run)(jax.random.clone(keys[1]), params, IMAGES)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+        jax.tree.map(lambda leaf: leaf[1], states.params),
+        alone.params,
+    )
+
+
+def test_a_step_uses_every_term_of_the_loss_before_the_update(params):
+    init, step = train.make_step(LOSS, ADAM)
+    state = init(jax.random.key(0), params)
+    new, metrics = jax.jit(step)(state, train.as_batch(jnp.ones((6, 4, 3))))
+    assert set(metrics) == {"loss", "elbo", "distortion", "rate", "beta"}
+    assert int(new.step) == 1
+    chex.assert_trees_all_equal_shapes_and_dtypes(new.params, params)
+
+
+def test_one_trace_for_all_epochs(params):
+    count = chex.assert_max_traces(n=1)
+
+    @count
+    def loss(*arguments):
+        return LOSS(*arguments)
+
+    train.fit(loss, ADAM, params, IMAGES, key=jax.random.key(0), epochs=3, batch_size=16,
+              transform=data.binarize, progress=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [2, 7, 64, 1000, 4097])
+def test_the_order_of_an_epoch_is_a_permutation(size):
+    entries = train.permute(jax.random.key(size), jnp.arange(size), size)
+    np.testing.assert_array_equal(np.sort(entries), np.arange(size))
+
+
+def test_permutations_are_uniform_in_position_and_in_neighbours():
+    """Each value at each place, and each value after each other one, as often as chance says."""
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    orders = np.asarray(jax.jit(jax.vmap(lambda key: train.permute(key, jnp.arange(10), 10)))(keys))
+    places = np.stack([np.bincount(orders[:, i], minlength=10) for i in range(10)])
+    chi2 = ((places - 2000) ** 2 / 2000).sum()
+    assert chi2 < 81 + 5 * np.sqrt(2 * 81)
+    pairs = np.zeros((10, 10))
+    np.add.at(pairs, (orders[:, :-1].ravel(), orders[:, 1:].ravel()), 1)
+    expected = 20_000 * 9 / 90
+    off = ~np.eye(10, dtype=bool)
+    assert ((pairs - expected) ** 2 / expected)[off].sum() < 89 + 5 * np.sqrt(2 * 89)
+
+
+def test_an_epoch_visits_each_example_once_and_epochs_differ():
+    order = jax.jit(train.shuffled(48, 16))
+    key = jax.random.key(0)
+    epochs = [
+        np.concatenate([order(key, jnp.asarray(3 * e + i)) for i in range(3)]) for e in (0, 1)
+    ]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(48))
+    assert (epochs[0] != epochs[1]).any()
+
+
+# --- fit -----------------------------------------------------------------------------------------
+
+
+def test_fit_learns_keeps_history_and_leaves_the_callers_parameters_alone(params):
+    before = jax.tree.map(np.array, params)
+    fitted = quiet_fit(params, epochs=30)
+    equal(before, params)
+    assert fitted.stopped == "epochs"
+    np.testing.assert_array_equal(fitted.history["epoch"], np.arange(1, 31))
+    assert fitted.history["step"][-1] == 90 == int(fitted.state.step)
+    assert fitted.history["loss"][-5:].mean() < fitted.history["loss"][:2].mean() - 0.1
+    equal(fitted.params, fitted.state.params)
+
+
+def test_evaluation_every_few_epochs_and_after_the_last(params):
+    fitted = quiet_fit(params, epochs=5, evaluate=lambda p, key: {"loss": 1.0}, evaluate_every=2)
+    np.testing.assert_array_equal(np.isnan(fitted.history["eval/loss"]), [1, 0, 1, 0, 0])
+
+
+def test_early_stopping_keeps_the_best_state(params):
+    values = iter([3.0, 1.0, 2.0, 2.0, 0.0])
+    seen = []
+
+    def evaluate(p, key):
+        seen.append(jax.tree.map(np.array, p))
+        return {"loss": next(values)}
+
+    fitted = quiet_fit(params, epochs=9, evaluate=evaluate, patience=2)
+    assert fitted.stopped == "early" and len(seen) == 4
+    equal(fitted.best.params, seen[1])
+    assert int(fitted.best.step) == 6
+    equal(fitted.best.opt_state[0].count, np.int32(6))  # its own optimizer state
+
+
+def test_every_evaluation_has_the_same_noise(params):
+    draws = []
+    quiet_fit(
+        params,
+        epochs=2,
+        evaluate=lambda p, key: {"loss": draws.append(jax.random.normal(key)) or 0},
+    )
+    assert draws[0] == draws[1]
+
+
+def test_a_hook_changes_the_state_between_epochs(params):
+    frozen = jax.tree.map(np.array, params)
+    fitted = quiet_fit(params, epochs=2, hook=lambda s: s._replace(params=params))
+    equal(fitted.params, frozen)
+
+
+# --- resume --------------------------------------------------------------------------------------
+
+
+def some_evaluation(p, key):
+    return {"loss": float(jnp.abs(p["decoder"]["params"]["logits"]["bias"]).sum())}
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(params, tmp_path):
+    options = {"evaluate": some_evaluation, "evaluate_every": 2, "patience": 4}
+    whole = quiet_fit(params, epochs=7, **options)
+    quiet_fit(params, epochs=3, directory=tmp_path, **options)
+    resumed = quiet_fit(params, epochs=7, directory=tmp_path, resume=True, **options)
+    # Epoch 3 was the last of the first run, so it was evaluated there and not in the other.
+    for name in ("loss", "elbo", "rate", "epoch"):
+        np.testing.assert_array_equal(whole.history[name], resumed.history[name])
+    equal(whole.state, resumed.state)
+
+
+SCRIPT = """
+import sys, jax, numpy as np, time
+sys.path.insert(0, {tests!r})
+import test_train as t
+params = t.MODEL.init(jax.random.key(7), t.jnp.zeros((4, 3)))
+def slowly(row):
+    print(int(row["epoch"]), flush=True)
+    time.sleep({pause})
+fitted = t.quiet_fit(params, epochs=12, evaluate=t.some_evaluation, directory=sys.argv[1],
+                     resume=True, log=slowly)
+leaves = jax.tree.leaves(t.without_keys((fitted.state, fitted.best)))
+history = {{"h_" + k.replace("/", "_"): v for k, v in fitted.history.items()}}
+np.savez(sys.argv[2], *leaves, **history)
+"""
+
+
+def test_killed_run_resumes_to_the_same_bits(params, tmp_path):
+    """SIGKILL in the middle, in a process of its own; then resume, and compare with one go."""
+    tests = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": str(Path(tests).parent)}
+
+    def start(pause, folder, result):
+        code = SCRIPT.format(tests=tests, pause=pause)
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / folder), str(tmp_path / result)],
+            stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+
+    whole = start(0, "whole", "whole.npz")
+    victim = start(0.2, "victim", "never.npz")
+    for line in victim.stdout:
+        if int(line) >= 5:
+            victim.send_signal(signal.SIGKILL)
+            break
+    assert victim.wait() == -signal.SIGKILL
+    victim.stdout.close()
+    second = start(0, "victim", "resumed.npz")
+    epochs = [int(line) for line in second.stdout]
+    assert second.wait() == 0 and 1 < epochs[0] <= 6  # it went on from a checkpoint
+    second.stdout.close()
+    whole.communicate()
+    one, two = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "resumed.npz")
+    assert one.files == two.files
+    for name in one.files:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_all_there_was(params, tmp_path):
+    def log(row):
+        if row["epoch"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(train.Interrupted, match="stopped by Ctrl-C after epoch 2") as caught:
+        quiet_fit(params, epochs=5, directory=tmp_path, checkpoint_every=100, log=log)
+    assert len(caught.value.fitted.history["loss"]) == 2
+    resumed = quiet_fit(params, epochs=5, directory=tmp_path, resume=True)
+    equal(resumed.state, quiet_fit(params, epochs=5).state)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_fit_runs_outside_the_main_thread(params):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(quiet_fit(params, epochs=1).stopped))
+    thread.start()
+    thread.join()
+    assert done == ["epochs"]
+
+
+# --- errors that lose nothing --------------------------------------------------------------------
+
+
+def test_values_outside_the_support_stop_at_the_first_step_and_say_so(params):
+    with pytest.raises(
+        train.NonFiniteError, match="distortion.*step 0.*distortion = inf"
+    ) as caught:
+        quiet_fit(params, images=np.full((20, 4, 3), 200.0), transform=None)
+    assert "lies in [200, 200], with no transform" in str(caught.value)
+    assert caught.value.step == 0 and caught.value.terms["distortion"] == np.inf
+    assert caught.value.checkpoint is None
+
+
+def test_a_divergence_names_term_step_and_last_good_checkpoint(params, tmp_path):
+    def loss(p, key, batch, step):
+        value, metrics = LOSS(p, key, batch, step)
+        bad = jnp.where(step == 7, jnp.nan, 0.0)
+        return value + bad, {**metrics, "rate": metrics["rate"] + bad}
+
+    with pytest.raises(train.NonFiniteError, match="loss, rate not finite at step 7") as caught:
+        train.fit(loss, ADAM, params, IMAGES, key=jax.random.key(0), epochs=9, batch_size=16,
+                  transform=data.binarize, directory=tmp_path, progress=False)  # fmt: skip
+    assert caught.value.step == 7
+    assert caught.value.checkpoint == tmp_path / "2"
+    assert f"Last good checkpoint: {tmp_path / '2'}" in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_data_that_are_not_finite_are_refused_before_training(params, bad):
+    images = np.zeros((20, 4, 3))
+    images[[4, 9]] = bad
+    with pytest.raises(ValueError, match="NaN or infinite values in 2 of 20.*first at index 4"):
+        quiet_fit(params, images=images)
+
+
+def test_a_batch_larger_than_the_data_is_refused(params):
+    with pytest.raises(ValueError, match="1 <= batch_size <= 50 examples, got batch_size=64"):
+        quiet_fit(params, batch_size=64)
+
+
+def test_images_of_another_size_are_refused_by_name(params):
+    with pytest.raises(ValueError, match=r"encode: expected one example.*\(4, 3\).*got \(5, 3\)"):
+        quiet_fit(params, images=np.zeros((20, 5, 3), np.uint8))
+
+
+def test_a_directory_with_another_run_is_not_overwritten(params, tmp_path):
+    quiet_fit(params, directory=tmp_path, epochs=1)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match="already holds a run; pass resume=True"):
+        quiet_fit(params, directory=tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ValueError, match="checkpoint of another run.*key"):
+        quiet_fit(params, directory=tmp_path, resume=True, seed=4)
+    with pytest.raises(ValueError, match="batch_size: checkpoint 16, here 10"):
+        quiet_fit(params, directory=tmp_path, resume=True, batch_size=10)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_difference(params, tmp_path):
+    quiet_fit(params, directory=tmp_path, epochs=1)
+    other = autoencoder(heads.Normal(3), heads.Bernoulli((4, 3)), MODEL.prior({}))
+    wide = other.init(jax.random.key(0), jnp.zeros((4, 3)))
+    with pytest.raises(ValueError, match=r"another model.*float32\[12, 2\], here float32\[12, 3\]"):
+        quiet_fit(wide, directory=tmp_path, resume=True)
+
+
+def test_a_truncated_checkpoint_is_refused_and_the_one_before_serves(params, tmp_path):
+    quiet_fit(params, directory=tmp_path, epochs=3)
+    largest = max((tmp_path / "3").rglob("*"), key=lambda path: path.stat().st_size)
+    stored = largest.read_bytes()
+    largest.write_bytes(stored[: len(stored) // 2])
+    with pytest.raises(ValueError, match="3 is damaged.*delete it to continue from epoch 2"):
+        quiet_fit(params, directory=tmp_path, resume=True)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
+    quiet_fit(params, directory=tmp_path, epochs=1)
+    refused = 0
+    for path in [p for p in (tmp_path / "1" / "arrays").rglob("*") if p.is_file()]:
+        stored = path.read_bytes()
+        if len(stored) < 200:
+            continue
+        flipped = bytearray(stored)
+        flipped[len(stored) // 2] ^= 16
+        path.write_bytes(bytes(flipped))
+        try:
+            equal(quiet_fit(params, directory=tmp_path, resume=True, epochs=1).state,
+                  quiet_fit(params, epochs=1).state)  # fmt: skip
+        except ValueError as error:
+            assert "damaged" in str(error)
+            refused += 1
+        path.write_bytes(stored)
+    assert refused >= 1
+
+
+def test_a_monitor_that_is_not_measured_is_refused(params):
+    with pytest.raises(ValueError, match=r"monitor='elbo' is not among.*\['loss'\]"):
+        quiet_fit(params, evaluate=some_evaluation, monitor="elbo")
