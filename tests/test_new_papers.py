@@ -501,6 +501,19 @@ def test_causal_samples_have_the_enumerated_frequencies(causal, key):
     assert np.all(np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / n) + 1 / n)
 
 
+def test_causal_sampling_reaches_the_last_pixel(key):
+    """Each pixel copies the one before, so that an image is all 0 or all 1."""
+
+    def copy(x, z):
+        return 40 * jnp.concatenate([jnp.zeros(1), x[:-1] - 0.5])
+
+    px = ChainRule(Partial(copy), jnp.zeros(LATENT), PIXELS)
+    x = jax.vmap(px.sample)(jax.random.split(key, 50))
+    np.testing.assert_array_equal(x, np.broadcast_to(x[:, :1], x.shape))
+    assert set(np.asarray(x[:, 0])) == {0.0, 1.0}
+    np.testing.assert_allclose(px.mean, np.full(PIXELS, 0.5), atol=1e-5)
+
+
 def test_causal_decoder_learns_the_dependence_between_pixels(causal, key):
     """The bound comes near the data's entropy, log 2 + 5 h(0.1) = 2.32 nats."""
     model, params, _ = causal
