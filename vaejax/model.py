@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax.errors import ScopeParamShapeError
 
 from vaejax.distributions import Distribution
@@ -60,8 +61,9 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
 
     `encoder(x)` or `encoder(x, c)` gives q(z|x, c); `decoder(z)` or `decoder(z, c)` gives
     p(x|z, c). `prior` is a Distribution over z; or a module called with c, a learned p(z|c); or
-    None, for a deterministic autoencoder. Any object with `.init(key, *inputs)` and
-    `.apply(variables, *inputs)` serves as a module.
+    None, for a deterministic autoencoder. Any object with `.init(key, *inputs) -> params`, of any
+    structure, and `.apply(params, *inputs, rngs=None)` serves as a module; `rngs` is
+    `{"dropout": key}` where encode or decode got a key, as in every training step.
 
     `params` is `{"encoder": ..., "decoder": ..., "prior": ...}`, the last only for a module.
     `init` is compiled. Inputs of another shape than at `init` raise ValueError.
@@ -71,18 +73,27 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         encoder_key, decoder_key, prior_key, z_key = jax.random.split(key, 4)
-        variables = encoder.init(encoder_key, x, *_given(c))
+        variables = _init("encoder", encoder, encoder_key, x, *_given(c))
         z = jax.eval_shape(lambda: encoder.apply(variables, x, *_given(c)).sample(z_key))
         z = jnp.zeros(z.shape, z.dtype)
-        params = {"encoder": variables, "decoder": decoder.init(decoder_key, z, *_given(c))}
+        params = {
+            "encoder": variables,
+            "decoder": _init("decoder", decoder, decoder_key, z, *_given(c)),
+        }
         if learned:
-            params["prior"] = prior.init(prior_key, *_given(c))
-        for name, collections in params.items():
-            _all_state_is_parameters(name, collections)
+            params["prior"] = _init("prior", prior, prior_key, *_given(c))
         return params
 
     def prior_of(params: Params, c: Any = ()) -> Any:
-        return prior.apply(params["prior"], *_given(c)) if learned else prior
+        if not learned:
+            return prior
+        try:
+            return prior.apply(params["prior"], *_given(c))
+        except ScopeParamShapeError as error:
+            raise ValueError(
+                f"prior: expected one condition as at init, got {_condition(c)}; "
+                "map a batch: jax.vmap(model.prior, (None, 0))(params, c)"
+            ) from error
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
         try:
@@ -90,7 +101,7 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
         except ScopeParamShapeError as error:
             raise ValueError(
                 f"encode: expected one example as at init{_expected(params, c)}, got "
-                f"{_shapes(x)}{_shapes(c, ' with c ')}; map a batch: jax.vmap(model.encode, "
+                f"{_shapes(x)} with {_condition(c)}; map a batch: jax.vmap(model.encode, "
                 "(None, 0))(params, x); a model for another size needs its own init"
             ) from error
 
@@ -99,16 +110,19 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
             return decoder.apply(params["decoder"], z, *_given(c), **_noise(key))
         except ScopeParamShapeError as error:
             raise ValueError(
-                f"decode: expected one code as at init, got {_shapes(z)}{_shapes(c, ' with c ')}; "
+                f"decode: expected one code as at init, got {_shapes(z)} with {_condition(c)}; "
                 "map a batch: jax.vmap(model.decode, (None, 0))(params, z)"
             ) from error
 
     def _expected(params: Params, c: Any) -> str:
         if not isinstance(prior, Distribution) or not isinstance(c, tuple):
             return ""
-        px = jax.eval_shape(
-            lambda p: decoder.apply(p, prior.sample(jax.random.key(0))), params["decoder"]
-        )
+        try:
+            px = jax.eval_shape(
+                lambda p: decoder.apply(p, prior.sample(jax.random.key(0))), params["decoder"]
+            )
+        except ScopeParamShapeError:  # it takes a c, which is what the caller left out
+            return " with its c"
         return f" (this model's images are {px.event_shape})"
 
     return Model(jax.jit(init), prior_of, encode, decode)
@@ -182,19 +196,24 @@ def _noise(key: Key | None) -> dict[str, Any]:
     return {} if key is None else {"rngs": {"dropout": key}}
 
 
-def _shapes(tree: Any, before: str = "") -> str:
-    leaves = [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
-    text = ", ".join(map(str, leaves))
-    return before + text if leaves else ""
+def _shapes(tree: Any) -> str:
+    return ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def _all_state_is_parameters(name: str, collections: Any) -> None:
-    extra = set(collections) - {"params"} if isinstance(collections, dict) else set()
+def _condition(c: Any) -> str:
+    return f"c {_shapes(c)}" if jax.tree.leaves(c) else "no c"
+
+
+def _init(name: str, module: Any, key: Key, *inputs: Any) -> Params:
+    variables = module.init(key, *inputs)
+    # Linen sorts its state into collections; a network written by hand names what it likes.
+    extra = set(variables) - {"params"} if isinstance(module, nn.Module) else set()
     if extra:
         raise ValueError(
             f"autoencoder: the {name} keeps state outside its parameters ({sorted(extra)}); "
             "use LayerNorm or GroupNorm instead of BatchNorm"
         )
+    return variables
 
 
 __all__ = [
