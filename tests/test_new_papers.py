@@ -632,7 +632,7 @@ def test_at_the_exact_posterior_every_draw_of_the_elbo_is_log_px_given_c(key):
 
     found = over_batch(one, {}, draw_key, Batch(x, c))
     np.testing.assert_allclose(found, exact, atol=2e-4)
-    log_px, ess = log_likelihood(model, {}, likelihood_key, x, c=c, particles=3)
+    log_px, ess = log_likelihood(model, {}, likelihood_key, Batch(x, c), particles=3)
     np.testing.assert_allclose(log_px, exact, atol=2e-4)
     np.testing.assert_allclose(ess, 3.0, atol=1e-2)
     for xi, ci, log_p in zip(x, c, exact, strict=True):
@@ -694,5 +694,5 @@ def test_a_condition_left_out_or_batched_is_named(conditional, key):
         STANDARD,
     )
     params = fixed.init(key, data.x[0], data.c[0])
-    with pytest.raises(ValueError, match=r"at init with its c, got .* with no c"):
+    with pytest.raises(ValueError, match=r"at init, got .* with no c"):
         fixed.encode(params, data.x[0])

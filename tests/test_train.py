@@ -1,5 +1,6 @@
 """Chunks, order, early stopping, resume after any stop, and errors that lose nothing."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -322,7 +323,7 @@ def test_a_directory_with_another_run_is_not_overwritten(params, tmp_path):
     with pytest.raises(FileExistsError, match="already holds a run; pass resume=True"):
         quiet_fit(params, directory=tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
-    with pytest.raises(ValueError, match="checkpoint of another run.*key"):
+    with pytest.raises(ValueError, match="(?s)checkpoint of another run.*key"):
         quiet_fit(params, directory=tmp_path, resume=True, seed=4)
     with pytest.raises(ValueError, match="batch_size: checkpoint 16, here 10"):
         quiet_fit(params, directory=tmp_path, resume=True, batch_size=10)
@@ -333,10 +334,13 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_difference(params, tm
     quiet_fit(params, directory=tmp_path, epochs=1)
     other = autoencoder(heads.Normal(3), heads.Bernoulli((4, 3)), MODEL.prior({}))
     wide = other.init(jax.random.key(0), jnp.zeros((4, 3)))
-    with pytest.raises(ValueError, match=r"another model.*float32\[12, 2\], here float32\[12, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"(?s)another model.*float32\[12, 2\], here float32\[12, 3\]"
+    ):
         quiet_fit(wide, directory=tmp_path, resume=True)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own
 def test_a_truncated_checkpoint_is_refused_and_the_one_before_serves(params, tmp_path):
     quiet_fit(params, directory=tmp_path, epochs=3)
     largest = max((tmp_path / "3").rglob("*"), key=lambda path: path.stat().st_size)
@@ -344,8 +348,10 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_serves(params, tmp
     largest.write_bytes(stored[: len(stored) // 2])
     with pytest.raises(ValueError, match="3 is damaged.*delete it to continue from epoch 2"):
         quiet_fit(params, directory=tmp_path, resume=True)
+    gc.collect()  # what Orbax leaves behind complains here, not in a later test
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
     quiet_fit(params, directory=tmp_path, epochs=1)
     refused = 0
@@ -364,6 +370,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
             refused += 1
         path.write_bytes(stored)
     assert refused >= 1
+    gc.collect()
 
 
 def test_a_monitor_that_is_not_measured_is_refused(params):

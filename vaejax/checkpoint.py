@@ -5,7 +5,9 @@ checksum, and what identifies the run, so that another model's, another run's or
 checkpoint is refused in words and never loaded in part.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +33,19 @@ class Store(NamedTuple):
     run: dict[str, Any]
 
 
-def open_directory(path: str | Path, run: dict[str, Any], *, resume: bool, keep: int = 2) -> Store:
-    """Open a directory for a run's checkpoints, the newest `keep` of which stay.
+@contextlib.contextmanager
+def opened(
+    path: str | Path | None, run: dict[str, Any], *, resume: bool, keep: int = 2
+) -> Iterator[Store | None]:
+    """A directory for a run's checkpoints while it is needed, or None where `path` is None.
 
-    `run` identifies the run (JSON values); a checkpoint that says otherwise is refused later.
-    Raises FileExistsError where the directory holds a run already and `resume` is false.
+    The newest `keep` checkpoints stay. `run` identifies the run (JSON values); a checkpoint that
+    says otherwise is refused later. Raises FileExistsError where the directory holds a run already
+    and `resume` is false.
     """
+    if path is None:
+        yield None
+        return
     import orbax.checkpoint as ocp  # lazily: it takes as long to import as the rest together
 
     path = Path(path).expanduser().resolve()
@@ -50,7 +59,8 @@ def open_directory(path: str | Path, run: dict[str, Any], *, resume: bool, keep:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, enable_async_checkpointing=False
     )
-    return Store(path, ocp.CheckpointManager(path, options=options), run)
+    with ocp.CheckpointManager(path, options=options) as manager:
+        yield Store(path, manager, run)
 
 
 def save(store: Store, epoch: int, record: Record) -> None:

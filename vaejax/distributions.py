@@ -26,24 +26,25 @@ from vaejax.types import Array, Key
 class Distribution:
     """What every distribution can do; a subclass is a frozen dataclass registered as a pytree.
 
-    A subclass gives `sample`, `log_prob` and `mean`, and `event_shape` where its parameters do not
-    simply broadcast to it. `discrete` says what `log_prob`
-    is: the log of a probability (True) or of a density (False, the default). `kl` raises for a
-    pair that mixes the two.
+    A subclass gives `sample` and `log_prob`; `mean` where there is a closed form; and a property
+    `event_shape` where its parameters do not simply broadcast to it. `discrete` says what
+    `log_prob` is: the log of a probability (True) or of a density (False, the default); `kl`
+    raises for a pair that mixes the two. A network inside a distribution is a field such as
+    `jax.tree_util.Partial(net.apply, params)`, with the function created once, outside of `jit`.
     """
 
     discrete: Any = False
 
     def sample(self, key: Key) -> Array:
         """Draw one event, of shape `event_shape`, using up the key; for a batch, vmap over keys."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no sample")
 
     def log_prob(self, x: Array) -> Array:
         """Log-probability (or log-density) of one event, summed over it: `()`, in nats.
 
         -inf outside the support. Raises ValueError where x does not have shape `event_shape`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no log_prob")
 
     def sample_and_log_prob(self, key: Key) -> tuple[Array, Array]:
         """Draw one event and give its log-probability too: `(x, log_prob)`, the latter in nats."""
@@ -53,7 +54,9 @@ class Distribution:
     @property
     def mean(self) -> Array:
         """The expectation of x, of shape `event_shape` (of probabilities for a Categorical)."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no mean in closed form; average samples instead"
+        )
 
     @property
     def event_shape(self) -> tuple[int, ...]:

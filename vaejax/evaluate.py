@@ -34,33 +34,33 @@ def elbo_terms(
     model: Model,
     params: Params,
     key: Key,
-    x: Any,
+    data: Any,
     *,
-    c: Any = (),
     samples: int = 1,
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> dict[str, np.ndarray]:
     """The bound and its parts for every example: `elbo`, `distortion`, `rate`, each `[n]`, nats.
 
-    `ELBO = -(D + R)`, D and R averaged over `samples` draws of z. `x` `[n, ...]` is stored data if
-    a `transform(key, x)` is given (drawn once per example), else what the likelihood sees.
+    `ELBO = -(D + R)`, D and R averaged over `samples` draws of z. `data` is a Batch, or the x of
+    one, `[n, ...]`: stored data if a `transform(key, x)` is given (drawn once per example), else
+    what the likelihood sees.
     Raises ValueError where a number is not finite, with the example's index.
     """
     _at_least_one("elbo_terms", samples=samples, batch_size=batch_size)
-    D, R = _elbo_terms(model, samples, transform, batch_size, params, key, x, c)
+    batch = as_batch(data)
+    D, R = _elbo_terms(model, samples, transform, batch_size, params, key, batch.x, batch.c)
     result = {"elbo": -(D + R), "distortion": D, "rate": R}
-    return {name: _finite("elbo_terms", name, value, x) for name, value in result.items()}
+    return {name: _finite("elbo_terms", name, value, batch.x) for name, value in result.items()}
 
 
 def log_likelihood(
     model: Model,
     params: Params,
     key: Key,
-    x: Any,
+    data: Any,
     *,
     particles: int,
-    c: Any = (),
     transform: Transform | None = None,
     batch_size: int = 100,
     chunk: int = 50,
@@ -71,15 +71,16 @@ def log_likelihood(
     K towards log p(x) from below. The sum streams over chunks of particles: memory is that of
     `batch_size * chunk` decoded examples, whatever K and n are.
 
-    `x` `[n, ...]`; `particles`: K; returns `log_px` `[n]` (nats) and `ess` `[n]`. Raises
-    ValueError for K < 1 and where a number is not finite, with the example's index.
+    `data`: a Batch, or the x of one, `[n, ...]`; `particles`: K; returns `log_px` `[n]` (nats) and
+    `ess` `[n]`. Raises ValueError for K < 1 and where a number is not finite, with the example's
+    index.
     Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
     _at_least_one("log_likelihood", particles=particles, batch_size=batch_size, chunk=chunk)
-    log_px, ess = _log_likelihood(
-        model, particles, transform, batch_size, min(chunk, particles), params, key, x, c
-    )
-    return Likelihood(_finite("log_likelihood", "log p(x)", log_px, x), np.asarray(ess))
+    batch = as_batch(data)
+    sizes = particles, transform, batch_size, min(chunk, particles)
+    log_px, ess = _log_likelihood(model, *sizes, params, key, batch.x, batch.c)
+    return Likelihood(_finite("log_likelihood", "log p(x)", log_px, batch.x), np.asarray(ess))
 
 
 def mean_loss(
@@ -168,17 +169,17 @@ def _log_likelihood(
             log_w = model.decode(params, z, c).log_prob(x) + pz.log_prob(z) - log_q
             return jnp.where(particle < particles, log_w, -jnp.inf)
 
-        def add(sums: tuple[Array, Array, Array], first: Array) -> tuple[Any, None]:
+        def add(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             top, total, squares = sums
-            log_w = jax.vmap(log_weight)(first + jnp.arange(chunk))
+            log_w = jax.vmap(log_weight)(i * chunk + jnp.arange(chunk))
             new = jnp.maximum(top, jnp.max(log_w))
             # While every weight so far is zero the maximum is -inf: count from 0 instead.
             shift = jnp.where(jnp.isneginf(new), 0.0, new)
             w, old = jnp.exp(log_w - shift), jnp.exp(top - shift)
-            return (new, total * old + jnp.sum(w), squares * old**2 + jnp.sum(w**2)), None
+            return new, total * old + jnp.sum(w), squares * old**2 + jnp.sum(w**2)
 
         start = (jnp.array(-jnp.inf), jnp.array(0.0), jnp.array(0.0))
-        (top, total, squares), _ = lax.scan(add, start, jnp.arange(0, particles, chunk))
+        top, total, squares = lax.fori_loop(0, -(-particles // chunk), add, start)
         return top + jnp.log(total) - jnp.log(float(particles)), total**2 / squares
 
     return lax.map(example, (jnp.arange(size_of(x)), x, c), batch_size=batch_size)

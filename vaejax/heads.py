@@ -10,6 +10,7 @@ linear map shared by all pixels, a 1x1 convolution; any other features a dense l
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -51,14 +52,8 @@ class Normal(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
-        if not 0 <= self.floor < self.scale_init:
-            raise ValueError(
-                "heads.Normal: expected 0 <= floor < scale_init, got "
-                f"floor={self.floor}, scale_init={self.scale_init}"
-            )
         loc = _linear(self, "loc", h)
-        start = nn.initializers.constant(_softplus_inverse(self.scale_init - self.floor))
-        free = _linear(self, "scale", h, bias_init=start)
+        free = _linear(self, "scale", h, bias_init=_scale_start(self))
         return distributions.Normal(loc, self.floor + nn.softplus(free))
 
 
@@ -71,23 +66,19 @@ class FullNormal(nn.Module):
 
     size: int
     floor: float = 1e-4
+    scale_init: float = 1.0
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.MultivariateNormal:
-        def dense(width: int, name: str, bias: float = 0.0) -> Array:
-            start = nn.initializers.constant(bias)
-            return nn.Dense(width, kernel_init=self.kernel_init, bias_init=start, name=name)(
-                h.ravel()
-            )
-
-        loc = dense(self.size, "loc")
-        diagonal = self.floor + nn.softplus(
-            dense(self.size, "diagonal", _softplus_inverse(1.0 - self.floor))
-        )
+        h = h.ravel()
+        dense = partial(nn.Dense, kernel_init=self.kernel_init)
+        loc = dense(self.size, name="loc")(h)
+        diagonal = dense(self.size, bias_init=_scale_start(self), name="diagonal")(h)
+        diagonal = self.floor + nn.softplus(diagonal)
         scale_tril = jnp.diag(diagonal)
         if self.size > 1:
-            below = dense(self.size * (self.size - 1) // 2, "below")
+            below = dense(self.size * (self.size - 1) // 2, name="below")(h)
             scale_tril = scale_tril.at[np.tril_indices(self.size, -1)].set(below)
         return distributions.MultivariateNormal(loc, scale_tril)
 
@@ -157,8 +148,7 @@ class SharedNormal(nn.Module):
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
         loc = _linear(self, "loc", h)
-        start = nn.initializers.constant(_softplus_inverse(self.scale_init - self.floor))
-        free = self.param("scale", start, ())
+        free = self.param("scale", _scale_start(self), ())
         return distributions.Normal(loc, self.floor + nn.softplus(free))
 
 
@@ -178,9 +168,8 @@ class DiscretizedLogistic(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.DiscretizedLogistic:
-        start = nn.initializers.constant(_softplus_inverse(self.scale_init - self.floor))
         loc = 0.5 + _linear(self, "loc", h)
-        scale = self.floor + nn.softplus(_linear(self, "scale", h, bias_init=start))
+        scale = self.floor + nn.softplus(_linear(self, "scale", h, bias_init=_scale_start(self)))
         return distributions.DiscretizedLogistic(loc, scale, self.levels)
 
 
@@ -238,9 +227,15 @@ def _shape(shape: Shape) -> tuple[int, ...]:
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
-def _softplus_inverse(y: float) -> float:
-    """The s with softplus(s) = y, for y > 0."""
-    return y + math.log(-math.expm1(-y))
+def _scale_start(head: Any) -> Callable[..., Any]:
+    """The bias s at which `floor + softplus(s)` is `scale_init`."""
+    if not 0 <= head.floor < head.scale_init:
+        raise ValueError(
+            f"heads.{type(head).__name__}: expected 0 <= floor < scale_init, got "
+            f"floor={head.floor}, scale_init={head.scale_init}"
+        )
+    above = head.scale_init - head.floor
+    return nn.initializers.constant(above + math.log(-math.expm1(-above)))
 
 
 __all__ = [

@@ -4,6 +4,7 @@ Everything here is written for one example; batch it with `jax.vmap`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +50,10 @@ class Draw(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """One ancestral sample: `z ~ p(z)`, `x ~ p(x|z)`, and the `mean` of p(x|z)."""
+    """One ancestral sample: `z ~ p(z)`, `x ~ p(x|z)`, and the `mean` of p(x|z).
+
+    `mean` is `()` where p(x|z) has none in closed form.
+    """
 
     z: Any
     x: Any
@@ -85,45 +89,14 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
         return params
 
     def prior_of(params: Params, c: Any = ()) -> Any:
-        if not learned:
-            return prior
-        try:
-            return prior.apply(params["prior"], *_given(c))
-        except ScopeParamShapeError as error:
-            raise ValueError(
-                f"prior: expected one condition as at init, got {_condition(c)}; "
-                "map a batch: jax.vmap(model.prior, (None, 0))(params, c)"
-            ) from error
+        return _apply("prior", "condition", prior, params["prior"], c=c) if learned else prior
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
-        try:
-            return encoder.apply(params["encoder"], x, *_given(c), **_noise(key))
-        except ScopeParamShapeError as error:
-            raise ValueError(
-                f"encode: expected one example as at init{_expected(params, c)}, got "
-                f"{_shapes(x)} with {_condition(c)}; map a batch: jax.vmap(model.encode, "
-                "(None, 0))(params, x); a model for another size needs its own init"
-            ) from error
+        known = partial(_image_shape, decoder, params["decoder"], prior)
+        return _apply("encode", "example", encoder, params["encoder"], x, c=c, key=key, known=known)
 
     def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
-        try:
-            return decoder.apply(params["decoder"], z, *_given(c), **_noise(key))
-        except ScopeParamShapeError as error:
-            raise ValueError(
-                f"decode: expected one code as at init, got {_shapes(z)} with {_condition(c)}; "
-                "map a batch: jax.vmap(model.decode, (None, 0))(params, z)"
-            ) from error
-
-    def _expected(params: Params, c: Any) -> str:
-        if not isinstance(prior, Distribution) or not isinstance(c, tuple):
-            return ""
-        try:
-            px = jax.eval_shape(
-                lambda p: decoder.apply(p, prior.sample(jax.random.key(0))), params["decoder"]
-            )
-        except ScopeParamShapeError:  # it takes a c, which is what the caller left out
-            return " with its c"
-        return f" (this model's images are {px.event_shape})"
+        return _apply("decode", "code", decoder, params["decoder"], z, c=c, key=key)
 
     return Model(jax.jit(init), prior_of, encode, decode)
 
@@ -162,7 +135,11 @@ def generate(model: Model, params: Params, key: Key, c: Any = ()) -> Generated:
         )
     z = pz.sample(z_key)
     px = model.decode(params, z, c)
-    return Generated(z, px.sample(x_key), px.mean)
+    try:
+        mean = px.mean
+    except NotImplementedError:
+        mean = ()
+    return Generated(z, px.sample(x_key), mean)
 
 
 def interpolate(
@@ -192,16 +169,37 @@ def _given(c: Any) -> tuple[Any, ...]:
     return () if isinstance(c, tuple) and not c else (c,)
 
 
-def _noise(key: Key | None) -> dict[str, Any]:
-    return {} if key is None else {"rngs": {"dropout": key}}
+def _apply(
+    name: str,
+    what: str,
+    module: Any,
+    params: Params,
+    *inputs: Any,
+    c: Any = (),
+    key: Key | None = None,
+    known: Callable[[], str] = str,
+) -> Any:
+    """The module at work; its complaint about a kernel's shape becomes one about the input's."""
+    rngs = {} if key is None else {"rngs": {"dropout": key}}
+    try:
+        return module.apply(params, *inputs, *_given(c), **rngs)
+    except ScopeParamShapeError as error:
+        got = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(inputs or c)) or "none"
+        given = f" with c {jax.tree.map(jnp.shape, c)}" if inputs and jax.tree.leaves(c) else ""
+        raise ValueError(
+            f"{name}: expected one {what} as at init{known()}, got {got}{given or ' with no c'}; "
+            f"map a batch: jax.vmap(model.{name}, (None, 0))(params, ...); another size needs "
+            "parameters of its own: model.init"
+        ) from error
 
 
-def _shapes(tree: Any) -> str:
-    return ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
-
-
-def _condition(c: Any) -> str:
-    return f"c {_shapes(c)}" if jax.tree.leaves(c) else "no c"
+def _image_shape(decoder: Any, params: Params, prior: Any) -> str:
+    """What the decoder makes of a code, for the message above; empty where that is not known."""
+    try:
+        decoded = jax.eval_shape(lambda: decoder.apply(params, prior.sample(jax.random.key(0))))
+    except Exception:  # no prior to sample from, or a decoder that needs a condition
+        return ""
+    return f" (this model's images are {decoded.event_shape})"
 
 
 def _init(name: str, module: Any, key: Key, *inputs: Any) -> Params:

@@ -87,7 +87,8 @@ def make_step(
     def init(key: Key, params: Params) -> TrainState:
         return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        batch = as_batch(batch)
         step_key = jax.random.fold_in(_stream(state.key, "noise"), state.step)
         transform_key, loss_key = jax.random.split(step_key)
         if transform is not None:
@@ -240,13 +241,15 @@ def fit(
     order, steps = shuffled(size, batch_size), size // batch_size
     scan = make_scan(loss, optimizer, steps=steps, indices=order, transform=transform)
     run_epoch = jax.jit(scan, donate_argnums=0)
-    store = None
-    if directory is not None:
-        identity = {"examples": size, "batch_size": batch_size, "key": checkpoint.key_words(key)}
-        store = checkpoint.open_directory(directory, identity, resume=resume)
-    run = _begin(make_step(loss, optimizer)[0](key, params), store)
     device_data = jax.tree.map(jnp.asarray, data)
-    with _bar(epochs, run.epoch, progress) as bar, _interrupts() as interrupts:
+    identity = {"examples": size, "batch_size": batch_size, "key": checkpoint.key_words(key)}
+    with (
+        checkpoint.opened(directory, identity, resume=resume) as store,
+        _bar(epochs, progress) as bar,
+        _interrupts() as interrupts,
+    ):
+        run = _begin(make_step(loss, optimizer)[0](key, params), store)
+        bar.update(run.epoch)
         while run.epoch < epochs and not run.stopped:
             run.state, history = run_epoch(run.state, device_data)
             history = jax.device_get(history)
@@ -386,12 +389,12 @@ def _check_history(
     )
 
 
-def _bar(epochs: int, done: int, progress: bool) -> Any:
+def _bar(epochs: int, progress: bool) -> Any:
     from tqdm import tqdm  # lazily: importing the library stays light
 
     # A terminal redraws the line; a log file or a notebook gets a line now and then.
     often = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=epochs, initial=done, unit="epoch", disable=not progress, mininterval=often)
+    return tqdm(total=epochs, unit="epoch", disable=not progress, mininterval=often)
 
 
 @contextlib.contextmanager

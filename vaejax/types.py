@@ -27,9 +27,9 @@ Metrics: TypeAlias = dict[str, Any]
 class Batch(NamedTuple):
     """Examples with a leading axis on every leaf; `()` is "absent" and passes through `vmap`.
 
-    `x`: data `[batch, ...]`; `c`: conditions `[batch, ...]`; `y`: integer labels `[batch]`, -1 for
-    unlabelled; `weight`: `[batch]`, how much each example counts in the mean over the batch (masks
-    and ragged ends).
+    `x`: data `[batch, ...]`; `c`: conditions `[batch, ...]`, classes as one-hot rows; `y`: integer
+    labels `[batch]`, -1 for unlabelled; `weight`: `[batch]`, how much each example counts in the
+    mean over the batch (masks and ragged ends).
     """
 
     x: Any
