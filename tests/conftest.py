@@ -3,6 +3,11 @@
 import os
 import pathlib
 
+# Most of a test's time is compilation of programs that run once: a third of it without optimising.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
 import jax
 import pytest
 

@@ -1,0 +1,146 @@
+"""Experiments as their users run them: presets, own files, resume, and what is left behind."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import run, vae
+
+ROOT = Path(__file__).resolve().parents[1]
+SUMMARY = {
+    "test_elbo_nats", "test_nll_nats", "test_nll_particles", "test_distortion_nats",
+    "test_rate_nats", "epochs", "seconds_train",
+}  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(pyparsing|mathtext).*:DeprecationWarning"  # matplotlib's own, in some versions
+)
+
+
+def smoke(preset, out, **changes):
+    config = replace(vae.PRESETS[preset], smoke=True, progress=False, out=out, **changes)
+    # Keys are split once per run; the checker would also follow them through the figures' loops.
+    return vae.main(config)
+
+
+@pytest.mark.parametrize("preset", sorted(vae.PRESETS))
+def test_every_preset_runs_and_leaves_what_it_promises(preset, tmp_path):
+    summary = smoke(preset, tmp_path / "run", dataset="digits")
+    assert summary.keys() >= SUMMARY
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    bound = -(summary["test_distortion_nats"] + summary["test_rate_nats"])
+    assert summary["test_elbo_nats"] == pytest.approx(bound, rel=1e-4)
+    names = {"curves", "interpolations", "latent", "reconstructions", "samples", "traversals"}
+    names |= {"manifold"} if preset == "manifold" else set()
+    assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")} == names
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["versions"]["jax"] == jax.__version__ and config["options"]["seed"] == 0
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("shape", [(28, 20), (33, 17, 3)], ids=str)
+def test_own_images_of_any_size_train_with_the_convolutional_preset(shape, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", rng.integers(0, 256, (400, *shape)).astype(np.uint8))
+    summary = smoke("conv", tmp_path / "run", dataset=str(tmp_path / "own.npz"))
+    assert np.isfinite(summary["test_elbo_nats"])
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()
+
+
+def test_vectors_train_without_pictures(tmp_path):
+    rows = np.random.default_rng(0).uniform(size=(400, 7)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    smoke("digits", tmp_path / "run", dataset=str(tmp_path / "rows.npy"))
+    assert not list((tmp_path / "run" / "figures").glob("*.png"))
+
+
+def test_mnist_is_read_through_tfds(mnist_prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("VAEJAX_CACHE", str(tmp_path / "cache"))
+    summary = smoke("mnist", tmp_path / "run")
+    assert 100 < -summary["test_elbo_nats"] < 600
+
+
+def test_same_seed_same_numbers_and_another_seed_others(tmp_path):
+    same = [smoke("digits", tmp_path / name)["test_elbo_nats"] for name in "ab"]
+    assert same[0] == same[1]
+    assert smoke("digits", tmp_path / "c", seed=1)["test_elbo_nats"] != same[0]
+
+
+def test_a_folder_with_another_run_is_not_touched(tmp_path):
+    smoke("digits", tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="not an empty folder.*--resume.*another --out"):
+        smoke("digits", tmp_path)
+    with pytest.raises(SystemExit, match="run with other options: latent: then 10, now 3"):
+        smoke("digits", tmp_path, latent=3, resume=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_resumed_experiment_repeats_its_numbers(tmp_path):
+    first = smoke("digits", tmp_path)
+    again = smoke("digits", tmp_path, resume=True)
+    for name in SUMMARY - {"seconds_train"}:
+        assert first[name] == again[name]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_metrics_of_repeated_epochs_give_way(tmp_path):
+    for epochs in [(1, 2, 3), (2, 3, 4)]:
+        log = run.logger(tmp_path)
+        for epoch in epochs:
+            log({"epoch": float(epoch), "loss": float(10 * epochs[0] + epoch)})
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["epoch"], row["loss"]) for row in rows] == [(1, 11), (2, 22), (3, 23), (4, 24)]
+
+
+def test_the_command_line_takes_a_preset_and_options():
+    config = run.parse(vae.PRESETS, "about", ["burda", "--epochs", "3", "--resume"])
+    assert config == replace(vae.PRESETS["burda"], epochs=3, resume=True)
+    assert run.parse(vae.PRESETS, "about", []) == vae.PRESETS["digits"]
+    assert run.parse(vae.PRESETS, "about", ["--latent", "3"]).latent == 3
+
+
+def test_a_misspelt_preset_or_option_is_answered_with_the_nearest(capsys):
+    with pytest.raises(SystemExit, match="unknown preset 'mnits'; did you mean 'mnist'"):
+        run.parse(vae.PRESETS, "about", ["mnits"])
+    with pytest.raises(SystemExit):
+        run.parse(vae.PRESETS, "about", ["mnist", "--epcohs", "3"])
+    assert re.search(r"Perhaps you meant:.*--epochs", capsys.readouterr().err, re.DOTALL)
+    with pytest.raises(SystemExit):
+        run.parse(vae.PRESETS, "about", ["mnist", "--network", "con"])
+    assert "mlp" in capsys.readouterr().err
+
+
+def test_help_names_every_option_in_a_word_or_more(capsys):
+    with pytest.raises(SystemExit):
+        run.parse(vae.PRESETS, vae.__doc__, ["--help"])
+    text = capsys.readouterr().out
+    for field in fields(vae.Config):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert "nats per image" in text and "Presets" in text
+    for unit in ("epochs over which", "images per step", "epochs between", "importance samples"):
+        assert unit in text
+
+
+def test_what_a_user_can_mend_ends_without_a_traceback():
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.vae", "--dataset", "mnits"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "perhaps 'mnist'" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_importing_the_library_pulls_in_no_plotting_cli_or_dataset_package():
+    heavy = {"matplotlib", "tyro", "tensorflow_datasets", "tensorflow", "sklearn", "orbax", "PIL"}
+    code = f"import sys, vaejax; print(sorted({heavy} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert printed.stdout.strip() == "[]", printed.stderr
