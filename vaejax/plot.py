@@ -274,8 +274,9 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _png(figure: "Figure") -> bytes:
+    """What a notebook shows and stores: not wider than its column, and small in bytes."""
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    figure.savefig(file, format="png", dpi=90, bbox_inches="tight")
     return file.getvalue()
 
 
