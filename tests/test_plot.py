@@ -36,6 +36,19 @@ assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+def test_a_notebook_shows_the_picture_without_pyplot():
+    code = """
+import sys, numpy as np, pickle, vaejax.plot
+from IPython.core.formatters import DisplayFormatter
+figure = vaejax.plot.images(np.zeros((2, 3, 3)))
+for shown in figure, pickle.loads(pickle.dumps(figure)):
+    data, _ = DisplayFormatter().format(shown)
+    assert data["image/png"].startswith(b"\\x89PNG")
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_images_of_any_size(shape, tmp_path):
     x = rng.random((7, *shape))
@@ -46,6 +59,13 @@ def test_images_of_any_size(shape, tmp_path):
     np.testing.assert_allclose(canvas[: shape[0], : shape[1]], first, atol=1e-6)
     assert axis.images[0].get_clim() == (0, 1)
     assert (canvas[-shape[0] :, -shape[1] :] == 1).all()  # nine places, seven images
+
+
+def test_rows_of_images_have_names(tmp_path):
+    x = rng.random((7, 4, 4))
+    axis = drawn(plot.images(x, columns=3, labels=["image", "first", "second"]), tmp_path)
+    assert names(axis.get_yticklabels()) == ["image", "first", "second"]
+    assert not len(drawn(plot.images(x), tmp_path).get_yticks())
 
 
 def test_levels_are_divided_by_255_and_floats_are_clipped():
@@ -147,7 +167,10 @@ def test_curves(tmp_path):
     assert names(axis.get_legend().get_texts()) == ["train", "test"]
     np.testing.assert_array_equal(axis.lines[1].get_xdata(), [3, 4])
     np.testing.assert_array_equal(axis.lines[1].get_ydata(), [5, 4])
-    axis = drawn(plot.curves({"a": test}, steps=[0, 10, 20, 30], xlabel="step"), tmp_path)
+    assert axis.get_title() == "training curves"
+    places = {"steps": [0, 10, 20, 30], "xlabel": "step", "title": "test"}
+    axis = drawn(plot.curves({"a": test}, **places), tmp_path)
+    assert (axis.get_xlabel(), axis.get_title()) == ("step", "test")
     np.testing.assert_array_equal(axis.lines[0].get_xdata(), [20, 30])
 
 
@@ -163,6 +186,7 @@ X = np.zeros((4, 3, 3, 1))
         (lambda: plot.images(np.where(np.arange(4)[:, None, None] == 2, np.inf, X[..., 0])),
          r"9 values not finite, the first at \[2, 0, 0\]"),
         (lambda: plot.images(X, columns=-1), "images: columns: got -1"),
+        (lambda: plot.images(X, labels=["a"]), "images: labels: got 1 names, expected 2"),
         (lambda: plot.reconstructions(X, X[:3]), "reconstructions: reconstructed"),
         (lambda: plot.interpolations(X[0]), "rank 4 or 5"),
         (lambda: plot.traversals(X[None], values=[1.0]), "traversals: values: got 1 values"),

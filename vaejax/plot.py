@@ -1,12 +1,15 @@
 """Arrays in, a matplotlib `Figure` out: pictures of what a model reconstructs, draws and encodes.
 
-Nothing is shown and no global state touched: a notebook displays the figure that a cell returns;
-`figure.savefig(path)` writes it. Images have 1 or 3 channels, or no channel axis; floats in [0, 1]
-go from black to white, uint8 levels 0..255. Needs matplotlib (`pip install "vaejax[experiments]"`).
+Nothing is shown and no global state touched: a notebook displays the figure that a cell returns,
+with or without `%matplotlib inline`; `figure.savefig(path)` writes it. Images have 1 or 3 channels,
+or no channel axis; floats in [0, 1] go from black to white, uint8 levels 0..255. Needs matplotlib
+(`pip install "vaejax[experiments]"`).
 """
 
+import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -36,22 +39,32 @@ def reconstructions(originals: Any, reconstructed: Any) -> "Figure":
     return figure
 
 
-def images(x: Any, *, columns: int | None = None, title: str = "") -> "Figure":
+def images(
+    x: Any, *, columns: int | None = None, title: str = "", labels: Sequence[str] | None = None
+) -> "Figure":
     """Draw images in a grid, for instance samples from the prior or a look at the data.
 
     Args: x: images `[n, height, width, channels]` or `[n, height, width]`; columns: images in a
-    row, by default about the square root of n; title: written above.
-    Returns: a figure of one axis. Raises: ValueError for other shapes, empty or non-finite input.
+    row, by default about the square root of n; title: written above; labels: names of the rows,
+    for instance one per model compared, by default none.
+    Returns: a figure of one axis. Raises: ValueError for other shapes or counts, empty or
+    non-finite input.
     """
     x = _images("images: x", x, 4)
     columns = min(columns or math.ceil(math.sqrt(len(x))), len(x))
     if columns < 1:
         raise _wrong("images: columns", columns, "1 or more", "leave it out for a square")
     rows = math.ceil(len(x) / columns)
+    if labels is not None and len(labels) != rows:
+        raise _wrong("images: labels", f"{len(labels)} names", rows, "name every row")
     blank = np.ones((rows * columns - len(x), *x.shape[1:]), np.float32)  # no image: white
     grid = np.concatenate([x, blank]).reshape(rows, columns, *x.shape[1:])
     figure, axis = _mosaic(grid, title=title)
-    axis.set(xticks=[], yticks=[])
+    axis.set_xticks([])
+    if labels is None:
+        axis.set_yticks([])
+    else:
+        _ticks(axis, list(labels))
     return figure
 
 
@@ -189,19 +202,20 @@ def curves(
     steps: Any = None,
     xlabel: str = "epoch",
     ylabel: str = "nats per example",
+    title: str = "training curves",
 ) -> "Figure":
     """Draw named training curves over epochs or steps, in nats per example unless said otherwise.
 
     Args: history: name to `[time]`, for instance {"train": ..., "test": ...}; NaN is skipped, as
     before the first evaluation; steps: `[time]`, the place of each value, by default 1, 2, ...;
-    xlabel, ylabel: what the axes measure, with units.
+    xlabel, ylabel: what the axes measure, with units; title: written above.
     Returns: a figure of one axis. Raises: ValueError for other ranks or lengths, infinities, or a
     curve of nothing but NaN.
     """
     if not history:
         raise _wrong("curves: history", "no curve", "at least one", 'pass {"train": losses}')
     figure = _figure(6.0, 3.8)
-    axis = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title="training curves")
+    axis = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
     for name, values in history.items():
         values = _numbers(f"curves: history[{name!r}]", values, 1, nan=True)
         known = ~np.isnan(values)
@@ -253,7 +267,17 @@ def _figure(width: float, height: float) -> "Figure":
     except ImportError as error:
         fix = 'pip install "vaejax[experiments]"'
         raise ImportError(f"vaejax.plot needs matplotlib, not installed; {fix}") from error
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    # IPython shows a Figure as a picture only once pyplot is imported, which we do not do.
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def _png(figure: "Figure") -> bytes:
+    """What a notebook shows and stores: not wider than its column, and small in bytes."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90, bbox_inches="tight")
+    return file.getvalue()
 
 
 def _mosaic(x: np.ndarray, *, gap: float = 0.08, **labels: str) -> tuple["Figure", "Axes"]:

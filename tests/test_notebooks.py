@@ -1,0 +1,121 @@
+"""Every notebook runs from top to bottom in a fresh kernel, and is stored as it ran."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LOCAL_PATH = re.compile(r"(?<![\w.])/(tmp|home|work|root|Users|usr|var|opt)\b|[A-Z]:\\\\")
+
+# How many pictures a notebook shows, and what must hold of its variables at the end.
+PICTURES = {"vae": 8}
+CHECKS = {
+    "vae": """
+# The ELBO lies well above what independent Normals reach, no pixel being surer than s.
+pixels = vj.over_examples(data.dequantize, jax.random.key(1), training.x)
+independent = distributions.Normal(pixels.mean(0), jnp.maximum(pixels.std(0), s))
+baseline = jax.vmap(independent.log_prob)(x_test).mean()
+assert measured["elbo"].mean() > baseline + 10, (measured["elbo"].mean(), baseline)
+# L_K rises with K; the gap is some nats.
+assert bounds == sorted(bounds) and 0.5 < bounds[-1] - bounds[0] < 5, bounds
+assert 1 <= ess.min() and ess.max() <= 1000 and np.median(ess) > 10, ess
+assert abs(D_formula - terms.distortion(d)) < 1e-2 and abs(R_formula - terms.rate(d)) < 1e-4
+# The second loss reaches the rate that it asks for, at a lower bound.
+assert abs(measured_narrow["rate"].mean() - 4) < 0.5, measured_narrow["rate"].mean()
+assert measured_narrow["elbo"].mean() < measured["elbo"].mean() - 1
+# Reconstructions are closer to the images than the mean image is.
+errors = jnp.mean((reconstruct_all(best, x_test) - x_test) ** 2)
+assert errors < 0.4 * jnp.mean((pixels.mean(0)[None] - x_test) ** 2), errors
+"""
+}
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def pictures(notebook):
+    return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
+
+
+def noise(notebook):
+    """Warnings, progress bars and errors among the outputs."""
+    kinds = {output.output_type for output in outputs(notebook)}
+    streams = [o.text for o in outputs(notebook) if o.get("name") == "stderr"]
+    return streams + sorted(kinds - {"stream", "execute_result"})
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS and {path.stem for path in NOTEBOOKS} == set(PICTURES) == set(CHECKS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_as_it_ran(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert len(notebook.cells) <= 15
+    assert path.stat().st_size < 400_000
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert all(cell.outputs for cell in code)
+    assert pictures(notebook) >= PICTURES[path.stem]
+    assert noise(notebook) == []
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.get("language_info", {"name": "python"}) == {"name": "python"}
+    assert not any(cell.metadata for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_local_path_is_stored(path):
+    notebook = read(path)
+    for output in outputs(notebook):  # a picture in base64 may hold any letters
+        output.get("data", {}).pop("image/png", None)
+    found = LOCAL_PATH.search(json.dumps(notebook))
+    assert found is None, found
+
+
+def test_local_paths_are_recognised():
+    for text in ('"/tmp/x"', " /home/me", "in /work/main", "(/root/a)", json.dumps("C:\\Users")):
+        assert LOCAL_PATH.search(text), text
+    assert not LOCAL_PATH.search("https://arxiv.org/abs/1804.03599 and 1/work, a/tmp")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_in_a_fresh_kernel(path):
+    stored, notebook = read(path), read(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    notebook.cells.append(nbformat.v4.new_code_cell(CHECKS[path.stem]))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])]),
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+        "JAX_DEBUG_KEY_REUSE": "1",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+    }
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(ROOT)}},
+    )
+    client.execute(env=environment)  # raises CellExecutionError, with the traceback, at an error
+    notebook.cells.pop()
+    assert noise(notebook) == []
+    assert [len(c.get("outputs", [])) > 0 for c in notebook.cells] == [
+        len(c.get("outputs", [])) > 0 for c in stored.cells
+    ]
+    assert pictures(notebook) == pictures(stored)
