@@ -134,16 +134,16 @@ def _elbo_terms(
 ) -> tuple[Array, Array]:
     model = deterministic(model)
 
-    def example(given: Any) -> tuple[Array, Array]:
-        x, c, samples_key = _prepared(key, transform, *given)
+    def example(index: Array) -> tuple[Array, Array]:
+        one_x, one_c, samples_key = _prepared(key, transform, index, x, c)
 
         def one(sample_key: Key) -> tuple[Array, Array]:
-            d = draw(model, params, sample_key, x, c)
+            d = draw(model, params, sample_key, one_x, one_c)
             return terms.distortion(d), terms.rate(d)
 
         return jax.tree.map(jnp.mean, jax.vmap(one)(jax.random.split(samples_key, samples)))
 
-    return lax.map(example, (jnp.arange(size_of(x)), x, c), batch_size=batch_size)
+    return _over_data(example, size_of(x), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -160,13 +160,13 @@ def _log_likelihood(
 ) -> tuple[Array, Array]:
     model = deterministic(model)
 
-    def example(given: Any) -> tuple[Array, Array]:
-        x, c, particles_key = _prepared(key, transform, *given)
-        q, pz = model.encode(params, x, c), model.prior(params, c)
+    def example(index: Array) -> tuple[Array, Array]:
+        one_x, one_c, particles_key = _prepared(key, transform, index, x, c)
+        q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
 
         def log_weight(particle: Array) -> Array:
             z, log_q = q.sample_and_log_prob(jax.random.fold_in(particles_key, particle))
-            log_w = model.decode(params, z, c).log_prob(x) + pz.log_prob(z) - log_q
+            log_w = model.decode(params, z, one_c).log_prob(one_x) + pz.log_prob(z) - log_q
             return jnp.where(particle < particles, log_w, -jnp.inf)
 
         def add(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -182,12 +182,22 @@ def _log_likelihood(
         top, total, squares = lax.fori_loop(0, -(-particles // chunk), add, start)
         return top + jnp.log(total) - jnp.log(float(particles)), total**2 / squares
 
-    return lax.map(example, (jnp.arange(size_of(x)), x, c), batch_size=batch_size)
+    return _over_data(example, size_of(x), batch_size)
+
+
+def _over_data(example: Any, size: int, batch_size: int) -> Any:
+    """`example(index)` for every index below `size`, a chunk at a time, as one compiled loop."""
+    chunks = -(-size // batch_size)
+    width = -(-size // chunks)
+    # The last examples count again in the ragged end, rather than compiling it as a second program.
+    indices = jnp.minimum(jnp.arange(chunks * width), size - 1)
+    return jax.tree.map(lambda v: v[:size], lax.map(example, indices, batch_size=width))
 
 
 def _prepared(key: Key, transform: Any, index: Array, x: Any, c: Any) -> tuple[Any, Any, Key]:
-    example_key = jax.random.fold_in(key, index)
-    transform_key, rest = jax.random.split(example_key)
+    """The example at an index as the model sees it, its condition, and a key for the rest."""
+    transform_key, rest = jax.random.split(jax.random.fold_in(key, index))
+    x, c = jax.tree.map(lambda leaf: leaf[index], (x, c))
     return (x if transform is None else transform(transform_key, x)), c, rest
 
 
