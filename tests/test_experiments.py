@@ -19,14 +19,8 @@ SUMMARY = {
     "test_rate_nats", "epochs", "seconds_train",
 }  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(pyparsing|mathtext).*:DeprecationWarning"  # matplotlib's own, in some versions
-)
-
-
 def smoke(preset, out, **changes):
     config = replace(vae.PRESETS[preset], smoke=True, progress=False, out=out, **changes)
-    # Keys are split once per run; the checker would also follow them through the figures' loops.
     return vae.main(config)
 
 

@@ -105,7 +105,9 @@ def restore(store: Store, *, like: Record) -> Record | None:
     _check_same("model or optimizer", where, found, signature(target))
     _check_same("run", where, stored, store.run)
     try:
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), target)
+        shapes = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target
+        )
         arrays = store.manager.restore(
             epoch, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))
         )["arrays"]
