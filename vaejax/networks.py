@@ -143,22 +143,11 @@ def conv_native(x: Array, kernel: Array, *, stride: int = 1) -> Array:
 
 def conv_as_product(x: Array, kernel: Array, *, stride: int = 1) -> Array:
     """The same convolution as strided slices side by side times a matrix; shapes as in `conv`."""
-    height, width, channels = x.shape
     side, _, _, features = kernel.shape
-    rows, columns = -(-height // stride), -(-width // stride)
-    padding = [_same_padding(n, side, stride) for n in (height, width)]
-    padded = jnp.pad(x, [*padding, (0, 0)])
-    patches = [
-        lax.slice(
-            padded,
-            (i, j, 0),
-            (i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1, channels),
-            (stride, stride, 1),
-        )
-        for i in range(side)
-        for j in range(side)
-    ]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
+    # One axis after the other: 2 * side slices, where both at once would take side^2 of them, each
+    # a padded array of its own in the gradient.
+    columns = _windows(_windows(x, 1, side, stride), 0, side, stride)
+    return columns @ kernel.reshape(-1, features)
 
 
 def depth_to_space(x: Array) -> Array:
@@ -173,6 +162,18 @@ def join(x: Any, c: Any = ()) -> Array:
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves((x, c))])
 
 
-def _same_padding(size: int, side: int, stride: int) -> tuple[int, int]:
-    total = max((-(-size // stride) - 1) * stride + side - size, 0)
-    return total // 2, total - total // 2
+def _windows(x: Array, axis: int, side: int, stride: int) -> Array:
+    """Every window of `side` entries along an axis, as channels: `[..., side * channels]`.
+
+    "Same" padding: the axis becomes ceil(size / stride) long. The entry in the window is the
+    slower index of the new channels.
+    """
+    size = x.shape[axis]
+    windows = -(-size // stride)
+    total = max((windows - 1) * stride + side - size, 0)
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = total // 2, total - total // 2
+    padded = jnp.pad(x, padding)
+    last = stride * (windows - 1) + 1
+    slices = [lax.slice_in_dim(padded, i, i + last, stride, axis) for i in range(side)]
+    return jnp.concatenate(slices, axis=-1)
