@@ -19,6 +19,7 @@ SUMMARY = {
     "test_rate_nats", "epochs", "seconds_train",
 }  # fmt: skip
 
+
 def smoke(preset, out, **changes):
     config = replace(vae.PRESETS[preset], smoke=True, progress=False, out=out, **changes)
     return vae.main(config)

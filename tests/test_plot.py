@@ -33,7 +33,9 @@ assert not any(name.startswith("matplotlib") for name in sys.modules)
 vaejax.plot.images(np.zeros((2, 3, 3)))
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code], check=True
+    )
 
 
 def test_a_notebook_shows_the_picture_without_pyplot():
