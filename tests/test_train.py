@@ -371,3 +371,14 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
 def test_a_monitor_that_is_not_measured_is_refused(params):
     with pytest.raises(ValueError, match=r"monitor='elbo' is not among.*\['loss'\]"):
         quiet_fit(params, evaluate=some_evaluation, monitor="elbo")
+
+
+def test_an_evaluation_that_is_not_finite_stops_the_run(params):
+    with pytest.raises(train.NonFiniteError, match="'loss' is monitored and not finite"):
+        quiet_fit(params, evaluate=lambda p, key: {"loss": np.nan})
+
+
+@pytest.mark.parametrize("name", ["epochs", "evaluate_every", "checkpoint_every", "patience"])
+def test_counts_below_one_are_refused(params, name):
+    with pytest.raises(ValueError, match=f"fit: expected {name} >= 1, got 0"):
+        quiet_fit(params, **{name: 0})

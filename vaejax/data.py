@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.errors import wrong
 from vaejax.types import Array, Batch, Key
 
 NAMES = ("digits", "mnist", "fashion_mnist", "binarized_mnist")
@@ -132,11 +133,6 @@ def cache_folder(cache_dir: PathLike | None = None) -> Path:
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vaejax")
     return Path(cache_dir or os.environ.get("VAEJAX_CACHE") or home).expanduser()
-
-
-def wrong(where: str, got: Any, expected: Any, fix: str, kind: Any = ValueError) -> Exception:
-    """An error that names where it arose, what was got and expected, and the fix."""
-    return kind(f"{where}: got {got}, expected {expected}; {fix}")
 
 
 def _digits() -> Batch:

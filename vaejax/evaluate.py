@@ -15,6 +15,7 @@ from jax import lax
 
 from vaejax import terms
 from vaejax.batch import as_batch, over_examples, size_of
+from vaejax.errors import at_least_one
 from vaejax.model import Model, deterministic, draw
 from vaejax.types import Array, Key, Loss, Metrics, Params, Transform
 
@@ -47,7 +48,7 @@ def elbo_terms(
     what the likelihood sees.
     Raises ValueError where a number is not finite, with the example's index.
     """
-    _at_least_one("elbo_terms", samples=samples, batch_size=batch_size)
+    at_least_one("elbo_terms", samples=samples, batch_size=batch_size)
     batch = as_batch(data)
     D, R = _elbo_terms(model, samples, transform, batch_size, params, key, batch.x, batch.c)
     result = {"elbo": -(D + R), "distortion": D, "rate": R}
@@ -76,7 +77,7 @@ def log_likelihood(
     index.
     Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
-    _at_least_one("log_likelihood", particles=particles, batch_size=batch_size, chunk=chunk)
+    at_least_one("log_likelihood", particles=particles, batch_size=batch_size, chunk=chunk)
     batch = as_batch(data)
     sizes = particles, transform, batch_size, min(chunk, particles)
     log_px, ess = _log_likelihood(model, *sizes, params, key, batch.x, batch.c)
@@ -99,6 +100,7 @@ def mean_loss(
     `evaluate=lambda params, key: mean_loss(loss, params, key, x_valid)`. `step` is what schedules
     see, by default past their end. Returns floats by name, nats per example.
     """
+    at_least_one("mean_loss", batch_size=batch_size)
     data = as_batch(data)
     size = size_of(data)
     totals: dict[str, float] = {}
@@ -199,12 +201,6 @@ def _prepared(key: Key, transform: Any, index: Array, x: Any, c: Any) -> tuple[A
     transform_key, rest = jax.random.split(jax.random.fold_in(key, index))
     x, c = jax.tree.map(lambda leaf: leaf[index], (x, c))
     return (x if transform is None else transform(transform_key, x)), c, rest
-
-
-def _at_least_one(function: str, **counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{function}: expected {name} >= 1, got {value}")
 
 
 def _finite(function: str, name: str, values: Array, x: Any) -> np.ndarray:

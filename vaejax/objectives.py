@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from vaejax import terms
 from vaejax.batch import batch_mean, over_batch
+from vaejax.errors import at_least_one
 from vaejax.model import Model, draw
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -37,8 +38,7 @@ def elbo(
     and `beta`. Raises ValueError for samples < 1.
     Kingma and Welling, 2014, arXiv:1312.6114; beta: Higgins et al., 2017, beta-VAE.
     """
-    if samples < 1:
-        raise ValueError(f"elbo: expected samples >= 1, got {samples}")
+    at_least_one("elbo", samples=samples)
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:
         def one(sample_key: Key) -> tuple[Array, Array]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vaejax.errors import wrong
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -32,7 +34,7 @@ def reconstructions(originals: Any, reconstructed: Any) -> "Figure":
     if rows[0].shape != rows[1].shape:
         expected = f"the shape of the originals, {rows[0].shape}"
         fix = "pass the reconstructions of exactly these examples"
-        raise _wrong("reconstructions: reconstructed", rows[1].shape, expected, fix)
+        raise wrong("reconstructions: reconstructed", rows[1].shape, expected, fix)
     figure, axis = _mosaic(np.stack(rows), xlabel="example", title="reconstructions")
     count = [str(i + 1) for i in range(len(rows[0]))]
     _ticks(axis, ["original", "reconstruction"], count)
@@ -53,10 +55,10 @@ def images(
     x = _images("images: x", x, 4)
     columns = min(columns or math.ceil(math.sqrt(len(x))), len(x))
     if columns < 1:
-        raise _wrong("images: columns", columns, "1 or more", "leave it out for a square")
+        raise wrong("images: columns", columns, "1 or more", "leave it out for a square")
     rows = math.ceil(len(x) / columns)
     if labels is not None and len(labels) != rows:
-        raise _wrong("images: labels", f"{len(labels)} names", rows, "name every row")
+        raise wrong("images: labels", f"{len(labels)} names", rows, "name every row")
     blank = np.ones((rows * columns - len(x), *x.shape[1:]), np.float32)  # no image: white
     grid = np.concatenate([x, blank]).reshape(rows, columns, *x.shape[1:])
     figure, axis = _mosaic(grid, title=title)
@@ -95,13 +97,13 @@ def traversals(x: Any, *, values: Any = None, labels: Sequence[str] | None = Non
     x = _images("traversals: x", x, 5)
     names = [f"z{i + 1}" for i in range(len(x))] if labels is None else list(labels)
     if len(names) != len(x):
-        raise _wrong("traversals: labels", f"{len(names)} names", len(x), "name every row")
+        raise wrong("traversals: labels", f"{len(names)} names", len(x), "name every row")
     unit, columns = "step", [str(i + 1) for i in range(x.shape[1])]
     if values is not None:
         values = _numbers("traversals: values", values, 1)
         if len(values) != x.shape[1]:
             expected, fix = f"{x.shape[1]}, one per column", "pass the values that were decoded"
-            raise _wrong("traversals: values", f"{len(values)} values", expected, fix)
+            raise wrong("traversals: values", f"{len(values)} values", expected, fix)
         unit, columns = "value (standard deviations of the prior)", [f"{v:g}" for v in values]
     figure, axis = _mosaic(x, xlabel=unit, ylabel="latent dimension", title="latent traversals")
     _ticks(axis, names, columns)
@@ -119,7 +121,7 @@ def latent(z: Any, y: Any = None) -> "Figure":
     z = _numbers("latent: z", z, 2)
     if z.shape[1] < 2 or (z.shape[1] > 2 and len(z) < 2):
         fix = "plot a single dimension as a histogram: axis.hist(z[:, 0])"
-        raise _wrong("latent: z", z.shape, "[n, latent], both at least 2", fix)
+        raise wrong("latent: z", z.shape, "[n, latent], both at least 2", fix)
     names = ["z1", "z2"]
     if z.shape[1] > 2:
         z = z - z.mean(axis=0)
@@ -138,7 +140,7 @@ def latent(z: Any, y: Any = None) -> "Figure":
     y = np.asarray(y)
     if y.shape != (len(z),) or y.dtype.kind not in "iub":
         expected, fix = f"integer labels of shape ({len(z)},)", "pass the labels of these codes"
-        raise _wrong("latent: y", f"{y.dtype} of shape {y.shape}", expected, fix)
+        raise wrong("latent: y", f"{y.dtype} of shape {y.shape}", expected, fix)
     colours = _colours(classes := np.unique(y))
     # One call, in the order of the data: drawn class by class, the last would hide the others.
     axis.scatter(z[:, 0], z[:, 1], s=size, c=colours[np.searchsorted(classes, y)], linewidths=0)
@@ -169,7 +171,7 @@ def manifold_grid(n: int) -> np.ndarray:
     Reference: Kingma and Welling, 2014, arXiv:1312.6114 (appendix A).
     """
     if n < 1:
-        raise _wrong("manifold_grid: n", n, "at least 1", "about 20 make a good picture")
+        raise wrong("manifold_grid: n", n, "at least 1", "about 20 make a good picture")
     ticks = _quantiles(n)
     z1, z2 = np.meshgrid(ticks, ticks[::-1])
     return np.stack([z1.ravel(), z2.ravel()], axis=1).astype(np.float32)
@@ -187,7 +189,7 @@ def manifold(x: Any, n: int) -> "Figure":
     x = _images("manifold: x", x, 4)
     if len(x) != n * n:
         fix = "decode all of manifold_grid(n)"
-        raise _wrong("manifold: x", f"{len(x)} images", f"{n * n}, n x n of n = {n}", fix)
+        raise wrong("manifold: x", f"{len(x)} images", f"{n * n}, n x n of n = {n}", fix)
     unit, grid = "(standard deviations of the prior)", x.reshape(n, n, *x.shape[1:])
     title = "decoded means over the prior"
     figure, axis = _mosaic(grid, gap=0, xlabel=f"z1 {unit}", ylabel=f"z2 {unit}", title=title)
@@ -213,7 +215,7 @@ def curves(
     curve of nothing but NaN.
     """
     if not history:
-        raise _wrong("curves: history", "no curve", "at least one", 'pass {"train": losses}')
+        raise wrong("curves: history", "no curve", "at least one", 'pass {"train": losses}')
     figure = _figure(6.0, 3.8)
     axis = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
     for name, values in history.items():
@@ -221,11 +223,11 @@ def curves(
         known = ~np.isnan(values)
         if not known.any():
             fix = "leave it out, or look for where training diverged"
-            raise _wrong(f"curves: history[{name!r}]", "only NaN", "some finite value", fix)
+            raise wrong(f"curves: history[{name!r}]", "only NaN", "some finite value", fix)
         places = np.arange(1, len(values) + 1) if steps is None else np.asarray(steps)
         if places.shape != values.shape:
             fix = f"draw {name!r} in a figure of its own"
-            raise _wrong("curves: steps", f"shape {places.shape}", f"{values.shape}", fix)
+            raise wrong("curves: steps", f"shape {places.shape}", f"{values.shape}", fix)
         marker = "." if known.sum() <= 50 else ""  # a single point has no line
         axis.plot(places[known], values[known], marker=marker, label=name)
     axis.grid(alpha=0.3)
@@ -234,20 +236,16 @@ def curves(
     return figure
 
 
-def _wrong(where: str, got: Any, expected: Any, fix: str) -> ValueError:
-    return ValueError(f"{where}: got {got}, expected {expected}; {fix}")
-
-
 def _numbers(where: str, x: Any, *ranks: int, nan: bool = False) -> np.ndarray:
     x = np.asarray(x)
     if x.ndim not in ranks or not x.size:
         expected = f"an array of rank {' or '.join(map(str, ranks))}, not empty"
-        raise _wrong(where, f"shape {x.shape}", expected, "check its axes")
+        raise wrong(where, f"shape {x.shape}", expected, "check its axes")
     x = x.astype(np.float64)
     bad = np.argwhere(~(np.isfinite(x) | (nan & np.isnan(x))))
     if len(bad):
         got = f"{len(bad)} values not finite, the first at {bad[0].tolist()}"
-        raise _wrong(where, got, "finite values", "drop them, or look for where they arise")
+        raise wrong(where, got, "finite values", "drop them, or look for where they arise")
     return x
 
 
@@ -257,7 +255,7 @@ def _images(where: str, x: Any, rank: int) -> np.ndarray:
     values = values[..., None] if x.ndim == rank - 1 else values
     if values.shape[-1] not in (1, 3):
         fix = "for grey images add the axis: x[..., None]"
-        raise _wrong(where, f"shape {x.shape}", "1 or 3 channels in the last axis", fix)
+        raise wrong(where, f"shape {x.shape}", "1 or 3 channels in the last axis", fix)
     return values.astype(np.float32)
 
 

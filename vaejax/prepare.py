@@ -8,7 +8,8 @@ import importlib.util
 import tempfile
 from pathlib import Path
 
-from vaejax.data import PathLike, check_tfds_name, tfds_folder, wrong
+from vaejax.data import PathLike, check_tfds_name, tfds_folder
+from vaejax.errors import wrong
 
 
 def prepare(

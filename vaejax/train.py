@@ -23,6 +23,7 @@ from jax import lax
 
 from vaejax import checkpoint
 from vaejax.batch import as_batch, over_examples, size_of
+from vaejax.errors import at_least_one
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
 
@@ -235,6 +236,8 @@ def fit(
     last good checkpoint; Interrupted on Ctrl-C, after the epoch is done and saved; ValueError for
     data that cannot be trained on or a directory or checkpoint that is not this run's.
     """
+    every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
+    at_least_one("fit", epochs=epochs, patience=patience, **every)
     data = as_batch(data)
     size = size_of(data)
     _check_finite(data)
@@ -261,7 +264,9 @@ def fit(
             if evaluate is None:
                 run.best = run.state
             elif run.epoch % evaluate_every == 0 or run.epoch == epochs:
-                measured = _evaluated(evaluate, run.state.params, key, monitor)
+                measured = _evaluated(
+                    evaluate, run.state.params, key, monitor, run.epoch * steps, store
+                )
                 row |= {f"eval/{name}": value for name, value in measured.items()}
                 run.compare(measured[monitor], patience)
             run.rows.append(row)
@@ -339,7 +344,12 @@ def _mix(x: Array) -> Array:
 
 
 def _evaluated(
-    evaluate: Callable[[Params, Key], Metrics], params: Params, key: Key, monitor: str
+    evaluate: Callable[[Params, Key], Metrics],
+    params: Params,
+    key: Key,
+    monitor: str,
+    step: int,
+    store: checkpoint.Store | None,
 ) -> dict[str, float]:
     # The same noise at every evaluation: they differ by the parameters alone.
     measured = evaluate(params, _stream(key, "evaluation"))
@@ -347,7 +357,21 @@ def _evaluated(
         raise ValueError(
             f"fit: monitor={monitor!r} is not among what evaluate returned: {sorted(measured)}"
         )
-    return {name: float(value) for name, value in measured.items()}
+    values = {name: float(value) for name, value in measured.items()}
+    if not math.isfinite(values[monitor]):
+        raise NonFiniteError(
+            f"fit: evaluate returned {values} after step {step}, of which {monitor!r} is monitored "
+            f"and not finite. {_last_good(store)}",
+            step,
+            values,
+            checkpoint.latest(store),
+        )
+    return values
+
+
+def _last_good(store: checkpoint.Store | None) -> str:
+    last = checkpoint.latest(store)
+    return f"Last good checkpoint: {last}" if last else "No checkpoint has been written."
 
 
 def _check_finite(data: Batch) -> None:
@@ -375,17 +399,15 @@ def _check_history(
         f"[{np.min(leaf[chosen]):.4g}, {np.max(leaf[chosen]):.4g}]"
         for leaf in map(np.asarray, jax.tree.leaves(data.x))
     )
-    last = checkpoint.latest(store)
     raise NonFiniteError(
         f"fit: {', '.join(n for n, v in terms.items() if not math.isfinite(v))} not finite at step "
         f"{step} ({', '.join(f'{n} = {v:.6g}' for n, v in terms.items())}). The batch's stored x "
         f"lies in {ranges}, with {'no transform' if transform is None else 'a transform'}: check "
         "that the likelihood's support holds it (data.binarize, data.scale), then try a lower "
-        "learning rate or clipped gradients. "
-        + (f"Last good checkpoint: {last}" if last else "No checkpoint has been written."),
+        f"learning rate or clipped gradients. {_last_good(store)}",
         step,
         terms,
-        last,
+        checkpoint.latest(store),
     )
 
 
