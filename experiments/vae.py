@@ -67,7 +67,7 @@ PRESETS = {
     "burda": replace(MNIST, hidden=(200, 200), activation="tanh", latent=50, batch_size=20,
                      epochs=80, decay_epochs=80, adam_epsilon=1e-4, evaluate_every=5),
     "manifold": replace(MNIST, hidden=(500, 500), latent=2, epochs=50, decay_epochs=50),
-    "conv": replace(MNIST, network="conv", hidden=(32, 64), latent=32),
+    "conv": replace(MNIST, network="conv", hidden=(32, 64), latent=32, particles=20),
     "gaussian": replace(MNIST, likelihood="normal", scale=0.1),
     "full_covariance": replace(MNIST, posterior="full_covariance"),
 }  # fmt: skip
