@@ -22,15 +22,19 @@ def vae(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> dict[str
     codes = jax.jit(jax.vmap(lambda one: model.encode(params, one).mean))(x)
     decode = jax.jit(jax.vmap(lambda z: model.decode(params, z).mean))
     samples = jax.jit(jax.vmap(partial(generate, model, params)))(jax.random.split(key, 64))
-    pairs = jax.jit(jax.vmap(partial(interpolate, model, params)))(x[:6], x[6:12])
+    pairs = min(6, len(x) // 2)
+    paths = jax.jit(jax.vmap(partial(interpolate, model, params)))(x[:pairs], x[pairs : 2 * pairs])
     drawn = {
         "reconstructions": plot.reconstructions(
             x[:10], jax.jit(jax.vmap(partial(reconstruct, model, params)))(x[:10])
         ),
         "samples": plot.images(samples.mean, title="samples z ~ p(z), mean of p(x|z)"),
-        "interpolations": plot.interpolations(pairs),
-        "latent": plot.latent(codes[:5000], None if isinstance(y, tuple) else y[:5000]),
     }
+    if pairs:
+        drawn["interpolations"] = plot.interpolations(paths)
+    if codes.shape[1] > 1:
+        labels = None if isinstance(y, tuple) else y[:5000]
+        drawn["latent"] = plot.latent(codes[:5000], labels)
     used = np.argsort(-np.var(np.asarray(codes), axis=0))[:8]
     values = jnp.linspace(-3, 3, 9)
     grid = jnp.stack([jnp.zeros((9, codes.shape[1])).at[:, i].set(values) for i in used])

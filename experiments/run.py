@@ -47,13 +47,17 @@ def parse(presets: Mapping[str, Config], about: str, argv: Sequence[str] | None 
 
 def command_line(main: Callable[[Config], Any], presets: Mapping[str, Config], about: str) -> None:
     """Run `main` on what the command line says; what the user can mend ends without a traceback."""
+    from vaejax import train
+
     use_compilation_cache()
     try:
         main(parse(presets, about))
+    except train.Interrupted as error:
+        raise SystemExit(f"{error}: add --resume --out FOLDER") from error
     except (OSError, ImportError, ValueError, TypeError, FloatingPointError) as error:
         frames = list(traceback.walk_tb(error.__traceback__))
         raised_in = Path(frames[-1][0].f_code.co_filename).parent.name
-        if raised_in != "vaejax":  # not one of the library's own messages: a bug, to be shown
+        if raised_in not in ("vaejax", "experiments"):  # none of our own messages: a bug, shown
             raise
         raise SystemExit(f"error: {error}") from error
 
@@ -68,7 +72,9 @@ def open_folder(config: Any, *, name: str) -> Path:
     folder = Path(config.out or f"runs/{name}-{stamp}").expanduser()
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     stored = folder / "config.json"
-    if config.resume and stored.exists():
+    if config.resume and not stored.exists():
+        raise SystemExit(f"--resume: {config.out or 'no --out was given, so there'} holds no run")
+    if config.resume:
         before = json.loads(stored.read_text())["options"]
         changed = [
             f"{option}: then {before.get(option)}, now {value}"
@@ -88,21 +94,39 @@ def open_folder(config: Any, *, name: str) -> Path:
 
 
 def logger(folder: Path) -> Callable[[dict[str, float]], None]:
-    """A function that appends an epoch's numbers to metrics.jsonl.
+    """A function that appends an epoch's numbers, and the seconds so far, to metrics.jsonl.
 
-    A resumed run repeats the epochs since its last checkpoint: their old lines give way.
+    A resumed run repeats the epochs since its last checkpoint: their old lines give way, and so
+    does a line that a kill cut short.
     """
     path = folder / "metrics.jsonl"
+    began = time.perf_counter()
+    before: list[float] = []  # seconds of the legs before this one, known at the first row
 
     def log(row: dict[str, float]) -> None:
-        lines = path.read_text().splitlines() if path.exists() else []
-        if lines and json.loads(lines[-1])["epoch"] >= row["epoch"]:
-            kept = [line for line in lines if json.loads(line)["epoch"] < row["epoch"]]
-            path.write_text("".join(line + "\n" for line in kept))
+        if not before:
+            kept = [old for old in rows(folder) if old["epoch"] < row["epoch"]]
+            part = path.with_suffix(".part")
+            part.write_text("".join(json.dumps(old) + "\n" for old in kept))
+            part.replace(path)
+            before.append(kept[-1]["seconds"] if kept else 0.0)
+        seconds = before[0] + time.perf_counter() - began
         with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({**row, "seconds": seconds}) + "\n")
 
     return log
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """The complete lines of metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
 
 
 def save_figures(folder: Path, figures: Mapping[str, Any]) -> None:

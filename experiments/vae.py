@@ -8,7 +8,6 @@ Expected numbers and wall times: experiments/README.md. All figures in nats per 
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Literal
 
 import jax
@@ -19,6 +18,7 @@ from flax import linen as nn
 
 from experiments import figures, run
 from vaejax import data, distributions, evaluate, heads, networks, objectives, plot, train
+from vaejax.errors import at_least_one
 from vaejax.model import Model, autoencoder
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -74,7 +74,7 @@ PRESETS = {
 
 
 def build(config: Config, shape: tuple[int, ...], mean: Any) -> Model:
-    """The model for data of `shape`; `mean` is the data's mean image, in [0, 1]."""
+    """The model for data of `shape`; `mean`, in [0, 1], is where the decoder's biases start."""
     activation: Any = getattr(nn, config.activation)
     encoder: nn.Module
     decoder: nn.Module
@@ -115,12 +115,15 @@ def main(config: Config) -> dict[str, Any]:
                          train_split="train[:64]", test_split="test[:32]")  # fmt: skip
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split)
-    folder = run.open_folder(config, name=f"vae-{Path(config.dataset).stem}")
+    counts = {"epochs": config.epochs, "particles": config.particles}
+    at_least_one("vae", **counts, batch_size=config.batch_size)
+    train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
     transform = transform_for(config, images)
-    keys = jax.random.split(jax.random.key(config.seed), 5)
+    keys = jax.random.split(jax.random.key(config.seed), 7)
     as_seen = jax.vmap(transform)(jax.random.split(keys[0], len(images[:2000])), images[:2000])
     model = build(config, images.shape[1:], np.asarray(as_seen.mean(axis=0)))
     params = model.init(keys[1], as_seen[0])
+    folder = run.open_folder(config, name=f"vae-{Path(config.dataset).stem}")
 
     steps = len(images) // config.batch_size
     rate = optax.cosine_decay_schedule(config.learning_rate, config.decay_epochs * steps or 1)
@@ -128,7 +131,6 @@ def main(config: Config) -> dict[str, Any]:
                       eps=config.adam_epsilon)  # fmt: skip
     warmup = optax.linear_schedule(0.0, config.beta, config.warmup_epochs * steps)
     loss = objectives.elbo(model, beta=warmup if config.warmup_epochs else config.beta)
-    began = perf_counter()
     fitted = train.fit(
         loss, adam, params, images,
         key=keys[2], epochs=config.epochs, batch_size=config.batch_size, transform=transform,
@@ -137,7 +139,6 @@ def main(config: Config) -> dict[str, Any]:
         directory=folder / "checkpoints", checkpoint_every=config.checkpoint_every,
         resume=config.resume, log=run.logger(folder), progress=config.progress,
     )  # fmt: skip
-    seconds = perf_counter() - began
 
     measured = evaluate.elbo_terms(model, fitted.params, keys[3], test.x, transform=transform)
     likelihood = evaluate.log_likelihood(
@@ -152,15 +153,14 @@ def main(config: Config) -> dict[str, Any]:
         "test_rate_nats": measured["rate"].mean(),
         "test_images": len(test.x),
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": seconds,
+        "seconds_train": run.rows(folder)[-1]["seconds"],
     }
     summary = {name: value if isinstance(value, int) else float(value)
                for name, value in summary.items()}  # fmt: skip
     run.write_json(folder / "summary.json", summary)
-    if images.ndim == 4:
-        figures_key, seen_key = jax.random.split(jax.random.key(config.seed + 1))
-        seen = jax.vmap(transform)(jax.random.split(seen_key, len(test.x)), test.x)
-        drawn = figures.vae(model, fitted.params, figures_key, seen, test.y)
+    if images.ndim == 4 and images.shape[-1] in (1, 3):
+        seen = jax.vmap(transform)(jax.random.split(keys[5], len(test.x)), test.x)
+        drawn = figures.vae(model, fitted.params, keys[6], seen, test.y)
         curves = {"train": fitted.history["elbo"], "test": fitted.history["eval/elbo"]}
         drawn["curves"] = plot.curves(curves, ylabel="ELBO, nats per image")
         run.save_figures(folder, drawn)

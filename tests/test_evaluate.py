@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from flax import linen as nn
 
-from vaejax import data, heads
+from vaejax import data, heads, networks
 from vaejax.distributions import Normal
 from vaejax.evaluate import elbo_terms, log_likelihood, mean_loss
-from vaejax.model import autoencoder
+from vaejax.model import autoencoder, deterministic
 from vaejax.objectives import elbo
 from vaejax.types import Batch
 
@@ -189,3 +190,57 @@ def test_conditions_travel_in_the_batch(key):
     result = log_likelihood(model, PARAMS, key, Batch(X, shift), particles=2)
     exact = oracles.linear_gaussian_log_px(PARAMS, X - np.asarray(shift))
     np.testing.assert_allclose(result.log_px, exact, atol=1e-3)
+
+
+def test_weights_count_across_batches_and_masked_batches_are_left_out():
+    def loss(params, key, batch, step):
+        return jnp.sum(batch.weight * batch.x) / jnp.sum(batch.weight), {}
+
+    weight = np.repeat([1.0, 0.001, 0.0], 5).astype(np.float32)
+    batch = Batch(np.arange(15, dtype=np.float32), weight=weight)
+    for size in (15, 5, 4):
+        measured = mean_loss(loss, {}, jax.random.key(0), batch, batch_size=size)
+        assert measured["loss"] == pytest.approx(
+            np.average(np.arange(15), weights=weight), rel=1e-5
+        )
+
+
+def test_schedules_of_the_next_step_are_past_their_end_too():
+    loss = elbo(POOR, beta=lambda step: jnp.minimum(1.0, (step + 1) / 1000))
+    assert mean_loss(loss, PARAMS, jax.random.key(0), X)["beta"] == 1.0
+
+
+def test_dropout_is_off_in_evaluation():
+    noisy = autoencoder(
+        nn.Sequential([networks.MLP((16,), dropout=0.5), heads.Normal(2)]),
+        nn.Sequential([networks.MLP((16,), dropout=0.5), heads.FixedNormal(5, 1.0)]),
+        Normal(jnp.zeros(2), jnp.ones(2)),
+    )
+    params = noisy.init(jax.random.key(0), jnp.zeros(5))
+    quiet = deterministic(noisy)
+    for call in (elbo_terms, partial(log_likelihood, particles=3)):
+        one, two = (call(m, params, jax.random.key(1), X) for m in (noisy, quiet))
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+    loss = elbo(noisy)
+    assert (
+        mean_loss(loss, params, jax.random.key(1), X)["elbo"]
+        < mean_loss(elbo(quiet), params, jax.random.key(1), X)["elbo"]
+    )
+
+
+def test_a_point_posterior_has_no_likelihood_under_a_density():
+    """Checked against a silent "log p(x)" whose effective sample size is perfect."""
+    prior = Normal(jnp.zeros(2), jnp.ones(2))
+    point = autoencoder(heads.Code(2), heads.FixedNormal(5, 1.0), prior)
+    params = point.init(jax.random.key(0), jnp.zeros(5))
+    with pytest.raises(TypeError, match="Delta is discrete and Normal is a density"):
+        log_likelihood(point, params, jax.random.key(0), X, particles=3)
+    without = autoencoder(heads.Code(2), heads.FixedNormal(5, 1.0))
+    with pytest.raises(ValueError, match="deterministic autoencoder has no prior"):
+        log_likelihood(without, params, jax.random.key(0), X, particles=3)
+
+
+def test_an_empty_data_set_is_refused():
+    for call in (elbo_terms, partial(log_likelihood, particles=3)):
+        with pytest.raises(ValueError, match="expected examples >= 1, got 0"):
+            call(MODEL, PARAMS, jax.random.key(0), X[:0])

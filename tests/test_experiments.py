@@ -79,12 +79,46 @@ def test_a_folder_with_another_run_is_not_touched(tmp_path):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_a_resumed_experiment_repeats_its_numbers(tmp_path):
-    first = smoke("digits", tmp_path)
-    again = smoke("digits", tmp_path, resume=True)
+def test_a_resumed_experiment_repeats_the_numbers_of_one_go(tmp_path, monkeypatch):
+    whole = smoke("digits", tmp_path / "whole")
+    fit = vae.train.fit
+
+    def cut_short(*arguments, epochs, **options):
+        fit(*arguments, epochs=1, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vae.train, "fit", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        smoke("digits", tmp_path / "cut")
+    monkeypatch.undo()
+    again = smoke("digits", tmp_path / "cut", resume=True)
     for name in SUMMARY - {"seconds_train"}:
-        assert first[name] == again[name]
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+        assert whole[name] == again[name]
+    first, second = run.rows(tmp_path / "cut")
+    assert (first["epoch"], second["epoch"]) == (1, 2)
+    assert again["seconds_train"] == second["seconds"] > first["seconds"]  # both legs
+
+
+def test_a_failed_start_leaves_the_folder_free(tmp_path):
+    for wrong_option in ({"batch_size": 5000}, {"particles": 0}):
+        with pytest.raises(ValueError, match="batch_size=5000|particles >= 1, got 0"):
+            vae.main(replace(vae.Config(), out=tmp_path / "run", **wrong_option))
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_without_a_run_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="no --out was given"):
+        smoke("digits", None, resume=True)
+    with pytest.raises(SystemExit, match="holds no run"):
+        smoke("digits", tmp_path / "typo", resume=True)
+
+
+@pytest.mark.parametrize("images", [(30, 5, 6), (30, 4, 4, 4)], ids=["few", "four channels"])
+def test_few_images_or_channels_that_cannot_be_drawn_do_not_spoil_a_run(images, tmp_path):
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 256, images, np.uint8))
+    config = replace(vae.Config(), dataset=str(tmp_path / "own.npy"), out=tmp_path / "run",
+                     latent=1, epochs=1, batch_size=8, particles=2, progress=False)  # fmt: skip
+    assert np.isfinite(vae.main(config)["test_elbo_nats"])
 
 
 def test_metrics_of_repeated_epochs_give_way(tmp_path):
@@ -92,8 +126,16 @@ def test_metrics_of_repeated_epochs_give_way(tmp_path):
         log = run.logger(tmp_path)
         for epoch in epochs:
             log({"epoch": float(epoch), "loss": float(10 * epochs[0] + epoch)})
-    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["epoch"], row["loss"]) for row in rows] == [(1, 11), (2, 22), (3, 23), (4, 24)]
+    found = [(row["epoch"], row["loss"]) for row in run.rows(tmp_path)]
+    assert found == [(1, 11), (2, 22), (3, 23), (4, 24)]
+
+
+def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1.0, "seconds": 5.0}\n{"epoch": 2.0, "se')
+    log = run.logger(tmp_path)
+    log({"epoch": 2.0})
+    rows = run.rows(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2] and rows[1]["seconds"] > 5
 
 
 def test_the_command_line_takes_a_preset_and_options():

@@ -43,6 +43,12 @@ def test_features_that_are_a_map_share_one_linear_map_per_pixel(key):
     np.testing.assert_allclose(px.logits, jnp.einsum("hwf,fc->hwc", h, kernel), atol=1e-5)
 
 
+def test_classes_of_a_pixel_are_a_map_too(key):
+    px, variables = heads.Categorical((4, 3), 5).init_with_output(key, jnp.ones((4, 3, 6)))
+    assert px.event_shape == (4, 3) and px.logits.shape == (4, 3, 5)
+    assert variables["params"]["logits"]["kernel"].shape == (6, 5)
+
+
 def test_an_event_without_channels_takes_a_map_too(key):
     px, _ = heads.Normal((4, 3)).init_with_output(key, jnp.ones((4, 3, 6)))
     assert px.loc.shape == px.scale.shape == (4, 3)

@@ -156,6 +156,11 @@ def test_a_batch_or_another_size_is_named_with_the_fix(model, params, shape):
         model.encode(params, jnp.zeros(shape))
 
 
+def test_init_from_a_batch_is_refused(model, key):
+    with pytest.raises(ValueError, match=r"init: x: got a batch \(7, 5, 3, 1\).*pass x\[0\]"):
+        model.init(key, jnp.zeros((7, *SHAPE)))
+
+
 def test_codes_of_another_size_are_named(model, params):
     with pytest.raises(ValueError, match=r"decode: expected one code.*got \(3,\)"):
         model.decode(params, jnp.zeros(3))

@@ -112,3 +112,11 @@ def test_networks_train_in_scan_under_vmap(key):
 
     _, values = jax.jit(lambda v: jax.lax.scan(step, v, length=50))(variables)
     assert values[-1] < 0.5 * values[0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, jnp.float16, jnp.float64])
+def test_stored_pixels_and_double_precision_are_taken(dtype, x64, key):
+    x = jnp.ones((5, 7, 1), dtype)
+    y, variables = networks.ConvEncoder((3,)).init_with_output(key, x)
+    assert jnp.issubdtype(y.dtype, jnp.floating)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

@@ -91,6 +91,14 @@ def test_a_step_uses_every_term_of_the_loss_before_the_update(params):
     assert set(metrics) == {"loss", "elbo", "distortion", "rate", "beta"}
     assert int(new.step) == 1
     chex.assert_trees_all_equal_shapes_and_dtypes(new.params, params)
+    # One step of Adam by hand, with the key that the step says it uses.
+    step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0)
+    loss_key = jax.random.split(step_key)[1]
+    batch = train.as_batch(jnp.ones((6, 4, 3)))
+    value, grads = jax.value_and_grad(lambda p: LOSS(p, loss_key, batch, 0)[0])(params)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    updates, _ = ADAM.update(grads, ADAM.init(params), params)
+    chex.assert_trees_all_close(new.params, optax.apply_updates(params, updates), rtol=1e-4)
 
 
 def test_one_trace_for_all_epochs(params):
@@ -192,15 +200,50 @@ def some_evaluation(p, key):
     return {"loss": float(jnp.abs(p["decoder"]["params"]["logits"]["bias"]).sum())}
 
 
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(params, tmp_path):
-    options = {"evaluate": some_evaluation, "evaluate_every": 2, "patience": 4}
+def stopped_after(epoch):
+    def log(row):
+        if row["epoch"] == epoch:
+            signal.raise_signal(signal.SIGINT)
+
+    return log
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 100])
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(params, tmp_path, checkpoint_every):
+    """Everything: parameters, optimizer, best state, history, and when early stopping strikes."""
+
+    def evaluate(p, key):  # falls, then rises, so that patience runs out
+        return {"loss": abs(some_evaluation(p, key)["loss"] - 0.35)}
+
+    options = {
+        "evaluate": evaluate, "evaluate_every": 2, "patience": 3, "epochs": 40,
+        "hook": lambda s: s._replace(params=jax.tree.map(lambda a: 1.001 * a, s.params)),
+    }  # fmt: skip
+    whole = quiet_fit(params, **options)
+    assert whole.stopped == "early" and int(whole.best.step) < int(whole.state.step)
+    at = int(whole.history["epoch"][-1]) - 3  # while it waits
+    with pytest.raises(train.Interrupted):
+        quiet_fit(params, directory=tmp_path, log=stopped_after(at),
+                  checkpoint_every=checkpoint_every, **options)  # fmt: skip
+    resumed = quiet_fit(params, directory=tmp_path, resume=True, **options)
+    equal((whole.state, whole.best), (resumed.state, resumed.best))
+    assert whole.history.keys() == resumed.history.keys()
+    equal(whole.history, resumed.history)
+    assert resumed.stopped == "early"
+
+
+def test_a_longer_run_is_the_same_as_one_planned_longer(params, tmp_path):
+    options = {"evaluate": some_evaluation, "evaluate_every": 2, "patience": 3}
     whole = quiet_fit(params, epochs=7, **options)
     quiet_fit(params, epochs=3, directory=tmp_path, **options)
-    resumed = quiet_fit(params, epochs=7, directory=tmp_path, resume=True, **options)
-    # Epoch 3 was the last of the first run, so it was evaluated there and not in the other.
-    for name in ("loss", "elbo", "rate", "epoch"):
-        np.testing.assert_array_equal(whole.history[name], resumed.history[name])
-    equal(whole.state, resumed.state)
+    longer = quiet_fit(params, epochs=7, directory=tmp_path, resume=True, **options)
+    equal((whole.state, whole.best), (longer.state, longer.best))
+
+
+def test_more_patience_continues_a_run_that_stopped_early(params, tmp_path):
+    options = {"evaluate": lambda p, key: {"loss": 1.0}, "directory": tmp_path, "epochs": 9}
+    assert quiet_fit(params, patience=1, **options).history["epoch"][-1] == 2
+    assert quiet_fit(params, patience=4, resume=True, **options).history["epoch"][-1] == 5
 
 
 SCRIPT = """
@@ -251,10 +294,7 @@ def test_killed_run_resumes_to_the_same_bits(params, tmp_path):
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_all_there_was(params, tmp_path):
-    def log(row):
-        if row["epoch"] == 2:
-            signal.raise_signal(signal.SIGINT)
-
+    log = stopped_after(2)
     with pytest.raises(train.Interrupted, match="stopped by Ctrl-C after epoch 2") as caught:
         quiet_fit(params, epochs=5, directory=tmp_path, checkpoint_every=100, log=log)
     assert len(caught.value.fitted.history["loss"]) == 2
@@ -369,8 +409,8 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
 
 
 def test_a_monitor_that_is_not_measured_is_refused(params):
-    with pytest.raises(ValueError, match=r"monitor='elbo' is not among.*\['loss'\]"):
-        quiet_fit(params, evaluate=some_evaluation, monitor="elbo")
+    with pytest.raises(ValueError, match=r"monitor='rate' is not among.*\['loss'\]"):
+        quiet_fit(params, evaluate=some_evaluation, monitor="rate")
 
 
 def test_an_evaluation_that_is_not_finite_stops_the_run(params):
@@ -382,3 +422,67 @@ def test_an_evaluation_that_is_not_finite_stops_the_run(params):
 def test_counts_below_one_are_refused(params, name):
     with pytest.raises(ValueError, match=f"fit: expected {name} >= 1, got 0"):
         quiet_fit(params, **{name: 0})
+
+
+def test_parameters_that_are_not_finite_are_never_kept_as_good(params, tmp_path):
+    """A finite loss with a gradient that is not: the epoch's checkpoint is not written."""
+
+    def loss(p, key, batch, step):
+        value, metrics = LOSS(p, key, batch, step)
+        bias = p["decoder"]["params"]["logits"]["bias"]
+        # Of value 0 and gradient NaN, at one step only.
+        root = lambda b: jnp.sqrt(jnp.sum(0 * b))  # noqa: E731
+        bad = jax.lax.cond(step == 5, root, lambda b: 0 * jnp.sum(b), bias)
+        return value + bad, metrics
+
+    with pytest.raises(train.NonFiniteError, match="parameters are not finite after step 5"):
+        train.fit(loss, ADAM, params, IMAGES, key=jax.random.key(0), epochs=9, batch_size=16,
+                  transform=data.binarize, directory=tmp_path, progress=False)  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"1"}
+
+
+def test_best_is_the_last_state_until_something_was_compared(params):
+    with pytest.raises(train.Interrupted) as caught:
+        quiet_fit(params, epochs=9, evaluate=some_evaluation, evaluate_every=5,
+                  log=stopped_after(2))  # fmt: skip
+    equal(caught.value.fitted.best, caught.value.fitted.state)
+
+
+def test_parameters_of_numpy_resume_too(params, tmp_path):
+    arrays = jax.tree.map(np.array, params)
+    quiet_fit(arrays, epochs=1, directory=tmp_path)
+    resumed = quiet_fit(arrays, epochs=2, directory=tmp_path, resume=True)
+    equal(resumed.state, quiet_fit(params, epochs=2).state)
+
+
+def test_other_data_of_the_same_size_are_refused(params, tmp_path):
+    quiet_fit(params, epochs=1, directory=tmp_path)
+    with pytest.raises(ValueError, match="(?s)another run.*data: checkpoint"):
+        quiet_fit(params, images=255 - IMAGES, directory=tmp_path, resume=True)
+
+
+def test_what_cannot_be_monitored_or_logged_is_refused(params):
+    with pytest.raises(ValueError, match="fit: monitor: got 'elbo', expected what is minimised"):
+        quiet_fit(params, evaluate=some_evaluation, monitor="elbo")
+
+    def loss(p, key, batch, step):
+        value, metrics = LOSS(p, key, batch, step)
+        return value, {**metrics, "means": jnp.zeros(3)}
+
+    with pytest.raises(ValueError, match=r"metric 'means': got shape \(3,\), expected a scalar"):
+        train.fit(loss, ADAM, params, IMAGES, key=jax.random.key(0), epochs=1, batch_size=16,
+                  transform=data.binarize, progress=False)  # fmt: skip
+
+
+def test_a_state_may_be_donated_without_taking_the_callers_parameters(params):
+    state = train.make_step(LOSS, ADAM)[0](jax.random.key(0), params)
+    scan = train.make_scan(LOSS, ADAM, steps=1, indices=train.shuffled(50, 16),
+                           transform=data.binarize)  # fmt: skip
+    jax.jit(scan, donate_argnums=0)(state, IMAGES)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("bad", [200.0, -1.0])
+def test_floats_beyond_probabilities_are_not_silently_binarised(params, bad):
+    with pytest.raises(train.NonFiniteError, match="distortion"):
+        quiet_fit(params, images=np.full((20, 4, 3), bad, np.float32), epochs=1)

@@ -42,19 +42,22 @@ def over_examples(function: Callable[..., Any], key: Key, *arrays: Any) -> Any:
 
 
 def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Batch) -> Any:
-    """`example(params, key_i, x_i, c_i)` for every example of the batch.
+    """`example(params, key_i, x_i, c_i)` for every example of the batch; x is 0 where masked.
 
     Returns what `example` returns with a leading batch axis. Let it return numbers or plain
     arrays, never a Draw: `vmap` would copy parameters inside its distributions for each example.
     """
-    return over_examples(lambda k, x, c: example(params, k, x, c), key, batch.x, batch.c)
+    x = batch.x
+    if not isinstance(batch.weight, tuple):
+        # What is masked may hold anything, NaN too, and must leave no trace in the gradient.
+        x = jax.vmap(lambda w, one: jax.tree.map(lambda v: jnp.where(w > 0, v, 0), one))(
+            batch.weight, x
+        )
+    return over_examples(lambda k, x, c: example(params, k, x, c), key, x, batch.c)
 
 
 def batch_mean(values: Any, weight: Any = ()) -> Any:
     """Mean over the batch of every leaf `[batch]`, `sum_i w_i v_i / sum_i w_i` under weights."""
     if isinstance(weight, tuple):
         return jax.tree.map(jnp.mean, values)
-    # A weight of zero must also silence a value that is not finite.
-    return jax.tree.map(
-        lambda v: jnp.sum(jnp.where(weight > 0, weight * v, 0)) / jnp.sum(weight), values
-    )
+    return jax.tree.map(lambda v: jnp.sum(weight * v) / jnp.sum(weight), values)

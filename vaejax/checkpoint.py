@@ -73,7 +73,7 @@ def save(store: Store, epoch: int, record: Record) -> None:
     meta = {
         "run": store.run,
         "signature": signature(arrays),
-        "sha256": _digest(arrays),
+        "sha256": digest(arrays),
         "progress": record.progress,
     }
     store.manager.save(
@@ -111,7 +111,7 @@ def restore(store: Store, *, like: Record) -> Record | None:
         arrays = store.manager.restore(
             epoch, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))
         )["arrays"]
-        if _digest(arrays) != meta["sha256"]:
+        if digest(arrays) != meta["sha256"]:
             raise ValueError("its arrays do not match their checksum")
     except Exception as error:
         raise _damaged(store, where, error) from error
@@ -141,6 +141,14 @@ def key_words(key: Key) -> list[int]:
     return np.asarray(_without_keys(key)).ravel().tolist()
 
 
+def digest(tree: Any) -> str:
+    """SHA-256 of the bytes of a tree's arrays, in order, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(tree)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
 def _arrays(record: Record) -> dict[str, Any]:
     return {"state": _without_keys(record.state), "best": _without_keys(record.best)}
 
@@ -161,13 +169,6 @@ def _with_keys(tree: Any, like: Any) -> Any:
         tree,
         like,
     )
-
-
-def _digest(tree: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(tree)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _check_same(what: str, where: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

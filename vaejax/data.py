@@ -87,14 +87,18 @@ def binarize(key: Key, x: Any) -> Array:
     """Draw x ~ Bernoulli(level / 255), anew at each call: dynamic binarisation.
 
     Args: key; x `[...]`: one example, uint8 levels 0..255, or floats: probabilities in [0, 1].
-    Returns: float32 `[...]` of 0 and 1; level 0 gives always 0 and level 255 always 1.
-    Raises: TypeError for other types. Reference: Salakhutdinov and Murray, 2008, "On the
-    quantitative analysis of deep belief networks".
+    Returns: float32 `[...]` of 0 and 1; level 0 gives always 0 and level 255 always 1. A float
+    outside [0, 1] is no probability and gives NaN, which training and evaluation report.
+    Raises: TypeError for other types. References: Salakhutdinov and Murray, 2008, "On the
+    quantitative analysis of deep belief networks", drew it once; Burda et al., 2016,
+    arXiv:1509.00519, anew.
     """
     # u * 255 < x and not u < x / 255: compilers turn division by a constant into a product with
     # its rounded reciprocal, and level 255 must stay certain.
-    u = jax.random.uniform(key, jnp.shape(x)) * (255.0 if _is_levels("binarize", x) else 1.0)
-    return (u < jnp.asarray(x, jnp.float32)).astype(jnp.float32)
+    top = 255.0 if _is_levels("binarize", x) else 1.0
+    x = jnp.asarray(x, jnp.float32)
+    drawn = (jax.random.uniform(key, x.shape) * top < x).astype(jnp.float32)
+    return jnp.where((x >= 0) & (x <= top), drawn, jnp.nan)
 
 
 def scale(key: Key, x: Any) -> Array:

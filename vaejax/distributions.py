@@ -65,7 +65,7 @@ class Distribution:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Normal(Distribution):
     """Independent Gaussians: log p(x) = sum_i -((x_i - loc_i) / scale_i)^2 / 2 - log(scale_i) - c.
 
@@ -91,7 +91,7 @@ class Normal(Distribution):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class MultivariateNormal(Distribution):
     """A Gaussian with covariance L L^T: x = loc + L e, with e standard normal.
 
@@ -126,7 +126,7 @@ class MultivariateNormal(Distribution):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Laplace(Distribution):
     """Independent double exponentials: log p(x) = sum_i -|x_i - loc_i| / scale_i - log(2 scale_i).
 
@@ -151,7 +151,7 @@ class Laplace(Distribution):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Uniform(Distribution):
     """Independent uniforms on the closed intervals: log p(x) = -sum_i log(high_i - low_i).
 
@@ -178,7 +178,7 @@ class Uniform(Distribution):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Bernoulli(Distribution):
     """Independent coins, from logits: log p(x) = sum_i x_i logits_i - log(1 + exp(logits_i)).
 
@@ -209,7 +209,7 @@ class Bernoulli(Distribution):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ContinuousBernoulli(Distribution):
     """The density on [0, 1] proportional to exp(logits x), for grey images.
 
@@ -252,7 +252,7 @@ class ContinuousBernoulli(Distribution):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Categorical(Distribution):
     """Independent choices among k classes: log p(x) = sum_i log softmax(logits_i)[x_i].
 
@@ -289,7 +289,7 @@ class Categorical(Distribution):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Delta(Distribution):
     """All mass on one value: log p(x) = 0 where x equals `value`, -inf elsewhere.
 
@@ -315,7 +315,7 @@ class Delta(Distribution):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DiscretizedLogistic(Distribution):
     """Independent logistics rounded to the grid k / (levels - 1), k = 0..levels-1, in [0, 1].
 
@@ -365,7 +365,7 @@ class DiscretizedLogistic(Distribution):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Mixture(Distribution):
     """One of k components, chosen once for the whole event: p(x) = sum_j softmax(logits)_j p_j(x).
 
@@ -426,20 +426,8 @@ def kl(q: Distribution, p: Distribution, *, sample: tuple[Array, Array] | None =
     discrete and the other a density (a Delta against a Normal, say), for which KL is not defined,
     and where there is no closed form and `sample` is None.
     """
+    check_comparable("kl", q, p)
     name_q, name_p = type(q).__name__, type(p).__name__
-    if q.event_shape != p.event_shape:
-        raise ValueError(
-            f"kl: expected two distributions over events of one shape, got {name_q} over "
-            f"{q.event_shape} and {name_p} over {p.event_shape}; map batches: jax.vmap(kl)(q, p)"
-        )
-    if q.discrete != p.discrete:
-        kinds = "discrete and {} is a density" if q.discrete else "a density and {} is discrete"
-        raise TypeError(
-            f"kl: {name_q} is {kinds.format(name_p)}, so KL(q || p) is not defined: a probability "
-            "and a density do not have the same unit. A deterministic encoder (Delta) has no rate "
-            "under a continuous prior: leave the term out, or let the encoder return a density "
-            "such as Normal"
-        )
     match q, p:
         case Normal(), Normal():
             # In the units of p: a Gaussian of this scale and shift against the standard one.
@@ -481,6 +469,27 @@ def kl(q: Distribution, p: Distribution, *, sample: tuple[Array, Array] | None =
                 )
             z, log_q = sample
             return log_q - p.log_prob(z)
+
+
+def check_comparable(function: str, q: Distribution, p: Distribution) -> None:
+    """Raise unless log q - log p has a meaning: one event shape (ValueError), one kind (TypeError).
+
+    A probability and a density do not have the same unit, so their logarithms do not subtract.
+    """
+    name_q, name_p = type(q).__name__, type(p).__name__
+    if q.event_shape != p.event_shape:
+        raise ValueError(
+            f"{function}: expected two distributions over events of one shape, got {name_q} over "
+            f"{q.event_shape} and {name_p} over {p.event_shape}; map batches: jax.vmap(kl)(q, p)"
+        )
+    if q.discrete != p.discrete:
+        kinds = "discrete and {} is a density" if q.discrete else "a density and {} is discrete"
+        raise TypeError(
+            f"{function}: {name_q} is {kinds.format(name_p)}, so KL(q || p) is not defined: a "
+            "probability and a density do not have the same unit. A deterministic encoder (Delta) "
+            "has no rate under a continuous prior: leave the term out, or let the encoder return "
+            "a density such as Normal"
+        )
 
 
 def _dtype(distribution: Distribution) -> Any:

@@ -1,8 +1,9 @@
 """Numbers of a trained model on a data set: the bound and its parts, importance-sampled log p(x).
 
-Everything is a function of arrays, compiled once per model, chunked over examples (and particles)
-so that memory stays bounded; layer noise such as dropout is off. An example's randomness depends
-on the key and its index alone, so the chunk sizes change nothing but speed and memory.
+`elbo_terms` and `log_likelihood` are compiled once per model (and transform: pass the same function
+object, not a new lambda), chunked over examples and particles so that memory stays bounded, with
+layer noise such as dropout off. An example's randomness depends on the key and its index alone, so
+that the chunk sizes change nothing but speed and memory. `mean_loss` averages any training loss.
 """
 
 from functools import partial
@@ -16,7 +17,7 @@ from jax import lax
 from vaejax import terms
 from vaejax.batch import as_batch, over_examples, size_of
 from vaejax.errors import at_least_one
-from vaejax.model import Model, deterministic, draw
+from vaejax.model import Draw, Model, deterministic, draw
 from vaejax.types import Array, Key, Loss, Metrics, Params, Transform
 
 
@@ -48,8 +49,9 @@ def elbo_terms(
     what the likelihood sees.
     Raises ValueError where a number is not finite, with the example's index.
     """
-    at_least_one("elbo_terms", samples=samples, batch_size=batch_size)
     batch = as_batch(data)
+    counts = {"samples": samples, "batch_size": batch_size, "examples": size_of(batch.x)}
+    at_least_one("elbo_terms", **counts)
     D, R = _elbo_terms(model, samples, transform, batch_size, params, key, batch.x, batch.c)
     result = {"elbo": -(D + R), "distortion": D, "rate": R}
     return {name: _finite("elbo_terms", name, value, batch.x) for name, value in result.items()}
@@ -73,12 +75,13 @@ def log_likelihood(
     `batch_size * chunk` decoded examples, whatever K and n are.
 
     `data`: a Batch, or the x of one, `[n, ...]`; `particles`: K; returns `log_px` `[n]` (nats) and
-    `ess` `[n]`. Raises ValueError for K < 1 and where a number is not finite, with the example's
-    index.
+    `ess` `[n]`. Raises ValueError for K < 1, for a model without a prior, and where a number is not
+    finite, with the example's index; TypeError for a point posterior under a density.
     Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
-    at_least_one("log_likelihood", particles=particles, batch_size=batch_size, chunk=chunk)
     batch = as_batch(data)
+    counts = {"particles": particles, "batch_size": batch_size, "examples": size_of(batch.x)}
+    at_least_one("log_likelihood", **counts, chunk=chunk)
     sizes = particles, transform, batch_size, min(chunk, particles)
     log_px, ess = _log_likelihood(model, *sizes, params, key, batch.x, batch.c)
     return Likelihood(_finite("log_likelihood", "log p(x)", log_px, batch.x), np.asarray(ess))
@@ -92,24 +95,31 @@ def mean_loss(
     *,
     transform: Transform | None = None,
     batch_size: int = 500,
-    step: int = 2**31 - 1,
+    step: int = 2**30,
 ) -> Metrics:
     """A training loss and its metrics averaged over a whole data set, the ragged end included.
 
     The same numbers at the same scale as in training, for validation and early stopping:
-    `evaluate=lambda params, key: mean_loss(loss, params, key, x_valid)`. `step` is what schedules
-    see, by default past their end. Returns floats by name, nats per example.
+    `evaluate=partial(mean_loss, loss, data=x_valid)`. The loss is taken as it is: for a model with
+    dropout evaluate `elbo(deterministic(model))`. It is compiled once per loss object, so build it
+    once. `step` is what schedules see, by default past their end. Examples count by their weights
+    where the batch has them. Returns floats by name, nats per example.
     """
-    at_least_one("mean_loss", batch_size=batch_size)
     data = as_batch(data)
     size = size_of(data)
+    at_least_one("mean_loss", batch_size=batch_size, examples=size)
     totals: dict[str, float] = {}
+    whole = 0.0
     for start in range(0, size, batch_size):
         part = jax.tree.map(lambda leaf, s=start: leaf[s : s + batch_size], data)
+        share = float(size_of(part) if isinstance(part.weight, tuple) else np.sum(part.weight))
+        if share == 0:
+            continue
         metrics = _batch_loss(loss, transform, params, jax.random.fold_in(key, start), part, step)
         for name, value in jax.device_get(metrics).items():
-            totals[name] = totals.get(name, 0.0) + float(value) * size_of(part)
-    return {name: total / size for name, total in totals.items()}
+            totals[name] = totals.get(name, 0.0) + float(value) * share
+        whole += share
+    return {name: total / whole for name, total in totals.items()}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -168,7 +178,8 @@ def _log_likelihood(
 
         def log_weight(particle: Array) -> Array:
             z, log_q = q.sample_and_log_prob(jax.random.fold_in(particles_key, particle))
-            log_w = model.decode(params, z, one_c).log_prob(one_x) + pz.log_prob(z) - log_q
+            d = Draw(one_x, z, log_q, q, pz, model.decode(params, z, one_c))
+            log_w = -terms.distortion(d) - terms.sampled_rate(d)
             return jnp.where(particle < particles, log_w, -jnp.inf)
 
         def add(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

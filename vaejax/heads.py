@@ -185,10 +185,8 @@ class Categorical(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Categorical:
-        shape = _shape(self.shape)
-        size = math.prod(shape) * self.classes
-        logits = nn.Dense(size, kernel_init=self.kernel_init, name="logits")(h.ravel())
-        return distributions.Categorical(logits.reshape(*shape, self.classes))
+        shape = (*_shape(self.shape), self.classes)
+        return distributions.Categorical(_linear(self, "logits", h, shape=shape))
 
 
 def logit_of(mean: Any, *, margin: float = 1e-3) -> Callable[..., Any]:
@@ -211,10 +209,15 @@ def logit_of(mean: Any, *, margin: float = 1e-3) -> Callable[..., Any]:
 
 
 def _linear(
-    head: Any, name: str, h: Array, *, bias_init: Callable[..., Any] = nn.initializers.zeros
+    head: Any,
+    name: str,
+    h: Array,
+    *,
+    shape: Sequence[int] | None = None,
+    bias_init: Callable[..., Any] = nn.initializers.zeros,
 ) -> Array:
-    """W h + b of the head's event shape: per pixel where h is a map over it, dense elsewhere."""
-    shape = _shape(head.shape)
+    """W h + b in `shape`, the event's by default: per pixel where h is a map over it, or dense."""
+    shape = _shape(head.shape) if shape is None else tuple(shape)
     is_map = jnp.ndim(h) == 3 and len(shape) >= 2 and h.shape[:2] == shape[:2]
     size = math.prod(shape[2:]) if is_map else math.prod(shape)
     layer = nn.Dense(

@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax.errors import ScopeParamShapeError
 
 from vaejax.distributions import Distribution
+from vaejax.errors import wrong
 from vaejax.types import Array, Key, Params
 
 
@@ -86,6 +87,10 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
         }
         if learned:
             params["prior"] = _init("prior", prior, prior_key, *_given(c))
+        decoded = jax.eval_shape(lambda: decoder.apply(params["decoder"], z, *_given(c)))
+        one, got = decoded.event_shape, jnp.shape(x) if isinstance(x, jax.Array) else ()
+        if len(got) == len(one) + 1 and got[1:] == one:
+            raise wrong("init: x", f"a batch {got}", f"one example {one}", "pass x[0]")
         return params
 
     def prior_of(params: Params, c: Any = ()) -> Any:

@@ -101,8 +101,9 @@ class ConvDecoder(nn.Module):
 class Conv(nn.Module):
     """One convolution layer with "same" padding on one image: `activation`-free, with a bias.
 
-    `y[i, j] = b + sum_{k, l} x[stride i + k, stride j + l] K[k, l]`; takes `[height, width,
-    channels]`, returns `[ceil(height / stride), ceil(width / stride), features]`.
+    `y[i, j] = b + sum_{k, l} x[stride i + k - p, stride j + l - p] K[k, l]`, where x is zero
+    outside and the padding p centres the windows. Takes `[height, width, channels]`, returns
+    `[ceil(height / stride), ceil(width / stride), features]`.
     """
 
     features: int
@@ -113,8 +114,10 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         side = self.kernel_size
-        kernel = self.param("kernel", self.kernel_init, (side, side, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        shape = (side, side, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
         return conv(x, kernel, stride=self.stride) + bias[None, None]
 
 

@@ -1,6 +1,6 @@
 """Terms: numbers in nats from a Draw, for one example. A Term never sees a Model."""
 
-from vaejax.distributions import kl
+from vaejax.distributions import check_comparable, kl
 from vaejax.model import Draw
 from vaejax.types import Array
 
@@ -14,13 +14,9 @@ def rate(d: Draw) -> Array:
     """R = KL(q(z|x) || p(z)), nats, `()`.
 
     In closed form where `kl` has one, else the one-sample estimate log q(z|x) - log p(z).
-    Raises ValueError for a deterministic autoencoder, whose KL is not defined.
+    Raises as `kl` does, and ValueError for a deterministic autoencoder, which has no prior.
     """
-    if d.pz is None:
-        raise ValueError(
-            "rate: a deterministic autoencoder has no prior, so no KL; use the distortion alone, "
-            "or give autoencoder(..., prior=...)"
-        )
+    _has_prior("rate", d)
     return kl(d.q, d.pz, sample=(d.z, d.log_q))
 
 
@@ -28,5 +24,16 @@ def sampled_rate(d: Draw) -> Array:
     """log q(z|x) - log p(z) at the drawn z, nats, `()`: unbiased for the KL, at every pair.
 
     With the exact posterior, `-distortion - sampled_rate` equals log p(x) at every draw.
+    Raises as `rate` does: a point posterior has no rate under a density.
     """
+    _has_prior("sampled_rate", d)
+    check_comparable("sampled_rate", d.q, d.pz)
     return d.log_q - d.pz.log_prob(d.z)
+
+
+def _has_prior(function: str, d: Draw) -> None:
+    if d.pz is None:
+        raise ValueError(
+            f"{function}: a deterministic autoencoder has no prior, so no KL; use the distortion "
+            "alone, or give autoencoder(..., prior=...)"
+        )

@@ -23,7 +23,7 @@ from jax import lax
 
 from vaejax import checkpoint
 from vaejax.batch import as_batch, over_examples, size_of
-from vaejax.errors import at_least_one
+from vaejax.errors import at_least_one, wrong
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
 
@@ -40,8 +40,8 @@ class Fitted(NamedTuple):
     """What `fit` returns.
 
     `state`: after the last step; `best`: the state with the lowest monitored value, the last one
-    where nothing was evaluated; `history`: arrays `[epochs]` by name, nats per example, with
-    `eval/...` NaN where an epoch was not evaluated; `stopped`: "epochs" or "early".
+    where nothing was compared; `history`: arrays `[epochs]` by name, nats per example, with
+    `eval/...` NaN where an epoch was not evaluated; `stopped`: "epochs", "early" or "interrupted".
     """
 
     state: TrainState
@@ -86,6 +86,8 @@ def make_step(
     """
 
     def init(key: Key, params: Params) -> TrainState:
+        # Copies, since a donated state must not take the caller's arrays with it.
+        params = jax.tree.map(jnp.array, params)
         return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -224,9 +226,10 @@ def fit(
     """Train with a progress bar, evaluation, early stopping, checkpoints and exact resume.
 
     - `data`: a Batch, or the x of one, `[n, ...]`; `transform(key, x)` is applied in each step.
-    - `evaluate(params, key) -> {name: number}` runs every `evaluate_every` epochs and after the
-      last; its key is the same each time. The state with the lowest `monitor` is kept as `best`,
-      and after `patience` evaluations without a lower one training stops.
+    - `evaluate(params, key) -> {name: number}` runs every `evaluate_every` epochs, with the same
+      key each time, and after the last, where it is only recorded. The state with the lowest
+      `monitor` (what is to be minimised) is kept as `best`, and after `patience` evaluations
+      without a lower one training stops.
     - `directory`: where checkpoints go every `checkpoint_every` epochs and at the end. With
       `resume` the newest one there is continued, bit for bit as if the run had not stopped;
       without it a directory that holds a run is refused.
@@ -238,6 +241,8 @@ def fit(
     """
     every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
     at_least_one("fit", epochs=epochs, patience=patience, **every)
+    if monitor == "elbo":
+        raise wrong("fit: monitor", "'elbo'", "what is minimised", "monitor 'loss', its negative")
     data = as_batch(data)
     size = size_of(data)
     _check_finite(data)
@@ -245,30 +250,38 @@ def fit(
     scan = make_scan(loss, optimizer, steps=steps, indices=order, transform=transform)
     run_epoch = jax.jit(scan, donate_argnums=0)
     device_data = jax.tree.map(jnp.asarray, data)
-    identity = {"examples": size, "batch_size": batch_size, "key": checkpoint.key_words(key)}
+    identity = {
+        "examples": size,
+        "data": checkpoint.digest(jax.tree.map(lambda leaf: leaf[:256], data)),
+        "batch_size": batch_size,
+        "key": checkpoint.key_words(key),
+    }
     with (
         checkpoint.opened(directory, identity, resume=resume) as store,
         _bar(epochs, progress) as bar,
         _interrupts() as interrupts,
     ):
-        run = _begin(make_step(loss, optimizer)[0](key, params), store)
+        run = _begin(make_step(loss, optimizer)[0](key, params), store, patience)
         bar.update(run.epoch)
         while run.epoch < epochs and not run.stopped:
             run.state, history = run_epoch(run.state, device_data)
             history = jax.device_get(history)
             _check_history(history, run.epoch * steps, store, order, key, data, transform)
+            _check_parameters(run.state, store)
             run.epoch += 1
             run.state = _owned(hook(run.state)) if hook is not None else run.state
             row = {"epoch": float(run.epoch), "step": float(run.epoch * steps)}
             row |= {name: float(np.mean(values, dtype=float)) for name, values in history.items()}
-            if evaluate is None:
+            if run.lowest == math.inf:
                 run.best = run.state
-            elif run.epoch % evaluate_every == 0 or run.epoch == epochs:
+            due = run.epoch % evaluate_every == 0
+            if evaluate is not None and (due or run.epoch == epochs):
                 measured = _evaluated(
                     evaluate, run.state.params, key, monitor, run.epoch * steps, store
                 )
                 row |= {f"eval/{name}": value for name, value in measured.items()}
-                run.compare(measured[monitor], patience)
+                if due:  # one at the end only is recorded: a longer run would not have had it
+                    run.compare(measured[monitor], patience)
             run.rows.append(row)
             if log is not None:
                 log(row)
@@ -315,11 +328,12 @@ class _Run:
         return Fitted(self.state, self.best, history, stopped)
 
 
-def _begin(state: TrainState, store: checkpoint.Store | None) -> _Run:
+def _begin(state: TrainState, store: checkpoint.Store | None, patience: int | None) -> _Run:
     """The run as the newest checkpoint has it, or a fresh one."""
     fresh = _Run(state, state)
     record = checkpoint.restore(store, like=fresh.record()) if store is not None else None
     run = fresh if record is None else _Run(record.state, record.best, **record.progress)
+    run.stopped = patience is not None and run.waited >= patience
     run.state, run.best = _owned(run.state), _owned(run.best)
     return run
 
@@ -369,6 +383,24 @@ def _evaluated(
     return values
 
 
+@jax.jit
+def _all_finite(tree: Any) -> Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def _check_parameters(state: TrainState, store: checkpoint.Store | None) -> None:
+    """A finite loss can have a gradient that is not: what it leaves must not be kept as good."""
+    if not _all_finite(state.params):
+        step = int(state.step) - 1
+        raise NonFiniteError(
+            f"fit: parameters are not finite after step {step}, though every loss was: a gradient "
+            f"was not; clip it, or mask what divides by zero. {_last_good(store)}",
+            step,
+            {},
+            checkpoint.latest(store),
+        )
+
+
 def _last_good(store: checkpoint.Store | None) -> str:
     last = checkpoint.latest(store)
     return f"Last good checkpoint: {last}" if last else "No checkpoint has been written."
@@ -388,6 +420,10 @@ def _check_finite(data: Batch) -> None:
 def _check_history(
     history: Metrics, start: int, store: Any, order: Any, key: Key, data: Batch, transform: Any
 ) -> None:
+    for name, values in history.items():
+        if np.ndim(values) != 1:
+            shape = np.shape(values)[1:]
+            raise wrong(f"fit: metric {name!r}", f"shape {shape}", "a scalar", "take its mean")
     bad = ~np.all([np.isfinite(values) for values in history.values()], axis=0)
     if not bad.any():
         return
@@ -431,6 +467,7 @@ def _interrupts() -> Iterator[list[int]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(number)
+        print("\nfinishing this epoch; Ctrl-C again stops at once", file=sys.stderr)
 
     previous = signal.signal(signal.SIGINT, handler)
     try:
