@@ -73,7 +73,8 @@ def open_folder(config: Any, *, name: str) -> Path:
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     stored = folder / "config.json"
     if config.resume and not stored.exists():
-        raise SystemExit(f"--resume: {config.out or 'no --out was given, so there'} holds no run")
+        where = f"{config.out} holds no run" if config.out else "no --out was given"
+        raise SystemExit(f"--resume needs --out, the folder of the run to continue: {where}")
     if config.resume:
         before = json.loads(stored.read_text())["options"]
         changed = [
@@ -140,11 +141,12 @@ def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2, default=str) + "\n")
 
 
-def report(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Print what summary.json holds, and where the figures are."""
+def report(folder: Path, summary: Mapping[str, Any], note: str) -> None:
+    """Print what summary.json holds, a word on its units, and where everything is."""
     for name, value in summary.items():
         print(f"{name:28s} {value:.6g}" if isinstance(value, float) else f"{name:28s} {value}")
-    print(f"figures: {folder / 'figures'}")
+    print(note)
+    print(f"figures: {folder.resolve() / 'figures'} (numbers: summary.json beside them)")
 
 
 def circumstances() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from experiments import figures, run
 from vaejax import data, distributions, evaluate, heads, networks, objectives, plot, train
-from vaejax.errors import at_least_one
+from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model, autoencoder
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -108,6 +108,17 @@ def transform_for(config: Config, x: Any) -> Any:
     return data.dequantize if smooth else data.scale
 
 
+def check_images(config: Config, x: Any) -> None:
+    """Refuse, before any work, what would train on nonsense."""
+    if config.network == "conv" and x.ndim != 4:
+        fix = "leave --network at mlp"
+        raise wrong("vae: --network conv", f"vectors {x.shape}", "images", fix)
+    bounded = x.ndim == 4 or config.likelihood == "bernoulli"
+    if x.dtype != np.uint8 and bounded and not 0 <= x.min() <= x.max() <= 1:
+        got = f"floats in [{x.min():.4g}, {x.max():.4g}]"
+        raise wrong("vae: --dataset", got, "[0, 1]", "store uint8, or divide by the largest value")
+
+
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     if config.smoke:
@@ -118,6 +129,7 @@ def main(config: Config) -> dict[str, Any]:
     counts = {"epochs": config.epochs, "particles": config.particles}
     at_least_one("vae", **counts, batch_size=config.batch_size)
     train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
+    check_images(config, images)
     transform = transform_for(config, images)
     keys = jax.random.split(jax.random.key(config.seed), 7)
     as_seen = jax.vmap(transform)(jax.random.split(keys[0], len(images[:2000])), images[:2000])
@@ -164,7 +176,9 @@ def main(config: Config) -> dict[str, Any]:
         curves = {"train": fitted.history["elbo"], "test": fitted.history["eval/elbo"]}
         drawn["curves"] = plot.curves(curves, ylabel="ELBO, nats per image")
         run.save_figures(folder, drawn)
-    run.report(folder, summary)
+    density = "a density of pixels in [0, 1], whose nats may have either sign"
+    kind = density if "normal" in config.likelihood else "a probability"
+    run.report(folder, summary, f"nats per test image; p(x|z) is {kind}")
     return summary
 
 

@@ -107,7 +107,7 @@ def test_a_failed_start_leaves_the_folder_free(tmp_path):
 
 
 def test_resume_without_a_run_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="no --out was given"):
+    with pytest.raises(SystemExit, match="needs --out.*no --out was given"):
         smoke("digits", None, resume=True)
     with pytest.raises(SystemExit, match="holds no run"):
         smoke("digits", tmp_path / "typo", resume=True)
@@ -181,3 +181,14 @@ def test_importing_the_library_pulls_in_no_plotting_cli_or_dataset_package():
     code = f"import sys, vaejax; print(sorted({heavy} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert printed.stdout.strip() == "[]", printed.stderr
+
+
+def test_images_that_would_train_on_nonsense_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    for images, option, message in [
+        (rng.uniform(0, 16, (200, 5, 6)), {}, r"floats in \[.*16\], expected \[0, 1\]"),
+        (rng.uniform(size=(200, 7)), {"network": "conv"}, "got vectors.*expected images"),
+    ]:
+        np.save(tmp_path / "own.npy", images.astype(np.float32))
+        with pytest.raises(ValueError, match=message):
+            vae.main(replace(vae.Config(), dataset=str(tmp_path / "own.npy"), **option))

@@ -178,3 +178,10 @@ def test_replacing_one_function_is_a_new_model(key):
     x = jnp.zeros(5)
     np.testing.assert_allclose(poor.encode(params, x).loc, model.encode(params, x).loc + 0.3)
     assert poor.decode is model.decode
+
+
+def test_a_network_without_a_head_is_named(key):
+    bare = networks.MLP((4,))
+    for encoder, decoder in [(bare, heads.Bernoulli(SHAPE)), (heads.Normal(2), bare)]:
+        with pytest.raises(TypeError, match="expected a Distribution; end it with a head"):
+            autoencoder(encoder, decoder, STANDARD).init(jax.random.clone(key), jnp.zeros(SHAPE))

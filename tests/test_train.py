@@ -486,3 +486,10 @@ def test_a_state_may_be_donated_without_taking_the_callers_parameters(params):
 def test_floats_beyond_probabilities_are_not_silently_binarised(params, bad):
     with pytest.raises(train.NonFiniteError, match="distortion"):
         quiet_fit(params, images=np.full((20, 4, 3), bad, np.float32), epochs=1)
+
+
+def test_options_that_would_do_nothing_are_refused(params):
+    with pytest.raises(ValueError, match="fit: patience: got 3, expected evaluate beside it"):
+        quiet_fit(params, patience=3)
+    with pytest.raises(ValueError, match="fit: resume: got True, expected a directory"):
+        quiet_fit(params, resume=True)

@@ -78,7 +78,11 @@ class FullNormal(nn.Module):
         diagonal = self.floor + nn.softplus(diagonal)
         scale_tril = jnp.diag(diagonal)
         if self.size > 1:
-            below = dense(self.size * (self.size - 1) // 2, name="below")(h)
+            # Nearly diagonal at the start: strong correlations at random would be noise to undo.
+            near_zero = nn.initializers.normal(1e-3)
+            below = nn.Dense(self.size * (self.size - 1) // 2, kernel_init=near_zero, name="below")(
+                h
+            )
             scale_tril = scale_tril.at[np.tril_indices(self.size, -1)].set(below)
         return distributions.MultivariateNormal(loc, scale_tril)
 

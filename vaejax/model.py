@@ -79,6 +79,8 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         encoder_key, decoder_key, prior_key, z_key = jax.random.split(key, 4)
         variables = _init("encoder", encoder, encoder_key, x, *_given(c))
+        q = jax.eval_shape(lambda: encoder.apply(variables, x, *_given(c)))
+        _is_distribution("encoder", q)
         z = jax.eval_shape(lambda: encoder.apply(variables, x, *_given(c)).sample(z_key))
         z = jnp.zeros(z.shape, z.dtype)
         params = {
@@ -88,6 +90,7 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
         if learned:
             params["prior"] = _init("prior", prior, prior_key, *_given(c))
         decoded = jax.eval_shape(lambda: decoder.apply(params["decoder"], z, *_given(c)))
+        _is_distribution("decoder", decoded)
         one, got = decoded.event_shape, jnp.shape(x) if isinstance(x, jax.Array) else ()
         if len(got) == len(one) + 1 and got[1:] == one:
             raise wrong("init: x", f"a batch {got}", f"one example {one}", "pass x[0]")
@@ -205,6 +208,12 @@ def _image_shape(decoder: Any, params: Params, prior: Any) -> str:
     except Exception:  # no prior to sample from, or a decoder that needs a condition
         return ""
     return f" (this model's images are {decoded.event_shape})"
+
+
+def _is_distribution(name: str, output: Any) -> None:
+    if not isinstance(output, Distribution):
+        fix = "end it with a head, for instance nn.Sequential([network, heads.Normal(10)])"
+        raise wrong(f"autoencoder: {name}", type(output).__name__, "a Distribution", fix, TypeError)
 
 
 def _init(name: str, module: Any, key: Key, *inputs: Any) -> Params:

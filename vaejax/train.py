@@ -241,6 +241,10 @@ def fit(
     """
     every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
     at_least_one("fit", epochs=epochs, patience=patience, **every)
+    if patience is not None and evaluate is None:
+        raise wrong("fit: patience", patience, "evaluate beside it", "give evaluate=...")
+    if resume and directory is None:
+        raise wrong("fit: resume", resume, "a directory to resume from", "give directory=...")
     if monitor == "elbo":
         raise wrong("fit: monitor", "'elbo'", "what is minimised", "monitor 'loss', its negative")
     data = as_batch(data)
