@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from vaejax import data, heads, train
+from vaejax import checkpoint, data, heads, train
 from vaejax.distributions import Normal
 from vaejax.model import autoencoder
 from vaejax.objectives import elbo
@@ -493,3 +493,16 @@ def test_options_that_would_do_nothing_are_refused(params):
         quiet_fit(params, patience=3)
     with pytest.raises(ValueError, match="fit: resume: got True, expected a directory"):
         quiet_fit(params, resume=True)
+
+
+def test_parameters_load_without_the_run(params, tmp_path):
+    values = [{"loss": value} for value in (3.0, 1.0, 2.0, 4.0)]
+    fitted = quiet_fit(params, directory=tmp_path, evaluate=lambda p, key: values.pop())
+    equal(checkpoint.load(tmp_path, like=params), fitted.params)
+    equal(checkpoint.load(tmp_path, like=params, best=True), fitted.best.params)
+    other = autoencoder(heads.Normal(3), heads.Bernoulli((4, 3)), MODEL.prior({}))
+    wide = other.init(jax.random.key(0), jnp.zeros((4, 3)))
+    with pytest.raises(ValueError, match="another model"):
+        checkpoint.load(tmp_path, like=wide)
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        checkpoint.load(tmp_path / "typo", like=params)

@@ -6,6 +6,7 @@ probability is in nats.
 """
 
 from vaejax import (
+    checkpoint,
     data,
     distributions,
     evaluate,
@@ -45,6 +46,7 @@ __all__ = [
     "Transform",
     "autoencoder",
     "batch_mean",
+    "checkpoint",
     "data",
     "deterministic",
     "distributions",

@@ -7,6 +7,7 @@ checkpoint is refused in words and never loaded in part.
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vaejax.errors import wrong
 from vaejax.types import Key
 
 
@@ -120,6 +122,33 @@ def restore(store: Store, *, like: Record) -> Record | None:
         _with_keys(arrays["best"], like.best),
         meta["progress"],
     )
+
+
+def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
+    """Parameters from the newest checkpoint in a run's directory, for use without the run.
+
+    `like`: parameters of the model that they are for (`model.init(...)`), whose structure, shapes
+    and types must agree; `best`: those with the lowest monitored value instead of the last.
+    Raises FileNotFoundError where there is no checkpoint, ValueError for another model's.
+    """
+    import orbax.checkpoint as ocp
+
+    path = Path(path).expanduser().resolve()
+    with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(create=False)) as manager:
+        epoch = manager.latest_step() if path.is_dir() else None
+        if epoch is None:
+            fix = "give the directory that fit was given, DIR/checkpoints of an experiment"
+            raise wrong(
+                "checkpoint.load", f"no checkpoint in {path}", "one", fix, FileNotFoundError
+            )
+        with warnings.catch_warnings():  # that arrays go where they were: on one device they do
+            warnings.simplefilter("ignore")
+            arrays = manager.restore(
+                epoch, args=ocp.args.Composite(arrays=ocp.args.StandardRestore())
+            )["arrays"]
+    found = arrays["best" if best else "state"]["params"]
+    _check_same("model", path / str(epoch), signature(found), signature(like))
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(found))
 
 
 def latest(store: Store | None) -> Path | None:
