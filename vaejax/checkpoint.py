@@ -152,7 +152,7 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
 
 
 def latest(store: Store | None) -> Path | None:
-    """Path of the newest complete checkpoint, or None."""
+    """Path of the newest complete checkpoint of an open store, or None where there is none yet."""
     epoch = None if store is None else store.manager.latest_step()
     return None if store is None or epoch is None else store.path / str(epoch)
 
