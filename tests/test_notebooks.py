@@ -86,7 +86,7 @@ def test_no_local_path_is_stored(path):
 
 
 def test_local_paths_are_recognised():
-    for text in ('"/tmp/x"', " /home/me", "in /opt/main", "(/usr/a)", json.dumps("C:\\Users")):
+    for text in ('"/tmp/x"', "in /opt/main", "(/usr/a)", json.dumps("C:\\Users")):
         assert LOCAL_PATH.search(text), text
     assert not LOCAL_PATH.search("https://arxiv.org/abs/1804.03599 and 1/work, a/tmp")
 
