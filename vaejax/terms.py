@@ -1,5 +1,8 @@
 """Terms: numbers in nats from a Draw, for one example. A Term never sees a Model."""
 
+import jax
+import jax.numpy as jnp
+
 from vaejax.distributions import check_comparable, kl
 from vaejax.model import Draw
 from vaejax.types import Array
@@ -29,6 +32,24 @@ def sampled_rate(d: Draw) -> Array:
     _has_prior("sampled_rate", d)
     check_comparable("sampled_rate", d.q, d.pz)
     return d.log_q - d.pz.log_prob(d.z)
+
+
+def log_weight(d: Draw) -> Array:
+    """log w = log p(x|z) + log p(z) - log q(z|x) at the drawn z, nats, `()`.
+
+    `E_q[w] = p(x)`: a draw's importance weight. Raises as `sampled_rate` does.
+    """
+    return -distortion(d) - sampled_rate(d)
+
+
+def log_mean_exp(log_w: Array) -> Array:
+    """log 1/K sum_k w_k of log-weights `[K]`, in nats, `()`: -inf where every weight is zero."""
+    return jax.nn.logsumexp(log_w) - jnp.log(float(log_w.size))
+
+
+def effective_sample_size(log_w: Array) -> Array:
+    """`(sum_k w_k)^2 / sum_k w_k^2` of log-weights `[K]`, between 1 and K, `()`."""
+    return jnp.exp(2 * jax.nn.logsumexp(log_w) - jax.nn.logsumexp(2 * log_w))
 
 
 def _has_prior(function: str, d: Draw) -> None:
