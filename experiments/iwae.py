@@ -64,24 +64,26 @@ def main(config: Config) -> dict[str, Any]:
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split).x
     init_key, fit_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed), 4)
+    # Every objective gets the same keys on purpose: their differences are paired.
     steps = len(images) // config.batch_size
     train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
     mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
     network = replace(vae.PRESETS["burda"], hidden=config.hidden, latent=config.latent)
     model = vae.build(network, images.shape[1:], mean)
-    params = model.init(init_key, data.scale(None, images[0]))
+    params = model.init(init_key, data.scale(init_key, images[0]))
     yardstick = objectives.iwae(model, particles=config.particles)
     folder = run.open_folder(config, name=f"iwae-{Path(config.dataset).stem}")
     cosine = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
 
     summary: dict[str, Any] = {"particles": config.particles, "epochs": config.epochs}
-    curves, drawn = {}, {}
+    curves: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
     for name in config.objectives:
         (folder / name).mkdir(exist_ok=True)
         fitted = train.fit(
             LOSSES[name](model, config.particles), optax.adam(cosine, eps=config.adam_epsilon),
             params, images,
-            key=fit_key, epochs=config.epochs, batch_size=config.batch_size,
+            key=jax.random.clone(fit_key), epochs=config.epochs, batch_size=config.batch_size,
             transform=data.binarize, evaluate=partial(
                 evaluate.mean_loss, yardstick, data=test, transform=data.binarize),
             evaluate_every=config.evaluate_every, directory=folder / name / "checkpoints",
@@ -90,8 +92,8 @@ def main(config: Config) -> dict[str, Any]:
             log=run.logger(folder / name), progress=config.progress,
         )  # fmt: skip
         likelihood = evaluate.log_likelihood(
-            model, fitted.params, test_key, test, particles=config.test_particles,
-            transform=data.binarize,
+            model, fitted.params, jax.random.clone(test_key), test,
+            particles=config.test_particles, transform=data.binarize,
         )  # fmt: skip
         summary |= {
             f"{name}_test_nll_nats": -float(likelihood.log_px.mean()),
@@ -102,7 +104,7 @@ def main(config: Config) -> dict[str, Any]:
         }
         curves[name] = fitted.history["eval/bound"]
         samples = jax.vmap(partial(generate, model, fitted.params))(
-            jax.random.split(sample_key, 64)
+            jax.random.split(jax.random.clone(sample_key), 64)
         )
         drawn[f"samples_{name}"] = plot.images(
             samples.mean, title=f"{name}: samples z ~ p(z), mean of p(x|z)"
