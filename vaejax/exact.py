@@ -1,7 +1,8 @@
 """Exact log p(x), for models small or simple enough: what estimators and bounds are tested against.
 
-- latents of up to three dimensions: `quadrature` on a regular grid, with its signs of convergence,
-  `converged_quadrature`, `gauss_hermite`, and draws from the posterior by `grid_posterior`;
+- latents of up to three dimensions: `quadrature` on a regular grid, with its signs of convergence;
+  `converged_quadrature`, which halves the spacing; `local_quadrature`, on a grid of its own for
+  each example; `gauss_hermite`; and draws from the posterior by `grid_posterior`;
 - discrete latents: `enumerate_latents`;
 - any size in closed form: `linear_gaussian` (probabilistic PCA) and its maximum likelihood `ppca`.
 
@@ -20,13 +21,22 @@ import numpy as np
 from jax import lax
 
 from vaejax.batch import as_batch, size_of
-from vaejax.distributions import Bernoulli, MultivariateNormal, Normal
+from vaejax.distributions import (
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Laplace,
+    MultivariateNormal,
+    Normal,
+)
 from vaejax.errors import at_least_one, wrong
 from vaejax.evaluate import _finite, _prepared
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Key, Params, Transform
 
-MOST_POINTS = 10**8
+MOST_POINTS = 10**8  # of a rule: a day of decoding rather than a minute
+MOST_ELEMENTS = 2**24  # of log p(x|z) per pixel that are in memory at once
+ELEMENTWISE = (ContinuousBernoulli, DiscretizedLogistic, Laplace, Normal)
 
 
 class Quadrature(NamedTuple):
@@ -36,7 +46,7 @@ class Quadrature(NamedTuple):
     `log_px - coarse` is what the last halving of the spacing changed; `edge` `[n]`: posterior mass
     of the outermost points, large where the grid is too narrow; `points` `[n]`: effective number of
     points under the posterior, `1 / sum_i p(z_i|x)^2`, near 1 where the spacing is too wide to see
-    it; `mean` `[n, latent]`: E[z|x].
+    it; `mean` and `deviation` `[n, latent]`: E[z|x], and the standard deviation of each z given x.
     """
 
     log_px: Any
@@ -44,6 +54,7 @@ class Quadrature(NamedTuple):
     edge: Any
     points: Any
     mean: Any
+    deviation: Any
 
 
 class GridPosterior(NamedTuple):
@@ -87,7 +98,8 @@ def quadrature(
 
     `log p(x) = log sum_i p(x|z_i) p(z_i) + d log(spacing)`, z_i on the grid of that spacing that
     fills [-width, width]^d. For a smooth integrand the error falls faster than any power of the
-    spacing once that is below the posterior's standard deviation.
+    spacing once that is below the posterior's standard deviation; for one with kinks, as relu
+    layers make them, with its square (see `local_quadrature`).
 
     `data`: a Batch, or the x of one, `[n, ...]`, stored data if a `transform(key, x)` is given (it
     needs the `key`). The prior may be any density. A grid point is decoded once for `batch_size`
@@ -99,7 +111,9 @@ def quadrature(
     latent = _latent_size("quadrature", model, params, batch.c)
     rule = _grid("quadrature", spacing, width, latent)
     static = model, _on_the_grid, latent, transform, _width(batch, batch_size), chunk
-    return _measured("quadrature", _integral(*static, params, key, batch.x, batch.c, *rule), batch)
+    return _measured(
+        "quadrature", _integral(*static, params, key, batch.x, batch.c, (), *rule), batch
+    )
 
 
 def converged_quadrature(
@@ -130,6 +144,47 @@ def converged_quadrature(
         if np.abs(result.log_px - result.coarse).max() < tolerance:
             return result, spacing
         spacing = spacing / 2
+
+
+def local_quadrature(
+    model: Model,
+    params: Params,
+    data: Any,
+    around: Quadrature,
+    *,
+    points: int = 200,
+    deviations: float = 8.0,
+    key: Key | None = None,
+    transform: Transform | None = None,
+    chunk: int = 2000,
+) -> Quadrature:
+    """`quadrature` again, on a grid of its own for each example, where its posterior lies.
+
+    The sum of `quadrature` over `points` nodes per dimension that fill
+    `around.mean +- deviations around.deviation`. It settles narrow posteriors, and decoders with
+    kinks, at a fraction of the cost of so fine a grid over the whole of latent space.
+
+    `around`: the result of `quadrature` for the same data, key and transform, on a grid fine enough
+    to find every mode: its `points` should not be near 1. The rest as in `quadrature`; every
+    example decodes its own points. The sum leaves out what lies outside: compare with `around`.
+    Raises ValueError as `quadrature` does, and where `around` is of another number of examples.
+    """
+    name = "local_quadrature"
+    batch, key = _checked(name, data, key, transform, points=points, chunk=chunk)
+    latent = _latent_size(name, model, params, batch.c)
+    expected = (size_of(batch.x), latent)
+    if np.shape(around.mean) != expected:
+        fix = "pass quadrature(model, params, data, ...) of the same data"
+        raise wrong(f"{name}: around", np.shape(around.mean), f"means {expected}", fix)
+    if not 0 < deviations < np.inf:
+        raise wrong(f"{name}: deviations", deviations, "> 0", "8 is usual")
+    rule = _grid(name, 2 / points, 1.0, latent)
+    if not np.all(around.deviation > 0):
+        fix = "compute it on a finer grid"
+        raise wrong(f"{name}: around", "a posterior on a single point", "a deviation > 0", fix)
+    box = jnp.asarray(around.mean), jnp.asarray(deviations * around.deviation)
+    static = model, _on_its_own_grid, latent, transform, 1, chunk
+    return _measured(name, _integral(*static, params, key, batch.x, batch.c, box, *rule), batch)
 
 
 def gauss_hermite(
@@ -166,7 +221,7 @@ def gauss_hermite(
         raise wrong(f"{name}: points", f"{points**latent:.1e} in all", "at most 1e8", fix)
     static = model, _under_the_prior, latent, transform, _width(batch, batch_size), chunk
     fine, coarse = (
-        _integral(*static, params, key, batch.x, batch.c, *_hermite(m))
+        _integral(*static, params, key, batch.x, batch.c, (), *_hermite(m))
         for m in (points, points // 2)
     )
     return _measured(name, fine._replace(coarse=coarse.log_px), batch)
@@ -436,12 +491,19 @@ def _hermite(points: int) -> tuple[Array, Array]:
     return jnp.asarray(nodes, float), jnp.asarray(log_w, float)
 
 
-def _on_the_grid(pz: Any, node: Array, log_w: Array) -> tuple[Array, Array]:
+def _on_the_grid(pz: Any, box: Any, node: Array, log_w: Array) -> tuple[Array, Array]:
     """z and the log of what it counts in sum_i exp(log_weight_i) p(x|z_i): p(z) and its cell."""
     return node, jnp.sum(log_w) + pz.log_prob(node)
 
 
-def _under_the_prior(pz: Any, node: Array, log_w: Array) -> tuple[Array, Array]:
+def _on_its_own_grid(pz: Any, box: Any, node: Array, log_w: Array) -> tuple[Array, Array]:
+    """The same on a grid in [-1, 1]^d that is moved to the example's box (centre, half-widths)."""
+    centre, half = box
+    z = centre + half * node
+    return z, jnp.sum(log_w + jnp.log(half)) + pz.log_prob(z)
+
+
+def _under_the_prior(pz: Any, box: Any, node: Array, log_w: Array) -> tuple[Array, Array]:
     """z and the log of its weight, of a node for the standard normal moved to the prior."""
     if isinstance(pz, Normal):
         return pz.loc + pz.scale * node, jnp.sum(log_w)
@@ -450,12 +512,30 @@ def _under_the_prior(pz: Any, node: Array, log_w: Array) -> tuple[Array, Array]:
 
 def _log_px(model: Model, params: Params, z: Any, x: Any, c: Any) -> Array:
     """log p(x_j|z_i, c) for every pair, `[points, n]`; each z_i is decoded once."""
-    first = jax.tree.map(lambda leaf: leaf[0], z)
-    if type(jax.eval_shape(model.decode, params, first, c)) is not Bernoulli:
-        # What decode makes stays inside: vmap would copy a network in it for every point.
-        return jax.vmap(lambda one: jax.vmap(model.decode(params, one, c).log_prob)(x))(z)
-    # sum x l - softplus(l) over pixels as a matrix product: about 40 times as fast.
-    logits = jax.vmap(lambda one: model.decode(params, one, c).logits)(z)
+    px = jax.eval_shape(model.decode, params, jax.tree.map(lambda leaf: leaf[0], z), c)
+    if type(px) is Bernoulli:
+        return _log_coins(jax.vmap(lambda one: model.decode(params, one, c).logits)(z), x)
+    flat = type(px) in ELEMENTWISE and len(px.event_shape) > 1
+    if flat:
+        # On CPU a sum over [28, 28, 1] is about a hundred times as slow as one over [784].
+        _check_event(x, px.event_shape)
+        x = x.reshape(len(x), -1)
+
+    def point(one: Any) -> Array:
+        # What decode makes stays in here: vmap would copy a network in it for every point.
+        px = model.decode(params, one, c)
+        return jax.vmap((_flattened(px) if flat else px).log_prob)(x)
+
+    together = max(1, MOST_ELEMENTS // max(1, sum(leaf.size for leaf in jax.tree.leaves(x))))
+    return lax.map(point, z, batch_size=min(together, size_of(z)))
+
+
+def _log_coins(logits: Array, x: Array) -> Array:
+    """log p(x_j|logits_i) of Bernoullis, `[points, n]`: `sum x l - softplus(l)` by one product.
+
+    About ten times as fast as pair by pair, where softplus is computed again for every image.
+    """
+    _check_event(x, logits.shape[1:])
     logits, x = logits.reshape(len(logits), -1), x.reshape(len(x), -1).astype(logits.dtype)
     outside = jnp.any((x < 0) | (x > 1), axis=1)
     products = jnp.matmul(logits, x.T, precision=lax.Precision.HIGHEST)
@@ -463,9 +543,23 @@ def _log_px(model: Model, params: Params, z: Any, x: Any, c: Any) -> Array:
     return jnp.where(outside[None], -jnp.inf, log_px)
 
 
+def _flattened(px: Any) -> Any:
+    """A distribution of independent elements over the event as one vector."""
+    event = px.event_shape
+    return jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, event).reshape(-1) if jnp.ndim(leaf) else leaf, px
+    )
+
+
+def _check_event(x: Any, event: tuple[int, ...]) -> None:
+    if jnp.shape(x)[1:] != event:
+        fix = "reshape the data"
+        raise wrong("exact: data", jnp.shape(x), f"examples {event}, as decode makes them", fix)
+
+
 def _fold(
     model: Model, place: Any, latent: int, chunk: int, params: Any, x: Any, c: Any,
-    nodes: Array, log_w: Array, add: Any, start: Any,
+    box: Any, nodes: Array, log_w: Array, add: Any, start: Any,
 ) -> Any:  # fmt: skip
     """`carry = add(carry, z, index, log_joint)` over the product rule, `chunk` points at a time.
 
@@ -479,7 +573,7 @@ def _fold(
     def step(i: Array, carry: Any) -> Any:
         flat = i * chunk + jnp.arange(chunk)
         index = jnp.stack(jnp.unravel_index(jnp.minimum(flat, count - 1), (len(nodes),) * latent))
-        z, weight = jax.vmap(partial(place, pz))(nodes[index.T], log_w[index.T])
+        z, weight = jax.vmap(partial(place, pz, box))(nodes[index.T], log_w[index.T])
         weight = jnp.where(flat < count, weight, -jnp.inf)
         return add(carry, z, index.T, weight[:, None] + _log_px(model, params, z, x, c))
 
@@ -497,31 +591,37 @@ def _sums(fold: Any, n: int, nodes: int, latent: int) -> Quadrature:
         w, old = jnp.exp(log_joint - shift[None]), jnp.exp(top - shift)
         edge = jnp.any((index == 0) | (index == nodes - 1), axis=1)
         even = jnp.all(index % 2 == 0, axis=1) * 2.0**latent  # the grid of twice the spacing
-        parts = jnp.column_stack([jnp.ones_like(even), even, edge, z])
+        parts = jnp.column_stack([jnp.ones_like(even), even, edge, z, z**2])
         added = jnp.matmul(w.T, parts, precision=lax.Precision.HIGHEST)
         return new, sums * old[:, None] + added, squares * old**2 + jnp.sum(w**2, axis=0)
 
-    start = jnp.full(n, -jnp.inf), jnp.zeros((n, 3 + latent)), jnp.zeros(n)
+    start = jnp.full(n, -jnp.inf), jnp.zeros((n, 3 + 2 * latent)), jnp.zeros(n)
     top, sums, squares = fold(add, start)
     total, even, edge = sums[:, 0], sums[:, 1], sums[:, 2]
+    mean, square = jnp.split(sums[:, 3:] / total[:, None], 2, axis=1)
     return Quadrature(
-        top + jnp.log(total), top + jnp.log(even), edge / total, total**2 / squares,
-        sums[:, 3:] / total[:, None],
-    )  # fmt: skip
+        log_px=top + jnp.log(total),
+        coarse=top + jnp.log(even),
+        edge=edge / total,
+        points=total**2 / squares,
+        mean=mean,
+        deviation=jnp.sqrt(jnp.maximum(square - mean**2, 0)),
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _integral(
     model: Model, place: Any, latent: int, transform: Any, batch_size: int, chunk: int,
-    params: Any, key: Key, x: Any, c: Any, nodes: Array, log_w: Array,
+    params: Any, key: Key, x: Any, c: Any, boxes: Any, nodes: Array, log_w: Array,
 ) -> Quadrature:  # fmt: skip
     model = deterministic(model)
 
-    def batch(x: Any, c: Any, keys: Key) -> Quadrature:
-        fold = partial(_fold, model, place, latent, chunk, params, x, c, nodes, log_w)
+    def batch(x: Any, given: Any, keys: Key) -> Quadrature:
+        c, box = given
+        fold = partial(_fold, model, place, latent, chunk, params, x, c, box, nodes, log_w)
         return _sums(fold, size_of(x), len(nodes), latent)
 
-    return _over_batches(batch, key, transform, x, c, batch_size)
+    return _over_batches(batch, key, transform, x, (c, boxes), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
@@ -532,7 +632,7 @@ def _grid_posterior(
     model = deterministic(model)
 
     def batch(x: Any, c: Any, keys: Key) -> GridPosterior:
-        fold = partial(_fold, model, _on_the_grid, latent, chunk, params, x, c, nodes, log_w)
+        fold = partial(_fold, model, _on_the_grid, latent, chunk, params, x, c, (), nodes, log_w)
         n = size_of(x)
         whole = _sums(fold, n, len(nodes), latent)
         # By the inverse of the distribution function along the flattened grid, in (0, 1].
@@ -620,6 +720,7 @@ __all__ = [
     "grid_posterior",
     "linear_gaussian",
     "linear_gaussian_log_px",
+    "local_quadrature",
     "ppca",
     "quadrature",
 ]
