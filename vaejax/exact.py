@@ -4,14 +4,13 @@
   `converged_quadrature`, which halves the spacing; `local_quadrature`, on a grid of its own for
   each example; `gauss_hermite`; and draws from the posterior by `grid_posterior`;
 - discrete latents: `enumerate_latents`;
-- any size in closed form: `linear_gaussian` (probabilistic PCA) and its maximum likelihood `ppca`.
+- at any size, for the linear-Gaussian model: see `vaejax.linear`.
 
 They take data as `evaluate.log_likelihood` does: for the same key and transform both see the same
 images. Layer noise such as dropout is off, and an example's randomness depends on the key and its
 index alone. Memory stays bounded; a grid point is decoded once for a whole batch of images.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,7 +45,8 @@ class Quadrature(NamedTuple):
     `log_px - coarse` is what the last halving of the spacing changed; `edge` `[n]`: posterior mass
     of the outermost points, large where the grid is too narrow; `points` `[n]`: effective number of
     points under the posterior, `1 / sum_i p(z_i|x)^2`, near 1 where the spacing is too wide to see
-    it; `mean` and `deviation` `[n, latent]`: E[z|x], and the standard deviation of each z given x.
+    it; `mean` and `deviation` `[n, latent]`: E[z|x] and the standard deviation of each z given x;
+    `spacing`: of the grid, NaN where there is none.
     """
 
     log_px: Any
@@ -55,6 +55,7 @@ class Quadrature(NamedTuple):
     points: Any
     mean: Any
     deviation: Any
+    spacing: Any = ()
 
 
 class GridPosterior(NamedTuple):
@@ -111,9 +112,8 @@ def quadrature(
     latent = _latent_size("quadrature", model, params, batch.c)
     rule = _grid("quadrature", spacing, width, latent)
     static = model, _on_the_grid, latent, transform, _width(batch, batch_size), chunk
-    return _measured(
-        "quadrature", _integral(*static, params, key, batch.x, batch.c, (), *rule), batch
-    )
+    result = _integral(*static, params, key, batch.x, batch.c, (), *rule)
+    return _measured("quadrature", result, batch, spacing)
 
 
 def converged_quadrature(
@@ -125,11 +125,11 @@ def converged_quadrature(
     spacing: float = 0.08,
     width: float = 6.0,
     **options: Any,
-) -> tuple[Quadrature, float]:
+) -> Quadrature:
     """`quadrature` with the spacing halved until that changes no example by `tolerance` nats.
 
-    `spacing`: where to start; `width` and the other options as in `quadrature`. Returns the
-    Quadrature and the spacing that it was computed with. Raises ValueError as `quadrature` does,
+    `spacing`: where to start; `width` and the other options as in `quadrature`. Returns a
+    Quadrature, whose `spacing` is the last. Raises ValueError as `quadrature` does,
     which is how it ends when the grid would pass 10^8 points before it has converged, and where
     more than `tolerance` of an example's posterior lies on the grid's edge.
     """
@@ -142,7 +142,7 @@ def converged_quadrature(
             got = f"{result.edge[worst]:.2g} of the posterior of example {worst} on the edge"
             raise wrong("converged_quadrature: width", got, f"at most {tolerance}", "widen it")
         if np.abs(result.log_px - result.coarse).max() < tolerance:
-            return result, spacing
+            return result
         spacing = spacing / 2
 
 
@@ -179,10 +179,9 @@ def local_quadrature(
     if not 0 < deviations < np.inf:
         raise wrong(f"{name}: deviations", deviations, "> 0", "8 is usual")
     rule = _grid(name, 2 / points, 1.0, latent)
-    if not np.all(around.deviation > 0):
-        fix = "compute it on a finer grid"
-        raise wrong(f"{name}: around", "a posterior on a single point", "a deviation > 0", fix)
-    box = jnp.asarray(around.mean), jnp.asarray(deviations * around.deviation)
+    # A posterior that one cell holds has deviation 0 on the grid: the cell is what is known of it.
+    half = deviations * np.maximum(around.deviation, np.nan_to_num(around.spacing) / 2)
+    box = jnp.asarray(around.mean), jnp.asarray(half)
     static = model, _on_its_own_grid, latent, transform, 1, chunk
     return _measured(name, _integral(*static, params, key, batch.x, batch.c, box, *rule), batch)
 
@@ -305,124 +304,6 @@ def binary_codes(n: int, dtype: Any = float) -> Array:
         fix = "estimate log p(x) instead of enumerating"
         raise wrong("binary_codes: n", n, "1 to 24 units", fix)
     return (jnp.arange(2**n)[:, None] >> jnp.arange(n)[::-1][None] & 1).astype(dtype)
-
-
-def linear_gaussian(size: int, latent: int, *, scale: float = 1.0) -> Model:
-    """The linear-Gaussian model, probabilistic PCA, with its exact posterior as q.
-
-    `z ~ N(0, I)`, `x|z ~ N(W z + loc, s^2 I)`, and
-    `q(z|x) = p(z|x) = N(M^-1 W^T (x - loc), s^2 M^-1)`, `M = W^T W + s^2 I`; so every draw of the
-    one-sample bound `log p(x|z) + log p(z) - log q(z|x)` equals log p(x).
-
-    `size`: of x, a vector; `latent`: of z. `params` is `{"W": [size, latent], "loc": [size],
-    "log_scale": ()}`; `init` draws W, entries N(0, 1 / latent), with loc = 0 and s = `scale`.
-    All three are learned: in `decode` they are the likelihood, in `encode` the posterior, which
-    follows the likelihood. For a q of its own, `model._replace(encode=...)`.
-    Raises ValueError for a size, a latent or a scale that is not positive.
-    Tipping and Bishop, 1999, Probabilistic principal component analysis.
-    """
-    at_least_one("linear_gaussian", size=size, latent=latent)
-    if not scale > 0:
-        raise wrong("linear_gaussian: scale", scale, "> 0", "it is a standard deviation")
-
-    def init(key: Key, x: Any, c: Any = ()) -> Params:
-        W = jax.random.normal(key, (size, latent)) / np.sqrt(latent).item()
-        return {"W": W, "loc": jnp.zeros(size), "log_scale": jnp.log(jnp.asarray(scale, float))}
-
-    def prior(params: Params, c: Any = ()) -> Normal:
-        return Normal(jnp.zeros(latent), jnp.ones(latent))
-
-    def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
-        root, project = _posterior_of(params)
-        return MultivariateNormal(project(x - params["loc"]), root)
-
-    def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Normal:
-        return Normal(params["W"] @ z + params["loc"], jnp.exp(params["log_scale"]))
-
-    return Model(init, prior, encode, decode)
-
-
-def linear_gaussian_log_px(params: Params, data: Any) -> Array:
-    """Exact log p(x) of every example under `linear_gaussian`, in its low-rank form.
-
-    `log p(x) = log N(x; loc, W W^T + s^2 I)
-             = -1/2 [d log 2 pi + (d - q) log s^2 + log det M + |r - W m|^2 / s^2 + |m|^2]`
-    with r = x - loc, m = M^-1 W^T r the posterior's mean and M = W^T W + s^2 I, so that the cost is
-    linear in d and nothing cancels.
-
-    `params` of `linear_gaussian`; `data`: a Batch, or the x of one, `[n, d]`, as the likelihood
-    sees it. Returns `[n]`, nats; it is differentiable. Raises ValueError for another shape.
-    """
-    W, loc, log_scale = params["W"], params["loc"], params["log_scale"]
-    x = jnp.asarray(as_batch(data).x)
-    d = len(W)
-    if x.ndim != 2 or x.shape[1] != d:
-        fix = "flatten images: x.reshape(len(x), -1)"
-        raise wrong("linear_gaussian_log_px: data", x.shape, f"(n, {d})", fix)
-    root, project = _posterior_of(params)
-
-    def one(x: Array) -> Array:
-        r = x - loc
-        m = project(r)
-        squares = jnp.sum(((r - W @ m) / jnp.exp(log_scale)) ** 2) + jnp.sum(m**2)
-        # The covariance of the posterior is s^2 M^-1, so log det M = 2 q log s - 2 log det root.
-        log_det = 2 * d * log_scale - 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
-        return -0.5 * (d * np.log(2 * np.pi).item() + log_det + squares)
-
-    return jax.vmap(one)(x)
-
-
-def ppca(x: Any, latent: int) -> Params:
-    """Parameters of `linear_gaussian` with the largest likelihood of the data, in closed form.
-
-    `W = U (L - s^2 I)^(1/2)`, with L the `latent` largest eigenvalues of the data's covariance
-    (divided by n), U their eigenvectors, `s^2` the mean of the others and loc the mean. There the
-    mean of log p(x) is `-1/2 [d log 2 pi + sum_{i<=q} log L_i + (d - q) log s^2 + d]`.
-
-    `x`: `[n, d]`, in the units that the model is to see. Computed in double precision, on the
-    smaller of the covariance and the Gram matrix. Raises ValueError where s^2 would be 0: latent
-    >= d, or data that fewer directions explain entirely.
-    Tipping and Bishop, 1999, Probabilistic principal component analysis.
-    """
-    from scipy import linalg
-
-    x = np.asarray(x, np.float64)
-    if x.ndim != 2 or not np.isfinite(x).all():
-        got = x.shape if x.ndim != 2 else "numbers that are not finite"
-        fix = "flatten images: x.reshape(len(x), -1), and take out NaN"
-        raise wrong("ppca: x", got, "finite (n, d)", fix)
-    n, d = x.shape
-    if not 1 <= latent < min(n, d):
-        fix = "take fewer dimensions" if latent >= 1 else "take 1"
-        raise wrong("ppca: latent", latent, f"1 to {min(n, d) - 1} for data {x.shape}", fix)
-    loc = x.mean(axis=0)
-    x = x - loc
-    small = (x.T @ x if d <= n else x @ x.T) / n
-    top = [len(small) - latent, len(small) - 1]
-    L, U = linalg.eigh(small, subset_by_index=top)
-    rest = np.trace(small) - L.sum()
-    if L[0] <= 0 or rest <= 1e-10 * np.trace(small):
-        got = f"{latent}, which leaves no variance unexplained"
-        raise wrong("ppca: latent", got, "some left for the noise", "take fewer dimensions")
-    if d > n:
-        U = x.T @ U / np.sqrt(n * L)
-    s2 = rest / (d - latent)
-    W = U[:, ::-1] * np.sqrt(np.maximum(L[::-1] - s2, 0))
-    params = {"W": W, "loc": loc, "log_scale": 0.5 * np.log(s2)}
-    return jax.tree.map(lambda v: jnp.asarray(v, float), params)
-
-
-def _posterior_of(params: Params) -> tuple[Array, Callable[[Array], Array]]:
-    """The lower root of s^2 M^-1, and x - loc -> M^-1 W^T (x - loc), of the linear model."""
-    W, scale = params["W"], jnp.exp(params["log_scale"])
-    M = W.T @ W + scale**2 * jnp.eye(W.shape[1])
-    # With the order of the latents turned round, the inverse of the Cholesky factor of M comes out
-    # as the lower factor of M^-1, so that no inverse has to be factored again.
-    inverse = jax.scipy.linalg.solve_triangular(
-        jnp.linalg.cholesky(jnp.flip(M)), jnp.eye(W.shape[1]), lower=True
-    )
-    root = jnp.flip(inverse.T)
-    return scale * root, lambda r: root @ (root.T @ (W.T @ r))
 
 
 def _checked(
@@ -704,9 +585,9 @@ def _over_batches(function: Any, key: Key, transform: Any, x: Any, c: Any, batch
     return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:])[:size], result)
 
 
-def _measured(function: str, result: Quadrature, batch: Any) -> Quadrature:
+def _measured(function: str, result: Quadrature, batch: Any, spacing: float = np.nan) -> Quadrature:
     _finite(function, "log p(x)", result.log_px, batch.x)
-    return Quadrature(*map(np.asarray, result))
+    return jax.tree.map(np.asarray, result)._replace(spacing=spacing)
 
 
 __all__ = [
@@ -718,9 +599,6 @@ __all__ = [
     "enumerate_latents",
     "gauss_hermite",
     "grid_posterior",
-    "linear_gaussian",
-    "linear_gaussian_log_px",
     "local_quadrature",
-    "ppca",
     "quadrature",
 ]
