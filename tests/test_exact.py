@@ -36,7 +36,7 @@ def small(likelihood, prior=None) -> Model:
         prior = distributions.Normal(jnp.zeros(2), jnp.ones(2))
 
     def decode(params, z, c=(), *, key=None):
-        shift = c if jnp.ndim(c) else 0.0
+        shift = jnp.zeros(2) if isinstance(c, tuple) else c
         return likelihood((jnp.tanh(z + shift) @ params + jnp.asarray(BIAS, float)).reshape(EVENT))
 
     return Model(lambda *_: None, lambda params, c=(): prior, lambda *_: None, decode)
@@ -218,7 +218,7 @@ def test_gauss_hermite_follows_the_prior(prior):
         (lambda v: distributions.Laplace(v, jnp.full((3, 1), 0.5)), COINS + 0.3),
         (distributions.ContinuousBernoulli, 0.1 + 0.7 * COINS),
         (lambda v: distributions.DiscretizedLogistic(v, jnp.asarray(0.2), levels=4), COINS),
-        (lambda v: distributions.Categorical(jnp.concatenate([v, -v], -1)), COINS[..., 0].astype(int)),
+        (lambda v: distributions.Categorical(jnp.stack([v, -v], -1)), COINS.astype(int)),
     ],
 )  # fmt: skip
 def test_every_likelihood_is_summed_as_its_own_log_prob(likelihood, x):
