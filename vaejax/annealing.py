@@ -259,14 +259,14 @@ def _run(
     else:
         sums, acceptance, _ = walk(keys, posterior, betas[::-1], steps[:, ::-1], 0.0)
     # log w going up, and -log w coming down, where the differences of b are negative.
-    signed, acceptance, steps = (np.asarray(v) for v in (sums, acceptance[:, :-1], steps))
+    signed, accepted, moved_by = (np.asarray(v) for v in (sums, acceptance[:, :-1], steps))
     log_mean, ess = _log_mean_exp(signed)
     _finite(function, "log p(x)", log_mean, batch.x)
-    _check_moves(function, acceptance, steps)
+    _check_moves(function, accepted, moved_by)
     error = np.sqrt(np.maximum(1 / ess - 1 / chains, 0))
     if posterior is None:
-        return Annealed(log_mean, error, ess, signed, acceptance, steps)
-    return Annealed(-log_mean, error, ess, -signed, acceptance[:, ::-1], steps)
+        return Annealed(log_mean, error, ess, signed, accepted, moved_by)
+    return Annealed(-log_mean, error, ess, -signed, accepted[:, ::-1], moved_by)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -452,7 +452,7 @@ def _check_moves(function: str, acceptance: np.ndarray, steps: np.ndarray) -> No
         )
 
 
-def _log_mean_exp(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _log_mean_exp(log_w: np.ndarray) -> tuple[Any, np.ndarray]:
     """log mean w and the effective sample size along the last axis, in double precision."""
     log_w = log_w.astype(np.float64)
     top = log_w.max(axis=1, keepdims=True)
