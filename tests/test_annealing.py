@@ -9,7 +9,7 @@ from scipy import integrate, stats
 
 from vaejax import annealing, data, evaluate, heads
 from vaejax.annealing import ais, bdmc, hmc, leapfrog, reverse_ais, sigmoidal
-from vaejax.distributions import Bernoulli, MultivariateNormal, Normal
+from vaejax.distributions import Bernoulli, Normal
 from vaejax.model import Model, autoencoder
 from vaejax.types import Batch
 
@@ -79,29 +79,32 @@ def test_a_poor_schedule_leaves_the_bounds_apart_on_their_own_sides():
     assert lower[0] < -3 * lower[1] and upper[0] > 3 * upper[1]
 
 
-@pytest.mark.parametrize(("temperatures", "moves"), [(BETAS, 58), (2, 0)])
-def test_from_the_exact_posterior_every_weight_is_the_exact_value(temperatures, moves):
+@pytest.mark.parametrize(("chains", "temperatures"), [(3, 6), (1, 2)])
+def test_from_the_exact_posterior_every_weight_is_the_exact_value(chains, temperatures):
     """log p(x, z) - log p(z|x) = log p(x) wherever the chains go; no moves with 2 temperatures."""
     settings = {"temperatures": temperatures, "start": "posterior"}
-    lower = ais(MODEL, PARAMS, jax.random.key(0), X, chains=CHAINS, **settings)
-    draws = posterior_draws(jax.random.key(1))
+    lower = ais(MODEL, PARAMS, jax.random.key(0), X, chains=chains, **settings)
+    draws = posterior_draws(jax.random.key(1), chains)
     upper = reverse_ais(MODEL, PARAMS, jax.random.key(2), X, draws, **settings)
     for run in (lower, upper):
-        assert run.acceptance.shape == run.step_size.shape == (N, moves)
-        np.testing.assert_allclose(run.log_weights, EXACT[:, None] * np.ones(CHAINS), atol=2e-3)
+        assert run.acceptance.shape == run.step_size.shape == (N, temperatures - 2)
+        np.testing.assert_allclose(run.log_weights, EXACT[:, None] * np.ones(chains), atol=2e-3)
         np.testing.assert_allclose(run.log_px, EXACT, atol=2e-3)
-        np.testing.assert_allclose(run.ess, CHAINS, rtol=1e-3)
-        assert run.error.max() < 1e-3
+        np.testing.assert_allclose(run.ess, chains, rtol=1e-3)
+        assert run.error.max() < 0.05
 
 
 def curved():
-    """z ~ N(0, 1), x|z ~ N(z^2, 0.5^2): a posterior with two modes, its integral and its draws."""
-    standard = Normal(jnp.zeros(1), jnp.ones(1))
+    """z ~ N(0, 1), x|z ~ N(z^2, 0.5^2): a posterior with two modes, its integral and its draws.
+
+    The latent is a matrix of one element, since a latent may have any shape.
+    """
+    standard = Normal(jnp.zeros((1, 1)), jnp.ones((1, 1)))
     model = Model(
         lambda key, x, c=(): {},
         lambda params, c=(): standard,
-        lambda params, x, c=(), *, key=None: standard,
-        lambda params, z, c=(), *, key=None: Normal(z**2, jnp.asarray(0.5)),
+        lambda params, x, c=(), *, key=None: Normal(jnp.zeros(2), jnp.ones(2)),
+        lambda params, z, c=(), *, key=None: Normal(z[0] ** 2, jnp.asarray(0.5)),
     )
 
     def joint(z, x=2.0):
@@ -109,9 +112,8 @@ def curved():
 
     grid = np.linspace(-5, 5, 20_001)
     cdf = np.cumsum(joint(grid))
-    uniform = (np.arange(512) + 0.5) / 512
-    z = np.interp(uniform, cdf / cdf[-1], grid)
-    return model, np.log(integrate.quad(joint, -6, 6)[0]), z.astype(np.float32)[None, :, None]
+    z = np.interp((np.arange(512) + 0.5) / 512, cdf / cdf[-1], grid).astype(np.float32)
+    return model, np.log(integrate.quad(joint, -6, 6)[0]), z.reshape(1, 512, 1, 1)
 
 
 def test_two_modes_against_quadrature():
@@ -122,8 +124,9 @@ def test_two_modes_against_quadrature():
     for run in (lower, upper):
         assert run.error[0] < 0.06
         assert abs(run.log_px[0] - exact) < 4 * run.error[0]
-    ess = 1 / (run.error[0] ** 2 + 1 / 512)
-    assert run.ess[0] == pytest.approx(ess, rel=1e-3)
+        assert run.ess[0] == pytest.approx(1 / (run.error[0] ** 2 + 1 / 512), rel=1e-3)
+    with pytest.raises(ValueError, match="encoder and prior must share z"):
+        ais(model, {}, jax.random.key(0), x, start="posterior")
 
 
 def check_leapfrog(implementation):
@@ -221,17 +224,19 @@ def test_step_sizes_find_the_target_acceptance(step_size):
 
 def test_frozen_steps_know_nothing_of_the_chains_that_count():
     """More chains of the same number of pilots: the steps are the same bits."""
-    runs = [ais(MODEL, PARAMS, jax.random.key(3), X[:2], chains=chains, temperatures=6)
-            for chains in (4, 7)]  # fmt: skip
+    runs = [
+        ais(MODEL, PARAMS, jax.random.key(3), X[:2], chains=chains, temperatures=4)
+        for chains in (1, 2)
+    ]
     np.testing.assert_array_equal(runs[0].step_size, runs[1].step_size)
-    assert not np.array_equal(runs[0].log_weights, runs[1].log_weights[:, :4])
+    assert not np.array_equal(runs[0].log_weights, runs[1].log_weights[:, :1])
 
 
 def test_an_example_depends_on_the_key_and_its_index_alone():
-    run = ais(MODEL, PARAMS, jax.random.key(5), X[:7], chains=4, temperatures=6)
-    again = ais(MODEL, PARAMS, jax.random.key(5), X[:3], chains=4, temperatures=6, batch_size=2)
+    run = ais(MODEL, PARAMS, jax.random.key(5), X[:5], chains=1, temperatures=4)
+    again = ais(MODEL, PARAMS, jax.random.key(5), X[:3], chains=1, temperatures=4, batch_size=2)
     np.testing.assert_allclose(run.log_weights[:3], again.log_weights, rtol=1e-5)
-    assert len(np.unique(run.log_weights)) == 28
+    assert len(np.unique(run.log_weights)) == 5
 
 
 def test_a_transform_draws_the_image_that_evaluate_sees():
@@ -243,7 +248,7 @@ def test_a_transform_draws_the_image_that_evaluate_sees():
     seen = evaluate.log_likelihood(
         MODEL, PARAMS, jax.random.key(6), X, particles=1, transform=noisy
     )
-    run = ais(MODEL, PARAMS, jax.random.key(6), X, chains=2, temperatures=2, start="posterior",
+    run = ais(MODEL, PARAMS, jax.random.key(6), X, chains=1, temperatures=2, start="posterior",
               transform=noisy)  # fmt: skip
     assert np.abs(seen.log_px - EXACT).mean() > 1
     np.testing.assert_allclose(run.log_px, seen.log_px, atol=5e-3)
@@ -261,7 +266,7 @@ def test_simulated_data_have_their_bounds_in_order_under_conditions_too():
 
     model = MODEL._replace(encode=encode, decode=decode)
     c = 10.0 * np.arange(8, dtype=np.float32)[:, None]
-    result = bdmc(model, PARAMS, jax.random.key(0), examples=8, c=c, chains=4, temperatures=6,
+    result = bdmc(model, PARAMS, jax.random.key(0), examples=8, c=c, chains=1, temperatures=6,
                   start="posterior")  # fmt: skip
     np.testing.assert_allclose(result.gap, 0, atol=5e-3)
     # Typical values of log p at data of its own: the entropy is that of N(0, W W^T + s^2 I).
@@ -272,24 +277,8 @@ def test_simulated_data_have_their_bounds_in_order_under_conditions_too():
     assert poor.gap.mean() > 0.5 and poor.gap.shape == (N,)
 
 
-def test_a_full_covariance_start_and_latents_of_any_shape():
-    """A matrix of latents: the sum of its entries plus noise has the density N(0, 6 + 1)."""
-    prior = Normal(jnp.zeros((2, 3)), jnp.ones((2, 3)))
-    model = Model(
-        lambda key, x, c=(): {},
-        lambda params, c=(): prior,
-        lambda params, x, c=(), *, key=None: MultivariateNormal(jnp.zeros(2), jnp.eye(2)),
-        lambda params, z, c=(), *, key=None: Normal(jnp.sum(z), jnp.ones(())),
-    )
-    x = np.array([0.0, 3.0, -4.0], np.float32)
-    run = ais(model, {}, jax.random.key(0), x, chains=64, temperatures=30)
-    np.testing.assert_allclose(run.log_px, stats.norm(0, 7**0.5).logpdf(x), atol=0.25)
-    with pytest.raises(ValueError, match="encoder and prior must share z"):
-        ais(model, {}, jax.random.key(0), x, start="posterior")
-
-
 def test_double_precision(x64):
-    run = ais(MODEL, PARAMS, jax.random.key(0), X[:2], chains=2, temperatures=4)
+    run = ais(MODEL, PARAMS, jax.random.key(0), X[:2], chains=1, temperatures=4)
     assert np.isfinite(run.log_px).all()
 
 
@@ -303,20 +292,17 @@ def test_schedule_rises_from_0_to_1_with_its_ends_dense():
 
 
 def test_memory_does_not_grow_with_images():
-    def peak(n):
-        shape = jax.ShapeDtypeStruct
-        arguments = (
-            PARAMS, shape((n, 2), jnp.float32), shape((n, 500), jnp.float32), (),
-            jax.eval_shape(lambda: jax.random.split(jax.random.key(0), n)),
-            shape((n, 4, 2), jnp.float32), jnp.zeros(6), shape((n, 4), jnp.float32), jnp.zeros(()),
-        )  # fmt: skip
-        model, _ = oracles.linear_gaussian(d=500)
-        compiled = annealing._walks.lower(model, "prior", 2, 10, *arguments).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+    model, params = oracles.linear_gaussian(d=500)
 
-    PARAMS_500 = oracles.linear_gaussian(d=500)[1]
-    assert PARAMS_500["W"].shape == (500, 2)
-    assert peak(1000) < peak(20) + 1000 * 64
+    def peak(n):
+        some = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), n))
+        arrays = params, some(n, 2), some(n, 500), (), keys, some(n, 4, 2), some(6), some(n, 4)
+        lowered = annealing._walks.lower(model, "prior", 2, 10, *arrays, some())
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    # Some numbers for each image, of which 500 are its x, 2 its z and 6 its steps.
+    assert peak(1000) < peak(20) + 1000 * 4 * 40
 
 
 def test_wrong_settings_are_refused():
@@ -353,30 +339,30 @@ def test_models_that_cannot_be_annealed_are_refused():
     coins = MODEL._replace(prior=lambda params, c=(): Bernoulli(jnp.zeros(2)))
     with pytest.raises(TypeError, match="ais: the prior Bernoulli is discrete"):
         ais(coins, PARAMS, jax.random.key(0), X)
-    plain = autoencoder(heads.Delta(2), heads.FixedNormal((5,), 1.0))
+    plain = MODEL._replace(prior=lambda params, c=(): None)
     with pytest.raises(ValueError, match="bdmc: a deterministic autoencoder has no p"):
-        bdmc(plain, plain.init(jax.random.key(0), X[0]), jax.random.key(1))
+        bdmc(plain, PARAMS, jax.random.key(1))
 
 
 def test_chains_that_never_accept_are_an_error():
     with pytest.raises(
         ValueError, match="chains never accept .* step size is .* smaller step_size"
     ):
-        ais(MODEL, PARAMS, jax.random.key(0), X[:2], chains=2, temperatures=4, step_size=1e6)
+        ais(MODEL, PARAMS, jax.random.key(0), X[:2], chains=1, temperatures=4, step_size=1e6)
 
 
 def test_data_that_are_not_finite_are_named():
     x = X[:2].copy()
     x[1, 0] = np.nan
     with pytest.raises(ValueError, match="ais: log p.x. is nan for example 1"):
-        ais(MODEL, PARAMS, jax.random.key(0), x, chains=2, temperatures=4)
+        ais(MODEL, PARAMS, jax.random.key(0), x, chains=1, temperatures=4)
 
 
 def test_each_call_compiles_once():
     before = annealing._walks._cache_size()
     for seed in range(3):
-        ais(MODEL, PARAMS, jax.random.key(seed), X[:2], chains=2, temperatures=sigmoidal(4))
-    assert annealing._walks._cache_size() <= before + 2  # pilots and chains
+        ais(MODEL, PARAMS, jax.random.key(seed), X[:2], chains=1, temperatures=sigmoidal(4))
+    assert annealing._walks._cache_size() <= before + 1
 
 
 def test_stored_images_and_batches_are_taken():
@@ -384,6 +370,6 @@ def test_stored_images_and_batches_are_taken():
     model = autoencoder(heads.Normal(2), heads.Bernoulli((3, 2)), prior)
     grey = np.full((3, 3, 2), 128, np.uint8)
     params = model.init(jax.random.key(0), jnp.zeros((3, 2)))
-    run = ais(model, params, jax.random.key(1), Batch(grey), chains=2, temperatures=4,
+    run = ais(model, params, jax.random.key(1), Batch(grey), chains=1, temperatures=4,
               transform=data.binarize)  # fmt: skip
     assert run.log_px.shape == (3,) and (run.log_px < 0).all()

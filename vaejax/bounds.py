@@ -153,12 +153,15 @@ def sandwich(
     acceptance below 0.1. These can only find what chains or particles have found: a mode that none
     of them ever visits stays unseen, unless by `posterior`.
 
-    Returns Interval. Raises as the functions named, and ValueError for tolerance <= 0.
+    Returns Interval. Raises as the functions named, and ValueError for
+    tolerance <= 0 or simulations < 0.
     Grosse, Ghahramani and Adams, 2015, arXiv:1511.02543; Wu et al., 2017, arXiv:1611.04273.
     """
     batch = as_batch(data)
     if not tolerance > 0:
         raise wrong("sandwich: tolerance", tolerance, "nats > 0", "leave it at 0.1")
+    if simulations is not None and simulations < 0:
+        raise ValueError(f"sandwich: expected simulations >= 0, got {simulations}")
     if simulations is None:
         simulations = min(size_of(batch.x), 100) if posterior is None else 0
     shared: dict[str, Any] = {
