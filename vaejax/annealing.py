@@ -262,7 +262,7 @@ def _run(
     signed, accepted, moved_by = (np.asarray(v) for v in (sums, acceptance[:, :-1], steps))
     log_mean, ess = _log_mean_exp(signed)
     _finite(function, "log p(x)", log_mean, batch.x)
-    _check_moves(function, accepted, moved_by)
+    _check_moves(function, chains, accepted, moved_by)
     error = np.sqrt(np.maximum(1 / ess - 1 / chains, 0))
     if posterior is None:
         return Annealed(log_mean, error, ess, signed, accepted, moved_by)
@@ -436,11 +436,12 @@ def _check_draws(function: str, posterior: Array, n: int, latent: tuple[int, ...
         raise wrong(f"{function}: posterior", got, "finite draws", "check what made them")
 
 
-def _check_moves(function: str, acceptance: np.ndarray, steps: np.ndarray) -> None:
-    """Raise where chains stand still; a run with no moves at all is plain importance sampling."""
-    if not acceptance.size:
+def _check_moves(function: str, chains: int, acceptance: np.ndarray, steps: np.ndarray) -> None:
+    """Raise where chains stand still, unless the proposals are too few to tell."""
+    late = acceptance[:, acceptance.shape[1] // 2 :]
+    if chains * late.shape[1] < 10:
         return
-    late = acceptance[:, acceptance.shape[1] // 2 :].mean(axis=1)
+    late = late.mean(axis=1)
     bad = np.flatnonzero(~(late > NEVER))
     if len(bad):
         raise ValueError(
