@@ -147,8 +147,7 @@ def fit_full_gaussian(
         raise wrong("fit_full_gaussian: data", f"events {event}", "vectors [n, d]", fix)
     return _fit_gaussian(
         "fit_full_gaussian", data, components, key, transform, floor, restarts, iterations,
-        tolerance, batch_size,
-        lambda loc: MultivariateNormal(loc, jnp.broadcast_to(jnp.eye(*event), (*loc.shape, *event))),
+        tolerance, batch_size, lambda loc: MultivariateNormal(loc, jnp.zeros((*loc.shape, *event))),
     )  # fmt: skip
 
 
@@ -257,17 +256,20 @@ def m_step(mixture: Mixture, x: Any, q: Any, *, floor: Any = 1e-3) -> Mixture:
     flat = jnp.asarray(x, jnp.result_type(x, 1.0)).reshape(len(x), -1)
     counts = q.sum(axis=0)
     claimed = counts > 1e-30
-    share = (q / jnp.where(claimed, counts, 1)).T  # [k, n], rows sum to 1
+    share = (q / jnp.where(claimed, counts, 1)[None]).T  # [k, n], rows sum to 1
     means = jnp.matmul(share, flat, precision="highest")
 
     # About the mean itself: E[x^2] - mean^2 would lose its digits far from the origin.
     def scale(share_and_mean: tuple[Array, Array]) -> Array:
-        return jnp.sqrt(jnp.maximum(share_and_mean[0] @ (flat - share_and_mean[1]) ** 2, floor**2))
+        one, mean = share_and_mean
+        return jnp.sqrt(jnp.maximum(one @ (flat - mean[None]) ** 2, floor**2))
 
     def scale_tril(share_and_mean: tuple[Array, Array]) -> Array:
-        one, far = share_and_mean[0], flat - share_and_mean[1]
-        values, vectors = jnp.linalg.eigh(jnp.matmul((one[:, None] * far).T, far, precision="highest"))
-        root = vectors * jnp.sqrt(jnp.maximum(values, floor**2))
+        one, mean = share_and_mean
+        far = flat - mean[None]
+        covariance = jnp.matmul((one[:, None] * far).T, far, precision="highest")
+        values, vectors = jnp.linalg.eigh(covariance)
+        root = vectors * jnp.sqrt(jnp.maximum(values, floor**2))[None]
         upper = jnp.linalg.qr(root.T, mode="r")  # root root^T = R^T R
         return (upper * jnp.sign(jnp.diagonal(upper))[:, None]).T
 
@@ -394,7 +396,7 @@ def _start(family: Any, x: Array, key: Key, floor: Any) -> Mixture:
     first_key, rest = jax.random.split(key)
 
     def squares(index: Array) -> Array:
-        return jnp.sum((flat - flat[index]) ** 2, axis=1)
+        return jnp.sum((flat - flat[index][None]) ** 2, axis=1)
 
     def add(nearest: Array, choice_key: Key) -> tuple[Array, Array]:
         index = jax.random.categorical(choice_key, jnp.log(nearest))
