@@ -90,48 +90,52 @@ def test_log_p_is_the_bound_plus_the_divergence_from_the_posterior(family):
     q = np.random.default_rng(1).dirichlet(np.ones(3), size=N).astype(np.float32)
     q[0] = [0, 1, 0]  # 0 log 0 = 0
     found = e_step(mixture, x, batch_size=100)
-    divergence = special.rel_entr(q, np.asarray(found.responsibilities)).sum(axis=1)
+    joint = oracle_log_joint(mixture, x)
+    log_posterior = joint - special.logsumexp(joint, axis=1, keepdims=True)
+    divergence = np.sum(special.xlogy(q, q) - q * log_posterior, axis=1)
     bound = elbo(mixture, q, x, batch_size=100)
     np.testing.assert_allclose(bound + divergence, found.log_px, rtol=1e-4, atol=1e-4)
     tight = elbo(mixture, found.responsibilities, x, batch_size=100)
     np.testing.assert_allclose(tight, found.log_px, rtol=1e-5, atol=1e-5)
 
 
+def allowed(mixture, floor):
+    """The nearest mixture that respects the floor."""
+    match mixture.components:
+        case Bernoulli(logits):
+            bound = special.logit(1 - floor)
+            return Mixture(mixture.logits, Bernoulli(jnp.clip(logits, -bound, bound)))
+        case Normal(loc, scale):
+            return Mixture(mixture.logits, Normal(loc, jnp.maximum(scale, floor)))
+        case MultivariateNormal(loc, tril):
+            values, vectors = jnp.linalg.eigh(jnp.tril(tril) @ jnp.tril(tril).mT)
+            clipped = vectors * jnp.maximum(values, floor**2)[..., None, :] @ vectors.mT
+            return Mixture(mixture.logits, MultivariateNormal(loc, jnp.linalg.cholesky(clipped)))
+
+
 def check_maximal(family, m_step, floor):
-    """No mixture near the M step's is better at its q, and its parameters respect the floor."""
-    start, x = mixture_of(family), jnp.asarray(FITS[family][1], float)
+    """The M step respects the floor, and no allowed mixture near it is better at its q."""
+    x = jnp.asarray(FITS[family][1], float)
+    start = allowed(mixture_of(family), floor)
     q = e_step(start, x).responsibilities
-    best = m_step(start, x, q, floor=floor)
+    best, rng = m_step(start, x, q, floor=floor), np.random.default_rng(2)
 
     def objective(mixture):
         return float(elbo(mixture, q, x).mean())
 
-    def allowed(mixture):
-        match mixture.components:
-            case Bernoulli(logits):
-                p = jax.nn.sigmoid(logits)
-                return jnp.all((p > floor - 1e-9) & (p < 1 - floor + 1e-9))
-            case Normal(_, scale):
-                return jnp.all(scale > floor - 1e-9)
-            case MultivariateNormal(_, tril):
-                return jnp.all(jnp.linalg.eigvalsh(tril @ tril.mT) > floor**2 - 1e-9)
-
-    top, rng, compared = objective(best), np.random.default_rng(2), 0
-    assert allowed(best)
-    assert top >= objective(start) or not allowed(start)
-    for size in [1e-3, 1e-2, 1e-1] * 40:
+    top = objective(best)
+    assert top == pytest.approx(objective(allowed(best, floor)), rel=1e-9)
+    assert top >= objective(start)
+    for size in [1e-3, 1e-2, 1e-1] * 10:
         near = jax.tree.map(lambda v, s=size: v + s * rng.normal(size=np.shape(v)), best)
-        if allowed(near):
-            assert objective(near) <= top + 1e-12
-            compared += 1
-    assert compared >= 10
+        assert objective(allowed(near, floor)) <= top + 1e-12
 
 
-@pytest.mark.parametrize("floor", [1e-3, 0.2, 0.75])
+@pytest.mark.parametrize("floor", [1e-3, 0.2])
 @pytest.mark.parametrize("family", FITS)
 def test_the_m_step_is_the_constrained_maximum(family, floor, x64):
-    if family == "bernoulli":
-        floor = min(floor, 0.24)
+    """With the floor out of reach, and where it binds."""
+    floor = 4 * floor if family != "bernoulli" else floor
     check_maximal(family, m_step, floor)
 
 
@@ -189,16 +193,25 @@ def test_the_likelihood_never_falls(family, x64):
         assert found.history[-1] > found.history[0] + 1e-3
 
 
-def test_a_likelihood_that_falls_would_be_seen():
-    """Checked against weights that are not updated together with a damped floor."""
+def test_steps_that_are_not_maxima_would_be_seen_to_fall(x64):
+    """Checked against pseudo-counts of one half-example on each side: from their own maximum
+    likelihood start they lose at once."""
+    x, floor = jnp.asarray(BITS, float), 1e-3
+    best = fit(mixture_of("bernoulli", dtype=np.float64), x, tolerance=0.0).mixture
+    q = e_step(best, x).responsibilities
+    p = (q.T @ x + 0.5) / (q.sum(axis=0)[:, None] + 1)
+    smoothed = Mixture(best.logits, Bernoulli(jnp.log(p) - jnp.log1p(-p)))
+    history = [e_step(m, x).log_px.mean() for m in (best, smoothed)]
     with pytest.raises(AssertionError):
-        check_monotone(np.array([-3.0, -2.0, -2.1]), 1e-12)
+        check_monotone(np.array(history), 1e-12)
+    again = m_step(best, x, q, floor=floor)
+    check_monotone(np.array([history[0], e_step(again, x).log_px.mean()]), 1e-12)
 
 
 def test_single_precision_never_falls_beyond_rounding():
     for fitted in (
-        fit_bernoulli(BITS, 4, key=jax.random.key(1), tolerance=0.0),
-        fit_gaussian(OVERLAPPING, 4, key=jax.random.key(1), tolerance=0.0),
+        fit_bernoulli(BITS, 3, key=jax.random.key(1), tolerance=0.0),
+        fit_gaussian(OVERLAPPING, 3, key=jax.random.key(1), tolerance=0.0),
     ):
         check_monotone(fitted.history, 1e-5)
 
@@ -282,23 +295,22 @@ def test_planted_gaussians_are_found():
     assert np.mean(np.asarray(q.argmax(axis=1)) == np.argsort(order)[LABELS]) > 0.98
 
 
-def test_restarts_keep_the_likeliest(monkeypatch):
-    keys = jax.random.split(jax.random.split(jax.random.key(5))[1], 6)
-    several = fit_gaussian(OVERLAPPING, 6, key=jax.random.key(5), restarts=6)
-    one = fit_gaussian(OVERLAPPING, 6, key=jax.random.key(5))
-    assert several.history[-1] > one.history[-1]
-    assert len(keys) == 6
+def test_restarts_keep_the_likeliest():
+    """One start of these puts two components on one group of three, and ends far below."""
+    one = fit_gaussian(POINTS, 3, key=jax.random.key(16))
+    several = fit_gaussian(POINTS, 3, key=jax.random.key(16), restarts=4)
+    assert several.history[-1] > one.history[-1] + 0.1
 
 
-def test_an_empty_component_is_seeded_anew_and_the_likelihood_rises(x64):
+def test_an_empty_component_is_seeded_anew_and_the_likelihood_rises():
     """Three groups, and a start with two components on one and a third that sees nothing."""
     loc = jnp.array([[6.0, 0, 3], [0.0, 3, -2], [900.0, 900, 900]])
     start = Mixture(jnp.zeros(3), Normal(loc, jnp.ones((3, 3))))
-    x = POINTS.astype(float)
-    fitted = fit(start, x, iterations=50, tolerance=1e-6)
+    x = POINTS
+    fitted = fit(start, x, tolerance=1e-5)
     assert fitted.reseeded.sum() >= 1 and fitted.reseeded[0] == 0
-    check_monotone(fitted.history, 1e-12)
-    best = fit_gaussian(x, 3, key=jax.random.key(0), restarts=3, tolerance=1e-6)
+    check_monotone(fitted.history, 1e-5)
+    best = fit_gaussian(x, 3, key=jax.random.key(0), restarts=3, tolerance=1e-5)
     assert fitted.history[-1] == pytest.approx(best.history[-1], abs=1e-3)
     # Without it, the third would keep its place and its weight of nothing.
     dead = start
@@ -329,21 +341,20 @@ def test_more_components_than_different_examples():
 
 
 def test_the_floors_keep_every_example_possible():
-    x = np.zeros((30, 12), np.float32)
-    fitted = fit_bernoulli(x, 2, key=jax.random.key(0), floor=1e-2)
+    fitted = fit_bernoulli(np.zeros_like(BITS), 3, key=jax.random.key(0), floor=1e-2)
     p = jax.nn.sigmoid(fitted.mixture.components.logits)
     np.testing.assert_allclose(p, 1e-2, rtol=1e-4)
     unseen = fitted.mixture.log_prob(jnp.ones(12))
     assert unseen == pytest.approx(12 * np.log(1e-2), rel=1e-3)
-    constant = fit_gaussian(np.ones((30, 2), np.float32), 1, key=jax.random.key(0), floor=0.1)
+    constant = fit_gaussian(np.ones_like(POINTS), 3, key=jax.random.key(0), floor=0.1)
     np.testing.assert_allclose(constant.mixture.components.scale, 0.1, rtol=1e-5)
-    full = fit_full_gaussian(np.ones((30, 2), np.float32), 1, key=jax.random.key(0), floor=0.1)
+    full = fit_full_gaussian(np.ones_like(POINTS), 1, key=jax.random.key(0), floor=0.1)
     tril = full.mixture.components.scale_tril[0]
-    np.testing.assert_allclose(tril @ tril.T, 0.01 * np.eye(2), atol=1e-6)
+    np.testing.assert_allclose(tril @ tril.T, 0.01 * np.eye(3), atol=1e-6)
 
 
 def test_a_fitted_mixture_has_finite_gradients():
-    fitted = fit_bernoulli(BITS, 4, key=jax.random.key(0))
+    fitted = fit_bernoulli(BITS, 3, key=jax.random.key(0))
     for mixture, x in [(fitted.mixture, BITS[0]), (fitted.mixture, 1 - BITS[0])]:
         gradient = jax.grad(lambda m, x: m.log_prob(x))(mixture, x)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
@@ -356,8 +367,7 @@ def test_stored_data_are_drawn_once_with_the_key_of_the_fit():
     grey = np.random.default_rng(0).integers(0, 256, (N, 3, 4, 1)).astype(np.uint8)
     calls = [
         fit_bernoulli(
-            grey, 3, key=jax.random.key(seed), transform=data.binarize, batch_size=size,
-            iterations=5,
+            grey, 3, key=jax.random.key(seed), transform=data.binarize, batch_size=size
         ).history
         for seed, size in [(0, 1000), (0, 100), (1, 1000)]
     ]  # fmt: skip
@@ -369,23 +379,52 @@ def test_stored_data_are_drawn_once_with_the_key_of_the_fit():
 
 
 def test_bad_input_is_refused_in_words():
-    key = jax.random.key(0)
     broken = POINTS.copy()
     broken[7, 1] = np.nan
     for call, message in [
-        (lambda: fit_bernoulli(BITS[:4], 5, key=key), "components: got 5, expected at most the 4"),
-        (lambda: fit_gaussian(POINTS[:4], 5, key=key), "components: got 5, expected at most the 4"),
+        (
+            lambda: fit_bernoulli(BITS[:4], 5, key=jax.random.key(0)),
+            "components: got 5, expected at most the 4",
+        ),
+        (
+            lambda: fit_gaussian(POINTS[:4], 5, key=jax.random.key(0)),
+            "components: got 5, expected at most the 4",
+        ),
         (lambda: fit(mixture_of("gaussian"), POINTS[:2]), "fit: components: got 3.*at most the 2"),
-        (lambda: fit_bernoulli(BITS, 0, key=key), "fit_bernoulli: expected components >= 1, got 0"),
-        (lambda: fit_bernoulli(BITS, 2, key=key, restarts=0), "restarts >= 1, got 0"),
-        (lambda: fit_gaussian(POINTS, 2, key=key, iterations=0), "iterations >= 1, got 0"),
-        (lambda: fit_bernoulli(255 * BITS, 2, key=key), "255.* for example 0.*data.binarize"),
-        (lambda: fit_bernoulli(BITS - 1, 2, key=key), "fit_bernoulli: data: got values in"),
-        (lambda: fit_gaussian(broken, 2, key=key), "fit_gaussian: data: got NaN.*first at 7"),
-        (lambda: fit_gaussian(POINTS[:, 0], 2, key=key), r"event axis; .*x\[:, None\]"),
-        (lambda: fit_full_gaussian(BITS.reshape(N, 3, 4), 2, key=key), "vectors.*flatten"),
-        (lambda: fit_bernoulli(BITS, 2, key=key, floor=0.3), "floor: got 0.3"),
-        (lambda: fit_gaussian(POINTS, 2, key=key, floor=0.0), "floor: got 0.0.*no maximum"),
+        (
+            lambda: fit_bernoulli(BITS, 0, key=jax.random.key(0)),
+            "fit_bernoulli: expected components >= 1, got 0",
+        ),
+        (lambda: fit_bernoulli(BITS, 2, key=jax.random.key(0), restarts=0), "restarts >= 1, got 0"),
+        (
+            lambda: fit_gaussian(POINTS, 2, key=jax.random.key(0), iterations=0),
+            "iterations >= 1, got 0",
+        ),
+        (
+            lambda: fit_bernoulli(255 * BITS, 2, key=jax.random.key(0)),
+            "255.* for example 0.*data.binarize",
+        ),
+        (
+            lambda: fit_bernoulli(BITS - 1, 2, key=jax.random.key(0)),
+            "fit_bernoulli: data: got values in",
+        ),
+        (
+            lambda: fit_gaussian(broken, 2, key=jax.random.key(0)),
+            "fit_gaussian: data: got NaN.*first at 7",
+        ),
+        (
+            lambda: fit_gaussian(POINTS[:, 0], 2, key=jax.random.key(0)),
+            r"event axis; .*x\[:, None\]",
+        ),
+        (
+            lambda: fit_full_gaussian(BITS.reshape(N, 3, 4), 2, key=jax.random.key(0)),
+            "vectors.*flatten",
+        ),
+        (lambda: fit_bernoulli(BITS, 2, key=jax.random.key(0), floor=0.3), "floor: got 0.3"),
+        (
+            lambda: fit_gaussian(POINTS, 2, key=jax.random.key(0), floor=0.0),
+            "floor: got 0.0.*no maximum",
+        ),
         (lambda: log_joint(mixture_of("full"), POINTS), r"log_joint: x: got shape \(240, 3\)"),
         (lambda: fit(mixture_of("gaussian"), broken), r"log p\(x\) is nan for example 7"),
     ]:
@@ -401,10 +440,10 @@ def test_bad_input_is_refused_in_words():
 
 
 def test_a_few_steps_on_mnist_find_strokes(mnist_prepared):
-    """10 components on 2000 images, against independent coins at 206 nats per image."""
-    x = data.load("mnist", "train[:2000]").x
+    """10 components on 1000 images, against independent coins at 206 nats per image."""
+    x = data.load("mnist", "train[:1000]").x
     fitted = fit_bernoulli(
-        x, 10, key=jax.random.key(0), transform=data.binarize, iterations=20, floor=1e-2
+        x, 10, key=jax.random.key(0), transform=data.binarize, iterations=10, floor=1e-2
     )
     assert -180 < fitted.history[-1] < -140
     check_monotone(fitted.history, 1e-3)
