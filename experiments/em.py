@@ -23,6 +23,7 @@ import optax
 from experiments import run, vae
 from vaejax import data, inference, mixtures, objectives, plot, train
 from vaejax.batch import over_examples
+from vaejax.distributions import Bernoulli, Mixture
 from vaejax.errors import at_least_one
 
 
@@ -44,7 +45,7 @@ class Config:
     refine_steps: int = 300  # gradient steps that refine q for each image
     seed: int = 0  # of every random number in the run
     out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # write into a folder that holds this run already: it starts anew
+    resume: bool = False  # start anew in the folder that holds this run already
     smoke: bool = False  # shrink everything to seconds, to see that it runs
     progress: bool = True  # show a progress bar
 
@@ -58,35 +59,31 @@ PRESETS = {
 
 def main(config: Config) -> dict[str, Any]:
     """Fit the mixture, train the VAE, measure and draw; returns what summary.json holds."""
-    train_split, test_split = "train", "test"
+    cut = ("", "")
     if config.smoke:
         config = replace(config, components=3, half_steps=3, epochs=2, evaluate_every=1, images=3,
                          batch_size=16, particles=4, refine_steps=2, hidden=(8,))  # fmt: skip
-        train_split, test_split = "train[:64]", "test[:32]"
-    images, test = (data.load(config.dataset, split).x for split in (train_split, test_split))
+        cut = ("[:64]", "[:32]")
+    images, test = (data.load(config.dataset, name + end).x
+                    for name, end in zip(("train", "test"), cut, strict=True))  # fmt: skip
     at_least_one("em", images=config.images, half_steps=config.half_steps)
-    keys = jax.random.split(jax.random.key(config.seed), 7)
-    x, seen = (jax.jit(over_examples, static_argnums=0)(data.binarize, k, v)
-               for k, v in [(keys[0], images), (keys[1], test)])  # fmt: skip
+    keys = jax.random.split(jax.random.key(config.seed), 6)
+    x, seen = (jax.jit(over_examples, static_argnums=0)(data.binarize, key, stored)
+               for key, stored in zip(keys[:2], (images, test), strict=True))  # fmt: skip
     folder = run.open_folder(config, name=f"em-{Path(config.dataset).stem}")
 
     fitted = mixtures.fit_bernoulli(x, config.components, key=keys[2], floor=config.floor,
                                     restarts=config.restarts)  # fmt: skip
-    one = mixtures.fit_bernoulli(x, 1, key=keys[3], floor=config.floor)
-    steps = half_steps(x, config, keys[4])
+    steps = half_steps(x, config, keys[3])
+    gaps = gap_over_training(config, images, x, seen[: config.images], keys[4], keys[5])
     summary = {
-        "mixture_test_nll_nats": -mixtures.e_step(fitted.mixture, seen).log_px.mean(),
-        "mixture_train_nll_nats": -fitted.history[-1],
+        "mixture_test_nll_nats": -float(mixtures.e_step(fitted.mixture, seen).log_px.mean()),
+        "mixture_train_nll_nats": -float(fitted.history[-1]),
+        "mixture_smallest_gain_nats": float(np.diff(fitted.history).min()),
         "mixture_iterations": len(fitted.history) - 1,
-        "mixture_smallest_gain_nats": np.diff(fitted.history).min(),
-        "independent_test_nll_nats": -mixtures.e_step(one.mixture, seen).log_px.mean(),
         "e_step_largest_gap_nats": max(abs(log_px - bound) for log_px, bound in steps[1::2]),
+        **{f"vae_{name}": values[-1] for name, values in gaps.items() if name != "epoch"},
     }
-    gaps = gap_over_training(config, images, seen[: config.images], keys[5], keys[6])
-    last = {name: values[-1] for name, values in gaps.items()}
-    summary |= {f"vae_{name}": value for name, value in last.items() if name != "epoch"}
-    summary = {name: value if isinstance(value, int) else float(value)
-               for name, value in summary.items()}  # fmt: skip
     run.write_json(folder / "summary.json", summary)
     run.write_json(folder / "gap.json", gaps)
 
@@ -95,18 +92,18 @@ def main(config: Config) -> dict[str, Any]:
     drawn = {
         "em": stacked([bound, log_px - bound], ["ELBO", "KL(q || posterior)"], names,
                       f"EM for {config.components} components", "step"),
-        "history": plot.curves({"training images": fitted.history},
-                               steps=np.arange(len(fitted.history)), xlabel="EM step",
-                               ylabel="mean log p(x), nats per image", title="EM to convergence"),
+        "em_gap": plot.curves({"KL(q || posterior)": (log_px - bound)[::2]},
+                              steps=np.arange(len(bound[::2])), xlabel="M steps so far",
+                              ylabel="nats per image", title="the gap that the next E step closes"),
         "vae": stacked([np.array(gaps[name]) for name in ("elbo", "amortisation", "approximation")],
-                       ["ELBO", "amortisation", "approximation"],
-                       [f"{epoch:g}" for epoch in gaps["epoch"]],
+                       ["ELBO", "amortisation", "approximation"], [f"{e:g}" for e in gaps["epoch"]],
                        f"VAE on {min(config.images, len(seen))} test images", "epoch"),
     }  # fmt: skip
+    drawn["em_gap"].axes[0].set_yscale("log")
     if images.ndim == 4:
-        order = np.argsort(-np.asarray(fitted.mixture.logits))
-        means = jax.nn.sigmoid(fitted.mixture.components.logits)[order]
-        drawn["components"] = plot.images(means, title="component means, heaviest first")
+        means = jax.nn.sigmoid(fitted.mixture.components.logits)
+        heaviest = np.argsort(-np.asarray(fitted.mixture.logits))
+        drawn["components"] = plot.images(means[heaviest], title="component means, heaviest first")
     run.save_figures(folder, drawn)
     run.report(folder, summary, "nats per binarised test image, unless named train")
     return summary
@@ -115,44 +112,39 @@ def main(config: Config) -> dict[str, Any]:
 def half_steps(x: Any, config: Config, key: Any) -> list[tuple[float, float]]:
     """Mean log p(x) and bound after each half-step; at the start q is uniform for all examples."""
     k = config.components
-    chosen = x[jax.random.choice(key, len(x), (k,), replace=False)]
-    p = 0.25 + 0.5 * chosen  # an example each, half believed
-    components = mixtures.Bernoulli(jnp.log(p) - jnp.log1p(-p))
-    mixture, rows = mixtures.Mixture(jnp.zeros(k), components), []
-    q = jnp.full((len(x), k), 1 / k)
+    p = 0.25 + 0.5 * x[jax.random.choice(key, len(x), (k,), replace=False)]  # an image, softened
+    mixture = Mixture(jnp.zeros(k), Bernoulli(jnp.log(p) - jnp.log1p(-p)))
+    q, rows = jnp.full((len(x), k), 1 / k), []
     for i in range(config.half_steps + 1):
         if i % 2:
             q = mixtures.e_step(mixture, x).responsibilities
         elif i:
             mixture = mixtures.m_step(mixture, x, q, floor=config.floor)
-        means = mixtures.e_step(mixture, x).log_px.mean(), mixtures.elbo(mixture, q, x).mean()
-        rows.append((float(means[0]), float(means[1])))
+        log_px, bound = mixtures.e_step(mixture, x).log_px, mixtures.elbo(mixture, q, x)
+        rows.append((float(log_px.mean()), float(bound.mean())))
     return rows
 
 
 def gap_over_training(
-    config: Config, images: Any, seen: Any, init_key: Any, fit_key: Any
+    config: Config, images: Any, x: Any, seen: Any, init_key: Any, key: Any
 ) -> dict[str, list[float]]:
     """A VAE's bound and the parts of its gap on the images `seen`, before and during training."""
-    options = replace(vae.Config(), dataset=config.dataset, hidden=config.hidden,
-                      latent=config.latent, likelihood="bernoulli")  # fmt: skip
-    mean = np.asarray(images[:2000], np.float32).mean(axis=0) / (255 if images.dtype == np.uint8
-                                                                 else 1)  # fmt: skip
-    model = vae.build(options, images.shape[1:], mean)
+    options = replace(vae.DIGITS, hidden=config.hidden, latent=config.latent,
+                      likelihood="bernoulli")  # fmt: skip
+    model = vae.build(options, images.shape[1:], np.asarray(x.mean(axis=0)))
     params = model.init(init_key, seen[0])
 
     def measure(params: Any, key: Any) -> dict[str, float]:
         gap = inference.inference_gap(model, params, key, seen, particles=config.particles,
                                       steps=config.refine_steps)  # fmt: skip
-        parts = {name: getattr(gap, name) for name in ("approximation", "amortisation")}
-        return {
-            "loss": -float(gap.elbo.mean()), "elbo": float(gap.elbo.mean()),
-            "log_px": float(gap.log_px.mean()), "ess_median": float(np.median(gap.ess)),
-            **{name: part.value for name, part in parts.items()},
-            **{f"{name}_error": part.error for name, part in parts.items()},
-        }  # fmt: skip
+        found = {"loss": -gap.elbo.mean(), "elbo": gap.elbo.mean(), "log_px": gap.log_px.mean(),
+                 "ess_median": np.median(gap.ess),
+                 "amortisation": gap.amortisation.value, "approximation": gap.approximation.value,
+                 "amortisation_error": gap.amortisation.error,
+                 "approximation_error": gap.approximation.error}  # fmt: skip
+        return {name: float(value) for name, value in found.items()}
 
-    untrained_key, train_key = jax.random.split(fit_key)
+    untrained_key, train_key = jax.random.split(key)
     untrained = measure(params, untrained_key)
     fitted = train.fit(
         objectives.elbo(model), optax.adam(config.learning_rate), params, images,
@@ -169,17 +161,17 @@ def stacked(parts: Any, names: Any, places: Any, title: str, xlabel: str) -> Any
     """Bars: the bound at the bottom, on it the parts of the gap up to log p(x)."""
     from matplotlib.figure import Figure
 
-    top = np.sum(parts, axis=0)
+    top, at = np.sum(parts, axis=0), np.arange(len(places))
     low = min(parts[0]) - 0.05 * (max(top) - min(parts[0]))
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axis = figure.add_subplot(xlabel=xlabel, ylabel="nats per image (axis cut)", title=title)
-    bottom = np.full(len(top), low)
-    for name, part, colour in zip(names, parts, ["#4c78a8", "#f58518", "#54a24b"], strict=False):
-        height = part - low if part is parts[0] else part
-        axis.bar(range(len(top)), height, 0.8, bottom, label=name, color=colour)
-        bottom = bottom + height
-    axis.plot(range(len(top)), top, "k_", markersize=14, label="log p(x)")
-    axis.set_xticks(range(len(top)), places)
+    bottom = np.full(len(at), low)
+    for name, part, colour in zip(names, [parts[0] - low, *parts[1:]],
+                                  ["C0", "C1", "C2"], strict=False):  # fmt: skip
+        axis.bar(at, part, 0.8, bottom, label=name, color=colour)
+        bottom = bottom + part
+    axis.plot(at, top, "k_", markersize=14, label="log p(x)")
+    axis.set_xticks(at, places)
     axis.set_ylim(low, max(top) + 0.05 * (max(top) - low))
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside lower center", ncols=4)
