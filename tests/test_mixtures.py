@@ -172,6 +172,68 @@ def test_variances_keep_their_digits_far_from_the_origin():
         check(lambda x, q: (x**2).mean(axis=0) - x.mean(axis=0) ** 2)
 
 
+def test_mistake_12_the_event_is_summed_not_averaged():
+    """Checked against a mean over pixels: twice the pixels, twice the nats."""
+
+    def check(log_joint):
+        one = mixture_of("bernoulli")
+        two = Mixture(one.logits, Bernoulli(np.tile(one.components.logits, 2)))
+        log_w = jax.nn.log_softmax(jnp.asarray(one.logits))
+        single = log_joint(one, BITS[0]) - log_w
+        double = log_joint(two, np.tile(BITS[0], 2)) - log_w
+        np.testing.assert_allclose(double, 2 * single, rtol=1e-5)
+
+    def averaged(mixture, x):
+        log_w = jax.nn.log_softmax(jnp.asarray(mixture.logits))
+        return log_w + (log_joint(mixture, x) - log_w) / x.size
+
+    check(log_joint)
+    with pytest.raises(AssertionError):
+        check(averaged)
+
+
+def test_mistake_14_every_example_counts_once_also_in_a_ragged_end():
+    """Checked against the whole batches alone, and against the sign of a loss."""
+
+    def check(mean_log_px):
+        mixture = mixture_of("bernoulli")
+        exact = special.logsumexp(oracle_log_joint(mixture, BITS), axis=1).mean()
+        assert mean_log_px(mixture, BITS) == pytest.approx(exact, rel=1e-5)
+
+    check(lambda mixture, x: e_step(mixture, x, batch_size=100).log_px.mean())
+    for mistaken in [
+        lambda mixture, x: e_step(mixture, x, batch_size=100).log_px[:200].mean(),
+        lambda mixture, x: -e_step(mixture, x, batch_size=100).log_px.mean(),
+    ]:
+        with pytest.raises(AssertionError):
+            check(mistaken)
+
+
+def test_mistake_18_extreme_logits_stay_finite():
+    """Checked against log(-expm1(log_sigmoid)), which is NaN or infinite at large logits."""
+    x = jnp.array([1.0, 0, 1, 0])
+    logits = jnp.array([[1e4, 1e4, -1e4, -1e4], [0.5, 0, 0, 0]])
+
+    def check(log_joint):
+        def total(logits):
+            return log_joint(Mixture(jnp.zeros(2), Bernoulli(logits)), x)
+
+        expected = np.log(0.5) + np.array(
+            [-2e4, -4 * np.log(2) + 0.5 - np.log1p(np.expm1(0.5) / 2)]
+        )
+        np.testing.assert_allclose(total(logits), expected, rtol=1e-5)
+        assert np.isfinite(jax.jacobian(total)(logits)).all()
+
+    def mistaken(mixture, x):
+        log_one = jax.nn.log_sigmoid(mixture.components.logits)
+        log_zero = jnp.log(-jnp.expm1(log_one))
+        return jnp.log(0.5) + jnp.sum(x[None] * log_one + (1 - x[None]) * log_zero, axis=1)
+
+    check(log_joint)
+    with pytest.raises(AssertionError):
+        check(mistaken)
+
+
 # ---------------------------------------------------------------- the fit
 
 
