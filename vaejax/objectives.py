@@ -123,14 +123,13 @@ def dreg(model: Model, *, particles: int) -> Loss:
         encode_key, z_key, decode_key = jax.random.split(key, 3)
         q, pz = model.encode(params, x, c, key=encode_key), model.prior(params, c)
         z = jax.vmap(q.sample)(jax.random.split(z_key, particles))
-        z, zeros = _weighed_again(z, jnp.zeros(particles))
         held = jax.lax.stop_gradient(q)
+        z, log_q = _weighed_again(z, jax.vmap(held.log_prob)(z))
 
-        def log_weight(z: Any, key: Key) -> Array:
-            px = model.decode(params, z, c, key=key)
-            return terms.log_weight(Draw(x, z, held.log_prob(z), held, pz, px))
+        def log_weight(z: Any, log_q: Array, key: Key) -> Array:
+            return terms.log_weight(Draw(x, z, log_q, held, pz, model.decode(params, z, c, key=key)))
 
-        return _bound(jax.vmap(log_weight)(z, jax.random.split(decode_key, particles)) + zeros)
+        return _bound(jax.vmap(log_weight)(z, log_q, jax.random.split(decode_key, particles)))
 
     return _negative_bound(example)
 
@@ -415,25 +414,23 @@ def _surrogate_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 @jax.custom_vjp
-def _weighed_again(z: Any, zeros: Array) -> tuple[Any, Array]:
-    """The identity, whose gradient for z `[K, ...]` is multiplied by the normalised weights.
+def _weighed_again(z: Any, log_q: Array) -> tuple[Any, Array]:
+    """The identity on K draws and their log q, whose gradient is multiplied by the weights w~.
 
-    They arrive backwards: `zeros` `[K]` are added to the log-weights, so that their cotangents are
-    the normalised weights times a factor that all K share.
+    They arrive backwards: that of a bound for log_q_k is w~_k times a factor that all K share.
     """
-    return z, zeros
+    return z, log_q
 
 
-def _weigh_forward(z: Any, zeros: Array) -> tuple[Any, None]:
-    return (z, zeros), None
+def _weigh_forward(z: Any, log_q: Array) -> tuple[Any, None]:
+    return (z, log_q), None
 
 
 def _weigh_backward(_: None, cotangents: tuple[Any, Array]) -> tuple[Any, Array]:
-    z_bar, weights = cotangents
-    total = jnp.sum(weights)
+    total = jnp.sum(cotangents[1])
     # The total is zero for an example that is masked, whose gradient is zero too.
-    weights = weights / jnp.where(total == 0, 1.0, total)
-    return jax.vmap(lambda w, bar: jax.tree.map(lambda b: w * b, bar))(weights, z_bar), weights
+    weights = cotangents[1] / jnp.where(total == 0, 1.0, total)
+    return jax.vmap(lambda w, bars: jax.tree.map(lambda bar: w * bar, bars))(weights, cotangents)
 
 
 _weighed_again.defvjp(_weigh_forward, _weigh_backward)
