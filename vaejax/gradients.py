@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from vaejax.errors import at_least_one, wrong
 from vaejax.types import Array, Batch, Key, Loss, Params
@@ -75,7 +76,7 @@ def moments(
     at_least_one("moments", chunk=chunk)
     if samples < 2:
         raise wrong("moments: samples", samples, "2 or more", "a variance needs two draws")
-    mean, variance = _moments(loss, samples, min(chunk, samples), params, key, batch, step)
+    mean, variance = _moments(loss, chunk, samples, params, key, batch, step)
     for path, leaf in jax.tree_util.tree_leaves_with_path((mean, variance)):
         if not np.isfinite(leaf).all():
             where = jax.tree_util.keystr(path[1:])
@@ -131,38 +132,31 @@ def exactly(gradient: Params) -> Moments:
     return Moments(gradient, jax.tree.map(jnp.zeros_like, gradient), 0)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1))
 def _moments(
-    loss: Loss, samples: int, chunk: int, params: Params, key: Key, batch: Batch, step: Any
+    loss: Loss, chunk: int, samples: Any, params: Params, key: Key, batch: Batch, step: Any
 ) -> tuple[Params, Params]:
     """Chan's update of mean and sum of squared deviations, one chunk of draws at a time."""
 
-    def gradient(index: Array) -> Params:
-        return jax.grad(loss, has_aux=True)(params, jax.random.fold_in(key, index), batch, step)[0]
+    def gradient(index: Array) -> Array:
+        found = jax.grad(loss, has_aux=True)(params, jax.random.fold_in(key, index), batch, step)
+        return ravel_pytree(found[0])[0]
 
-    def add(state: Any, start: Array) -> tuple[Any, None]:
+    def add(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         count, mean, squares = state
-        indices = start + jnp.arange(chunk)
-        counts = indices < samples  # the last chunk may be ragged
-        size = jnp.sum(counts)
+        indices = i * chunk + jnp.arange(chunk)
         drawn = jax.vmap(gradient)(indices)
+        kept = (indices < samples)[:, None]  # the last chunk may be ragged
+        size = jnp.sum(kept)
+        own = jnp.sum(jnp.where(kept, drawn, 0), axis=0) / size
+        spread = jnp.sum(jnp.where(kept, (drawn - own[None]) ** 2, 0), axis=0)
+        share, delta = (size / (count + size)).astype(own.dtype), own - mean
+        return count + size, mean + share * delta, squares + spread + delta**2 * share * count
 
-        def merged(g: Array, mean: Array, squares: Array) -> tuple[Array, Array]:
-            kept = counts.reshape(-1, *(1,) * mean.ndim)
-            own = jnp.sum(jnp.where(kept, g, 0), axis=0) / size
-            spread = jnp.sum(jnp.where(kept, (g - own[None]) ** 2, 0), axis=0)
-            share = (size / (count + size)).astype(g.dtype)
-            delta = own - mean
-            return mean + share * delta, squares + spread + delta**2 * share * count
-
-        pairs = jax.tree.map(merged, drawn, mean, squares)
-        mean, squares = jax.tree.transpose(jax.tree.structure(mean), None, pairs)
-        return (count + size, mean, squares), None
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    state = (jnp.zeros((), int), zeros, zeros)
-    (_, mean, squares), _ = lax.scan(add, state, jnp.arange(0, samples, chunk))
-    return mean, jax.tree.map(lambda s: s / (samples - 1), squares)
+    flat, shaped = ravel_pytree(params)
+    zeros = jnp.zeros((), int), jnp.zeros_like(flat), jnp.zeros_like(flat)
+    _, mean, squares = lax.fori_loop(0, -(-samples // chunk), add, zeros)
+    return shaped(mean), shaped(squares / (samples - 1))
 
 
 def _labels(groups: Any, params: Params) -> Any:
@@ -177,11 +171,12 @@ def _labels(groups: Any, params: Params) -> Any:
         raise wrong("compare: groups", groups, expected, fix) from error
 
 
-_Flat = tuple[np.ndarray, np.ndarray, int]
+_Flat = tuple[np.ndarray, np.ndarray, int, float]
 
 
 def _flat(found: Moments, labels: list[str], group: str) -> _Flat:
-    """Mean and variance of a group's coordinates, `[coordinates]` in double precision, and n."""
+    """Mean and variance of a group's coordinates, `[coordinates]`, n, and the unit of rounding."""
+    epsilon = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(found.mean))).eps)
 
     def together(tree: Params) -> np.ndarray:
         leaves = zip(jax.tree.leaves(tree), labels, strict=True)
@@ -189,18 +184,18 @@ def _flat(found: Moments, labels: list[str], group: str) -> _Flat:
             [np.ravel(leaf) for leaf, name in leaves if name == group], dtype=float
         )
 
-    return together(found.mean), together(found.variance), found.samples
+    return together(found.mean), together(found.variance), found.samples, epsilon
 
 
 def _quality(measured: _Flat, reference: _Flat) -> Quality:
     """The numbers of one group of coordinates."""
-    mean, variance, samples = measured
-    known, spread, known_samples = reference
+    mean, variance, samples, epsilon = measured
+    known, spread, known_samples, _ = reference
     squared_error = variance / samples + spread / max(known_samples, 1)
     off = np.abs(mean - known)
-    # A coordinate without noise is either right or infinitely many standard errors off.
-    with np.errstate(divide="ignore"):
-        errors_off = np.divide(off, np.sqrt(squared_error), out=0 * off, where=off > 0)
+    # Rounding is not bias: a coordinate may have no noise at all.
+    rounding = 32 * epsilon * (np.abs(mean) + np.abs(known)) + np.finfo(float).tiny
+    errors_off = off / (np.sqrt(squared_error) + rounding)
     moves = variance > 0
     ratios = np.abs(mean[moves]) / np.sqrt(variance[moves])
     total, length = variance.sum(), np.sqrt(np.sum(mean**2))

@@ -127,7 +127,9 @@ def dreg(model: Model, *, particles: int) -> Loss:
         z, log_q = _weighed_again(z, jax.vmap(held.log_prob)(z))
 
         def log_weight(z: Any, log_q: Array, key: Key) -> Array:
-            return terms.log_weight(Draw(x, z, log_q, held, pz, model.decode(params, z, c, key=key)))
+            return terms.log_weight(
+                Draw(x, z, log_q, held, pz, model.decode(params, z, c, key=key))
+            )
 
         return _bound(jax.vmap(log_weight)(z, log_q, jax.random.split(decode_key, particles)))
 
