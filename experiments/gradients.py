@@ -1,0 +1,210 @@
+"""Gradient estimators measured: variance, bias, and the signal-to-noise ratio over the particles.
+
+    python -m experiments.gradients [preset] --particles K1 K2 ... --samples N --seed S
+
+Rainforth et al., 2018, arXiv:1802.04537 (the encoder's ratio falls as K^-1/2 under IWAE while the
+decoder's rises as K^1/2) and Tucker et al., 2018, arXiv:1810.04152 (under DReG it rises). All at
+one point: a network trained by the ELBO, or `toy`, a Gaussian model close to its optimum.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import run, vae
+from vaejax import data, gradients, objectives, train
+from vaejax.distributions import Normal
+from vaejax.errors import at_least_one, wrong
+from vaejax.model import Model
+from vaejax.types import Batch, Key, Params
+
+
+@dataclass(frozen=True)
+class Config:
+    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, a FILE of images, or toy
+    hidden: tuple[int, ...] = (50,)  # units of the encoder's layers
+    latent: int = 10  # latent dimensions, of the toy too
+    epochs: int = 50  # passes of training by the ELBO before anything is measured
+    images: int = 8  # images in the batch whose gradient is measured
+    particles: tuple[int, ...] = (2, 8, 32, 128)  # K of the importance-weighted estimators
+    draws: tuple[int, ...] = (1, 4, 16)  # K of the ELBO's, pathwise and score function
+    dimensions: tuple[int, ...] = (1, 4, 16, 64)  # latents of the toy beside that
+    samples: int = 1000  # gradients drawn for each number
+    seed: int = 0  # of every random number in the run
+    out: Path | None = None  # folder of the run; by default a new one under runs/
+    resume: bool = False  # not for this experiment: it is short
+    smoke: bool = False  # shrink everything to seconds, to see that it runs
+
+
+DIGITS = Config()
+PRESETS = {
+    "digits": DIGITS,
+    "toy": replace(DIGITS, dataset="toy", latent=20),
+    "mnist": replace(DIGITS, dataset="mnist", hidden=(200, 200), latent=50, epochs=3, images=4,
+                     samples=400),
+}  # fmt: skip
+
+
+def toy(key: Key, dimension: int, images: int) -> tuple[Model, Params, Any]:
+    """z ~ N(m, I), x|z ~ N(z, I), q = N(A x + b, 2/3 I), close to its optimum (Rainforth et al.).
+
+    Returns the model, its parameters, and x `[images, dimension]` drawn from it.
+    """
+    m_key, z_key, A_key, b_key, mu_key = jax.random.split(key, 5)
+    m = jax.random.normal(m_key, (dimension,))
+    x = m[None] + 2**0.5 * jax.random.normal(z_key, (images, dimension))
+    near = partial(jax.random.normal, dtype=float)
+    params = {
+        "encoder": {
+            "A": 0.5 * jnp.eye(dimension) + 0.01 * near(A_key, (dimension, dimension)),
+            "b": 0.5 * m + 0.01 * near(b_key, (dimension,)),
+        },
+        "prior": m + 0.01 * near(mu_key, (dimension,)),
+    }
+    wide = jnp.full(dimension, (2 / 3) ** 0.5)
+    return Model(
+        lambda key, x, c=(): params,
+        lambda params, c=(): Normal(params["prior"], jnp.ones(dimension)),
+        lambda params, x, c=(), *, key=None: Normal(
+            params["encoder"]["A"] @ x + params["encoder"]["b"], wide
+        ),
+        lambda params, z, c=(), *, key=None: Normal(z, jnp.ones(dimension)),
+    ), params, x  # fmt: skip
+
+
+def trained(config: Config, key: Key) -> tuple[Model, Params, Any]:
+    """A VAE after some epochs by the ELBO, and images as it sees them."""
+    init_key, fit_key, seen_key = jax.random.split(key, 3)
+    images = data.load(config.dataset, "train[:640]" if config.smoke else "train").x
+    preset = vae.PRESETS["digits" if config.dataset == "digits" else "burda"]
+    network = replace(preset, hidden=config.hidden, latent=config.latent)
+    vae.check_images(network, images)
+    transform = vae.transform_for(network, images)
+    mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
+    model = vae.build(network, images.shape[1:], mean)
+    keys = jax.random.split(seen_key, config.images)
+    x = jax.vmap(transform)(keys, images[-config.images :])
+    params = model.init(init_key, x[0])
+    fitted = train.fit(
+        objectives.elbo(model), optax.adam(1e-3), params, images[: -config.images],
+        key=fit_key, epochs=config.epochs, batch_size=64, transform=transform, progress=False,
+    )  # fmt: skip
+    return model, fitted.params, x
+
+
+def weighted(model: Model, particles: int) -> dict[str, Any]:
+    """The importance-weighted estimators, the one that serves as reference first."""
+    build = {"dreg": objectives.dreg, "iwae": objectives.iwae, "stl": objectives.stl}
+    return {name: make(model, particles=particles) for name, make in build.items()}
+
+
+def elbos(model: Model, samples: int) -> dict[str, Any]:
+    """Estimators of the gradient of the same ELBO."""
+    score = partial(objectives.score_function, model, samples=samples)
+    found = {"pathwise": objectives.elbo(model, samples=samples),
+             "score function": score(baseline=jnp.zeros_like)}  # fmt: skip
+    return found | ({"score function, leave-one-out": score()} if samples > 1 else {})
+
+
+def slope(k: Any, values: Any) -> float:
+    """The exponent a of values ~ k^a, by least squares in the logarithms."""
+    return float(np.polyfit(np.log(np.asarray(k, float)), np.log(np.asarray(values)), 1)[0])
+
+
+def panels(curves: dict[str, dict[str, dict[int, float]]], xlabels: list[str]) -> Any:
+    """Log-log panels side by side, {"title, y axis": {curve: {x: y}}}."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(4.6 * len(curves), 3.7), layout="constrained")
+    axes = drawn.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (title, lines), xlabel in zip(axes, curves.items(), xlabels, strict=True):
+        for name, line in lines.items():
+            style = {"color": "grey", "linestyle": ":"} if "floor" in name else {"marker": "o"}
+            axis.loglog(list(line), list(line.values()), **style, label=name)
+        ticks = sorted({at for line in lines.values() for at in line})
+        axis.set(title=title.split(", ")[0], ylabel=title.split(", ")[1], xlabel=xlabel)
+        axis.minorticks_off()
+        axis.set_xticks(ticks, [str(at) for at in ticks])
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, frameon=False)
+    return drawn
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measure every estimator at one point; returns what summary.json holds."""
+    if config.smoke:
+        config = replace(config, epochs=1, images=2, samples=20, particles=(2, 4), draws=(1, 2),
+                         dimensions=(1, 2))  # fmt: skip
+    at_least_one("gradients", images=config.images, **{"smallest K": min(config.particles)})
+    if len(set(config.particles)) < 2:
+        raise wrong("gradients: --particles", config.particles, "two values of K", "add another")
+    folder = run.open_folder(config, name=f"gradients-{Path(config.dataset).stem}")
+    point_key, weighted_key, elbo_key, toy_key = jax.random.split(jax.random.key(config.seed), 4)
+    is_toy = config.dataset == "toy"
+    model, params, x = (partial(toy, dimension=config.latent, images=config.images) if is_toy
+                        else partial(trained, config))(point_key)  # fmt: skip
+    found: dict[str, Any] = {"particles": {}, "draws": {}, "dimensions": {}}
+
+    def measure(what: str, at: int, losses: Any, params: Params, key: Key, x: Any) -> None:
+        found[what][at] = gradients.compare(
+            losses, params, jax.random.fold_in(key, at), Batch(x),
+            samples=config.samples, reference_samples=2 * config.samples,
+            groups={name: "encoder" if name == "encoder" else "decoder" for name in params},
+        )  # fmt: skip
+
+    def over(what: str, number: str, group: str = "encoder") -> dict[str, dict[int, float]]:
+        names = dict.fromkeys(name for one in found[what].values() for name in one)
+        return {name: {at: getattr(one[name][group], number)
+                       for at, one in found[what].items() if name in one}
+                for name in names}  # fmt: skip
+
+    for k in config.particles:
+        measure("particles", k, weighted(model, k), params, weighted_key, x)
+    for k in config.draws:
+        measure("draws", k, elbos(model, k), params, elbo_key, x)
+    for d in config.dimensions:
+        small, near, point = toy(jax.random.fold_in(point_key, d), d, 1)
+        measure("dimensions", d, elbos(small, 4), near, toy_key, point)
+    run.write_json(folder / "measurements.json", jax.tree.map(
+        lambda one: one._asdict(), found, is_leaf=lambda one: isinstance(one, gradients.Quality)
+    ))  # fmt: skip
+
+    summary: dict[str, Any] = {"samples": config.samples}
+    for group in ("encoder", "decoder"):
+        for name, line in over("particles", "snr", group).items():
+            summary[f"slope_{group}_{name}"] = slope(list(line), list(line.values()))
+    last = found["draws"][config.draws[-1]]
+    for name in ("score function", "score function, leave-one-out"):
+        ratio = last[name]["encoder"].variance / last["pathwise"]["encoder"].variance
+        summary[f"variance_{name.replace(', ', '_').replace(' ', '_')}_to_pathwise"] = ratio
+    run.write_json(folder / "summary.json", summary)
+    floor = {"floor (noise alone)": {k: one["iwae"]["encoder"].snr_floor
+                                     for k, one in found["particles"].items()}}  # fmt: skip
+    per_K = "draws per image K"
+    run.save_figures(folder, {
+        "snr": panels({f"{group}, signal-to-noise ratio per parameter":
+                       over("particles", "snr", group) | floor
+                       for group in ("encoder", "decoder")}, [per_K] * 2),
+        "bias": panels({
+            "encoder, |bias| (nats per parameter)": over("particles", "bias"),
+            "what noise alone would give, |bias| (nats per parameter)":
+                over("particles", "bias_error"),
+        }, [per_K] * 2),
+        "variance": panels({
+            "ELBO of the model, variance of the encoder's gradient": over("draws", "variance"),
+            "ELBO of the toy at K = 4, variance of the encoder's gradient":
+                over("dimensions", "variance"),
+        }, [per_K, "latent dimensions"]),
+    })  # fmt: skip
+    run.report(folder, summary, "slopes: exponents of K in the signal-to-noise ratio")
+    return summary
+
+
+if __name__ == "__main__":
+    run.command_line(main, PRESETS, __doc__ or "")
