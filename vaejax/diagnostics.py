@@ -315,7 +315,9 @@ def decompose(
     information = _estimate(log_ratio[..., 0], size)
     factorial = _factorial(q, pz)
     parts = np.asarray(log_ratio, float)
-    by_rate = [Estimate(float(r), 0.0) for r in np.asarray(rates, float).mean(axis=0)]
+    by_rate = (
+        [Estimate(float(r), 0.0) for r in np.mean(rates, axis=0, dtype=float)] if factorial else []
+    )
     by_information = [_estimate(parts[..., j], size) for j in range(1, parts.shape[-1])]
     # log q(z) - sum_j log q(z_j), as q(z|x) is the product of its q(z_j|x).
     correlation = parts[..., 1:].sum(axis=-1) - parts[..., 0]
@@ -402,7 +404,8 @@ def inference_report(
       not enter: some stay above their threshold in a code that carries nothing.
     - "encoder lags": the bound with K = `particles` exceeds the ELBO by more than `lag` times the
       rate, or times `collapsed` if that is larger (by 1.96 standard errors): what q(z|x) misses of
-      the posterior is of the order of what it says. Encoder and family of q are not told apart.
+      the posterior is of the order of what it says. Encoder and family of q are not told apart;
+      an over-regularised q(z|x) is too wide by design, and its gap is no fault of the encoder.
     - "over-regularised": not collapsed, and `implied_beta` is above the second of `prices` by 1.96
       standard errors: a further nat of rate would save more than that many nats of distortion.
     - "under-regularised": the same below the first: rate is spent that does not pay.
@@ -434,9 +437,9 @@ def inference_report(
     R = parts.rate.value
     gone = collapsed > R
     allowed = lag * max(R, collapsed)
-    behind = gap.interval[0] > allowed
     dear = not gone and beta.interval[0] > prices[1]
     cheap = not gone and beta.interval[1] < prices[0]
+    behind = not dear and gap.interval[0] > allowed
     also = "" if train_gap is None else f"; on training examples {train_gap}"
     priced = f"the implied beta is {beta}"
     if gone:
@@ -533,7 +536,9 @@ def calibration(
     square = np.asarray(_finite("calibration", "a residual", square, batch.x), float)
     inside = np.asarray(inside, float)
     squares = Estimate(float(square.mean()), float(_spread(square)))
-    return Calibration(nominal, inside.mean(axis=0), _spread(inside), squares)
+    # A share seen in all or in none of N examples is still uncertain by about 1/N.
+    error = np.hypot(_spread(inside), 1 / len(inside))
+    return Calibration(nominal, inside.mean(axis=0), error, squares)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -568,11 +573,11 @@ def _rates(
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _moments(
     model: Model, transform: Any, batch_size: int, key: Key, params: Any, x: Any, c: Any
-) -> tuple[Array, Array, Array, Array]:
-    """At two draws of z: D, R and -log q or its mean, `[N, 2]`; KL by dimension `[N, latent]`."""
+) -> tuple[Array, Array, Array, Any]:
+    """At two draws of z: D, R, H `[N, 2]`; and KL of each dimension `[N, latent]`, or ()."""
     model = deterministic(model)
 
-    def example(index: Array) -> tuple[Array, Array, Array, Array]:
+    def example(index: Array) -> tuple[Array, Array, Array, Any]:
         one_x, one_c, rest = _prepared(key, transform, index, x, c)
         q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
 
@@ -583,7 +588,7 @@ def _moments(
 
         D, R, H = jax.vmap(one)(jax.random.split(rest))
         each = _factorial(q, pz)
-        rates = jax.vmap(kl)(_dimensions(q), _dimensions(pz)) if each else jnp.zeros(0)
+        rates = jax.vmap(kl)(_dimensions(q), _dimensions(pz)) if each else ()
         return D, R, H, rates
 
     return _over_data(example, size_of(x), batch_size)
