@@ -236,6 +236,103 @@ def curves(
     return figure
 
 
+def rate_distortion(
+    rate: Any, distortion: Any, labels: Sequence[str], *, errors: tuple[Any, Any] | None = None
+) -> "Figure":
+    """Draw models in the plane of rate and distortion, and the line of the best bound among them.
+
+    Args: rate, distortion: `[points]`, nats per example, D + R = -ELBO; labels: names of the
+    points, such as their beta; errors: standard errors of both, `[points]` each.
+    Returns: a figure of one axis; the dashed line of slope -1 is where models are as good as the
+    best. Raises: ValueError for other shapes or counts, empty or non-finite input.
+    Reference: Alemi et al., 2018, arXiv:1711.00464.
+    """
+    rate = _numbers("rate_distortion: rate", rate, 1)
+    distortion = _numbers("rate_distortion: distortion", distortion, 1)
+    for name, values in (("distortion", distortion), ("labels", labels)):
+        if len(values) != len(rate):
+            got, fix = f"{len(values)} of them", "give one for each point"
+            raise wrong(f"rate_distortion: {name}", got, f"{len(rate)}, as rates", fix)
+    figure = _figure(5.6, 4.4)
+    units = {"xlabel": "rate R, nats per example", "ylabel": "distortion D, nats per example"}
+    axis = figure.add_subplot(**units, title="rate and distortion")
+    order = np.argsort(rate)
+    axis.plot(rate[order], distortion[order], color="tab:blue", alpha=0.5)
+    error = (None, None) if errors is None else errors
+    axis.errorbar(rate, distortion, xerr=error[0], yerr=error[1], fmt="o", color="tab:blue")
+    best = np.min(rate + distortion)
+    ends = np.array([0.0, max(rate.max(), 1e-3)]) * 1.05
+    axis.plot(ends, best - ends, "--", color="grey", label=f"ELBO = {-best:.1f} nats, the best")
+    for x, y, label in zip(rate, distortion, labels, strict=True):
+        axis.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure
+
+
+def rates(rates: Mapping[str, Any], *, used: float = 0.1) -> "Figure":
+    """Draw the KL of every latent dimension, largest first, for one or several models.
+
+    Args: rates: name to `[latent]`, nats per example, at least 0; used: the level, in nats, from
+    which a dimension counts as used, drawn as a line. What is below 1e-4 nats is drawn there.
+    Returns: a figure of one axis, logarithmic in the nats. Raises: ValueError for other ranks,
+    empty, non-finite or negative input.
+    """
+    if not rates:
+        raise wrong("rates: rates", "no model", "at least one", 'pass {"beta 1": rates}')
+    figure = _figure(6.0, 4.0)
+    labels = {"xlabel": "latent dimension, by its rate", "ylabel": "KL(q || p), nats per example"}
+    axis = figure.add_subplot(**labels, yscale="log", title="rate of each latent dimension")
+    colours = _shades(len(rates))
+    for (name, values), colour in zip(rates.items(), colours, strict=True):
+        values = _numbers(f"rates: rates[{name!r}]", values, 1)
+        # Closed forms of nearly equal Gaussians round to just below 0.
+        if values.min() < -1e-3:
+            fix = "give the KL of each dimension, averaged over examples"
+            raise wrong(f"rates: rates[{name!r}]", values.min(), "at least 0", fix)
+        places = np.arange(1, len(values) + 1)
+        shown = np.maximum(np.sort(values)[::-1], 1e-4)
+        axis.plot(places, shown, marker=".", color=colour, label=name)
+    axis.axhline(used, color="grey", linestyle="--", linewidth=1, label=f"used: {used:g} nats")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def calibration(
+    levels: Any, coverage: Mapping[str, Any], *, errors: Mapping[str, Any] | None = None
+) -> "Figure":
+    """Draw how much of x lies inside central intervals against how much should: a diagonal.
+
+    Args: levels: `[levels]`, nominal shares in (0, 1); coverage: name to `[levels]`, observed
+    shares; errors: name to `[levels]`, standard errors, drawn as 95% intervals.
+    Returns: a figure of one axis: below the diagonal a decoder is too sure of itself, above it too
+    cautious. Raises: ValueError for other shapes, shares outside [0, 1], empty or non-finite input.
+    """
+    levels = _numbers("calibration: levels", levels, 1)
+    if not coverage:
+        raise wrong("calibration: coverage", "no model", "at least one", 'pass {"test": coverage}')
+    figure = _figure(5.8, 4.6)
+    labels = {"xlabel": "nominal share inside the interval", "ylabel": "observed share"}
+    axis = figure.add_subplot(**labels, aspect="equal", title="calibration of p(x|z)")
+    axis.plot([0, 1], [0, 1], "--", color="grey", label="calibrated")
+    for (name, shares), colour in zip(coverage.items(), _shades(len(coverage)), strict=True):
+        shares = _numbers(f"calibration: coverage[{name!r}]", shares, 1)
+        if shares.shape != levels.shape or shares.min() < 0 or shares.max() > 1:
+            got = f"shape {shares.shape} in [{shares.min():g}, {shares.max():g}]"
+            expected, fix = f"{levels.shape} in [0, 1]", "give a share for each level"
+            raise wrong(f"calibration: coverage[{name!r}]", got, expected, fix)
+        spread = 0 if errors is None else 1.96 * np.asarray(errors[name])
+        axis.errorbar(levels, shares, yerr=spread, marker=".", color=colour, label=name)
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
 def _numbers(where: str, x: Any, *ranks: int, nan: bool = False) -> np.ndarray:
     x = np.asarray(x)
     if x.ndim not in ranks or not x.size:
@@ -320,3 +417,10 @@ def _colours(classes: np.ndarray) -> np.ndarray:
     colours = matplotlib.colormaps[name](places)
     colours[classes == -1] = (0.75, 0.75, 0.75, 1)
     return colours
+
+
+def _shades(n: int) -> np.ndarray:
+    """n colours in an order, for models that have one."""
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.9, n))

@@ -1,0 +1,137 @@
+"""Posterior collapse: one VAE at several weights of the KL (Alemi et al., 2018, arXiv:1711.00464).
+
+    python -m experiments.collapse [preset] --betas 0.5 1 4 20 --dataset NAME|FILE.npz --seed S
+
+Trains a preset of experiments.vae at every beta, and draws the rate-distortion curve, the KL of
+each latent dimension and, for a Normal likelihood, the calibration of its variance; reports.txt has
+a report in plain words for each beta. Expected: D rises and R falls with beta, the ELBO is best at
+beta = 1, every implied beta is the beta of the training, and a large one collapses. Figures in nats
+per test image; numbers and wall times: experiments/README.md.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+
+from experiments import run, vae
+from vaejax import data, diagnostics, objectives, plot, train
+from vaejax.errors import at_least_one
+
+
+@dataclass(frozen=True)
+class Config:
+    # preset of experiments.vae: network, likelihood, batch and step size
+    model: Literal["digits", "mnist", "burda", "conv", "gaussian"] = "digits"
+    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
+    betas: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0, 5.0, 20.0)  # weights of the KL
+    epochs: int = 200  # passes over the training images, for each beta
+    train_split: str = "train"  # images to train on
+    test_split: str = "test"  # images to report on
+    particles: int = 100  # importance samples per image for the gap above the ELBO
+    seed: int = 0  # of every random number in the run
+    out: Path | None = None  # folder of the run; by default a new one under runs/
+    resume: bool = False  # continue the run that the folder holds
+    smoke: bool = False  # shrink everything to seconds, to see that it runs
+    progress: bool = True  # show progress bars
+
+
+PRESETS = {
+    "digits": Config(),
+    "mnist": Config("mnist", "mnist", betas=(0.2, 0.5, 1.0, 2.0, 4.0, 10.0, 20.0), epochs=20),
+}
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, report and draw; returns what summary.json holds: lists in the order of the betas."""
+    if config.smoke:
+        config = replace(config, epochs=2, particles=2, betas=config.betas[-2:],
+                         train_split="train[:64]", test_split="test[:32]")  # fmt: skip
+    at_least_one("collapse", epochs=config.epochs, betas=len(config.betas))
+    base = vae.PRESETS[config.model]
+    base = replace(base, batch_size=min(base.batch_size, 16) if config.smoke else base.batch_size)
+    images = data.load(config.dataset, config.train_split).x
+    test = data.load(config.dataset, config.test_split).x
+    vae.check_images(base, images)
+    transform = vae.transform_for(base, images)
+    keys = jax.random.split(jax.random.key(config.seed), 6)
+    as_seen = jax.vmap(transform)(jax.random.split(keys[0], len(images[:2000])), images[:2000])
+    model = vae.build(base, images.shape[1:], np.asarray(as_seen.mean(axis=0)))
+    start = model.init(keys[1], as_seen[0])
+    train.shuffled(len(images), base.batch_size)  # refuses a batch larger than the data
+    steps = len(images) // base.batch_size
+    folder = run.open_folder(config, name=f"collapse-{Path(config.dataset).stem}")
+
+    decay = optax.cosine_decay_schedule(base.learning_rate, config.epochs * steps)
+    population, reports, calibrated = [], {}, {}
+    for beta in config.betas:
+        name = f"beta {beta:g}"
+        # The same start and the same noise at every beta: they differ by beta alone.
+        params = train.fit(
+            objectives.elbo(model, beta=beta), optax.adam(decay, eps=base.adam_epsilon),
+            start, images, key=jax.random.clone(keys[2]), epochs=config.epochs,
+            batch_size=base.batch_size, transform=transform, progress=config.progress,
+            directory=folder / "checkpoints" / name.replace(" ", "-"),
+            checkpoint_every=config.epochs, resume=config.resume,
+        ).params  # fmt: skip
+        population.append(params)
+        reports[name] = diagnostics.inference_report(
+            model, params, jax.random.clone(keys[3]), test, train=images, transform=transform,
+            particles=config.particles,
+        )  # fmt: skip
+        print(f"\n{name}: {reports[name]}")
+        if "normal" in base.likelihood:
+            calibrated[name] = diagnostics.calibration(
+                model, params, jax.random.clone(keys[4]), test, transform=transform
+            )
+
+    (folder / "reports.txt").write_text("\n\n".join(f"{n}: {r}" for n, r in reports.items()) + "\n")
+    curve = diagnostics.rate_distortion(model, population, keys[5], test, transform=transform)
+    summary = _summary(config, reports, curve)
+    run.write_json(folder / "summary.json", summary)
+    rates = {name: diagnostics.rate_per_dimension(model, params, test, transform=transform,
+                                                  key=jax.random.clone(keys[3]))
+             for name, params in zip(reports, population, strict=True)}  # fmt: skip
+    drawn = {
+        "rate_distortion": plot.rate_distortion(curve.rate, curve.distortion, list(reports)),
+        "rates": plot.rates(rates),
+    }
+    if calibrated:
+        coverage = {name: found.coverage for name, found in calibrated.items()}
+        levels = next(iter(calibrated.values())).levels
+        errors = {name: found.error for name, found in calibrated.items()}
+        drawn["calibration"] = plot.calibration(levels, coverage, errors=errors)
+    run.save_figures(folder, drawn)
+    run.report(folder, summary, "nats per test image, in the order of the betas")
+    return summary
+
+
+def _summary(config: Config, reports: dict[str, Any], curve: Any) -> dict[str, Any]:
+    every = list(reports.values())
+    parts = [report.decomposition for report in every]
+    return {
+        "betas": list(config.betas),
+        "verdicts": [" and ".join(report.verdicts) for report in every],
+        "elbo_nats": [float(-total) for total in curve.rate + curve.distortion],
+        "distortion_nats": curve.distortion.tolist(),
+        "rate_nats": curve.rate.tolist(),
+        "information_nats": [part.information.value for part in parts],
+        "aggregated_kl_nats": [part.aggregated_kl.value for part in parts],
+        "cap_nats": parts[0].cap,
+        "active_units": [report.units.active for report in every],
+        "used_units": [report.used for report in every],
+        "implied_betas": [
+            None if "collapsed" in report.verdicts else report.implied_beta.value
+            for report in every
+        ],
+        "gap_nats": [report.gap.value for report in every],
+        "gap_particles": config.particles,
+        "epochs": config.epochs,
+    }
+
+
+if __name__ == "__main__":
+    run.command_line(main, PRESETS, __doc__ or "")

@@ -1,0 +1,43 @@
+"""The collapse experiment as its users run it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments import collapse, run
+
+
+@pytest.mark.parametrize("preset", sorted(collapse.PRESETS))
+def test_it_runs_and_leaves_what_it_promises(preset, tmp_path):
+    options = {"smoke": True, "progress": False, "dataset": "digits", "out": tmp_path / "run"}
+    summary = collapse.main(replace(collapse.PRESETS[preset], **options))
+    folder = tmp_path / "run"
+    assert summary == json.loads((folder / "summary.json").read_text())
+    figures = {"rate_distortion", "rates"} | ({"calibration"} if preset == "digits" else set())
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == figures
+    betas = collapse.PRESETS[preset].betas[-2:]
+    assert summary["betas"] == list(betas) and len(summary["verdicts"]) == 2
+    total = np.add(summary["distortion_nats"], summary["rate_nats"])
+    np.testing.assert_allclose(summary["elbo_nats"], -total, rtol=1e-6)
+    both = np.add(summary["information_nats"], summary["aggregated_kl_nats"])
+    np.testing.assert_allclose(both, summary["rate_nats"], rtol=1e-3)  # the sum rule
+    text = (folder / "reports.txt").read_text()
+    for beta, verdict in zip(betas, summary["verdicts"], strict=True):
+        assert f"beta {beta:g}: {verdict}" in text
+    again = collapse.main(
+        replace(collapse.PRESETS[preset], **options, resume=True)
+    )  # trains nothing anew
+    assert again == summary
+
+
+def test_the_command_line_takes_betas():
+    config = run.parse(collapse.PRESETS, "about", ["mnist", "--betas", "1", "4"])
+    assert config.betas == (1.0, 4.0) and config.dataset == "mnist"
+
+
+def test_no_beta_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="betas >= 1, got 0"):
+        collapse.main(replace(collapse.Config(), betas=(), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,860 @@
+"""What a trained model's code carries: active units, the rate taken apart, collapse, calibration.
+
+All figures are nats per example and describe the examples given: q(z) = 1/N sum_n q(z|x_n) is their
+aggregated posterior. Where something is drawn, the standard error beside a number is that of the
+draws, with these N examples fixed, unless said otherwise. Model noise such as dropout is off;
+`data` is a Batch or the x of one, stored data if a `transform(key, x)` is given (drawn once per
+example). A function takes a key in front of the data if it draws anything itself.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vaejax import terms
+from vaejax.batch import as_batch, size_of
+from vaejax.distributions import MultivariateNormal, Normal, check_comparable, kl
+from vaejax.errors import at_least_one, wrong
+from vaejax.evaluate import _finite, _over_data, _prepared, elbo_terms, log_likelihood
+from vaejax.model import Draw, Model, deterministic, draw
+from vaejax.types import Array, Batch, Key, Params, Transform
+
+
+class Estimate(NamedTuple):
+    """A number and its standard error, in the same unit; an error of 0 is a closed form."""
+
+    value: float
+    error: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% confidence interval, value -+ 1.96 error."""
+        return self.value - 1.96 * self.error, self.value + 1.96 * self.error
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.error:.3f})"
+
+
+class ActiveUnits(NamedTuple):
+    """What `active_units` returns.
+
+    `variance` `[latent]`: A_u, in squared units of z; `error` `[latent]`: its standard error as an
+    estimate for the population that the examples are drawn from; `threshold`: what A_u must exceed.
+    """
+
+    variance: np.ndarray
+    error: np.ndarray
+    threshold: float
+
+    @property
+    def active(self) -> int:
+        """How many units are active."""
+        return int(np.sum(self.variance > self.threshold))
+
+    @property
+    def interval(self) -> tuple[int, int]:
+        """How many are active by 1.96 standard errors, and how many are not inactive by as much."""
+        margin = 1.96 * self.error
+        low, high = (self.variance + sign * margin > self.threshold for sign in (-1, 1))
+        return int(np.sum(low)), int(np.sum(high))
+
+
+class Decomposition(NamedTuple):
+    """The averaged ELBO taken apart, nats per example; see `decompose` for the equations.
+
+    `information`: I(x; z); `conditional_entropy`: E_x H[q(z|x)]; `cross_entropy`: H(q(z), p);
+    `entropy`: H[q(z)]; `cap`: log N. For a diagonal Normal posterior and prior, else None:
+    `total_correlation`, and `dimension_rate`, `dimension_information`, `dimension_kl`, lists of
+    `[latent]` estimates of E KL(q(z_j|x) || p(z_j)), I(x; z_j) and KL(q(z_j) || p(z_j)).
+    """
+
+    elbo: Estimate
+    distortion: Estimate
+    rate: Estimate
+    information: Estimate
+    aggregated_kl: Estimate
+    conditional_entropy: Estimate
+    cross_entropy: Estimate
+    entropy: Estimate
+    cap: float
+    total_correlation: Estimate | None
+    dimension_rate: list[Estimate] | None
+    dimension_information: list[Estimate] | None
+    dimension_kl: list[Estimate] | None
+
+    @property
+    def capped(self) -> bool:
+        """Whether I(x; z) is within log 2 of log N, the most that N examples can show.
+
+        A typical z then owes more than half of q(z) to its own example: for the distribution that
+        the examples come from I(x; z) is larger, and KL(q(z) || p) and the total correlation
+        smaller.
+        """
+        return self.information.value > self.cap - np.log(2)
+
+    def __str__(self) -> str:
+        near = ": capped, take more examples" if self.capped else ""
+        lines = [
+            ("ELBO = -(D + R)", self.elbo, ""),
+            ("distortion D", self.distortion, ""),
+            ("rate R", self.rate, ""),
+            ("  = I(x; z)", self.information, f"at most log N = {self.cap:.3f}{near}"),
+            ("  + KL(q(z) || p)", self.aggregated_kl, ""),
+        ]
+        if self.total_correlation is not None and self.dimension_kl is not None:
+            along = sum(one.value for one in self.dimension_kl)
+            rest = f"beside {along:.3f} of the dimensions' own"
+            lines.append(("    with total correlation", self.total_correlation, rest))
+        lines += [
+            ("  = cross-entropy of q(z), p", self.cross_entropy, ""),
+            ("  - conditional entropy of q", self.conditional_entropy, ""),
+        ]
+        return _table(lines)
+
+
+class Report(NamedTuple):
+    """What `inference_report` returns; printing it gives the verdicts in words.
+
+    `verdicts`: all that hold, ("healthy",) where none of the others does; `reasons`: one sentence
+    for each verdict considered; the numbers behind them: `decomposition`, `units`, `used` (units
+    whose KL exceeds the threshold), `implied_beta`, `gap` (of the importance-weighted bound over
+    the ELBO, nats) and `train_gap`, None without training examples; `particles`: K of both.
+    """
+
+    verdicts: tuple[str, ...]
+    reasons: tuple[str, ...]
+    decomposition: Decomposition
+    units: ActiveUnits
+    used: int
+    implied_beta: Estimate
+    gap: Estimate
+    train_gap: Estimate | None
+    particles: int
+
+    def __str__(self) -> str:
+        low, high = self.units.interval
+        gone = "collapsed" in self.verdicts
+        size = len(self.units.variance)
+        above = f"A_u > {self.units.threshold:g}: {self.units.active} of {size} units"
+        rows = [(f"gap to the bound at K = {self.particles}", self.gap, "")]
+        if self.train_gap is not None:
+            rows.append(("  on training examples", self.train_gap, ""))
+        if not gone:
+            rows.append(("implied beta (no unit)", self.implied_beta, ""))
+        return "\n".join([
+            f"{' and '.join(self.verdicts)}", *(f"- {reason}" for reason in self.reasons),
+            "nats per example (standard error):", str(self.decomposition), _table(rows),
+            f"  {above} ({low} to {high} within errors); by KL: {self.used}",
+        ])  # fmt: skip
+
+
+class RateDistortion(NamedTuple):
+    """Points of a rate-distortion curve: `rate`, `distortion` `[points]`, nats per example.
+
+    `rate_error`, `distortion_error` `[points]`: standard errors over the examples.
+    """
+
+    rate: np.ndarray
+    distortion: np.ndarray
+    rate_error: np.ndarray
+    distortion_error: np.ndarray
+
+
+class Calibration(NamedTuple):
+    """What `calibration` returns.
+
+    `levels` and `coverage` `[levels]`: nominal and observed shares of x inside central intervals;
+    `error` `[levels]`: standard error of the coverage over examples; `mean_square`: of the
+    standardised residuals, 1 for a calibrated decoder, more for one that is too sure of itself.
+    """
+
+    levels: np.ndarray
+    coverage: np.ndarray
+    error: np.ndarray
+    mean_square: Estimate
+
+    def __str__(self) -> str:
+        rows = zip(self.levels, self.coverage, self.error, strict=True)
+        lines = [f"{level:6.1%} interval holds {got:.1%} ({se:.1%})" for level, got, se in rows]
+        return "\n".join([*lines, f"mean squared z-score {self.mean_square}, expected 1"])
+
+
+def active_units(
+    model: Model,
+    params: Params,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    key: Key | None = None,
+    threshold: float = 1e-2,
+    batch_size: int = 500,
+) -> ActiveUnits:
+    """The units whose mean code moves with the data: A_u = Var_x(E_q[u|x]) > threshold.
+
+    `data`: N examples `[N, ...]`; `key`: only for a `transform`. Returns A_u per unit, its standard
+    error and the count `active`. That says that a unit reacts, not by how much: beside
+    it read `rate_per_dimension`. A code that is a point has active units too.
+
+    Raises ValueError for fewer than two examples, a transform without a key, and where a mean is
+    not finite; TypeError where the posterior has no mean in closed form.
+    Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
+    """
+    batch = _examples("active_units", data, batch_size)
+    key = _key_for("active_units", transform, key)
+    q, _ = _shapes(model, transform, params, key, batch)
+    try:
+        jax.eval_shape(lambda one: one.mean, q)
+    except NotImplementedError as error:
+        fix = "average samples of it for every example and take their variance"
+        name = type(q).__name__
+        raise wrong("active_units: posterior", name, "one with a mean", fix, TypeError) from error
+    codes = _codes(model, transform, batch_size, params, key, batch.x, batch.c)
+    _finite("active_units", "a mean code", jnp.sum(codes, axis=1), batch.x)
+    shift = np.asarray(codes, float)
+    squares = (shift - shift.mean(axis=0)) ** 2
+    return ActiveUnits(squares.mean(axis=0), _spread(squares), threshold)
+
+
+def rate_per_dimension(
+    model: Model,
+    params: Params,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    key: Key | None = None,
+    batch_size: int = 500,
+) -> np.ndarray:
+    """R_j = E_x KL(q(z_j|x) || p(z_j)): the rate of each latent dimension, `[latent]`, nats.
+
+    In closed form, for a diagonal Normal posterior and prior; the sum over j is the rate. `data`:
+    N examples `[N, ...]`; `key`: only for a `transform`.
+
+    Raises ValueError for fewer than two examples, no prior, a transform without a key, and a rate
+    that is not finite; TypeError for any other pair, whose rate is no sum over dimensions.
+    """
+    batch = _examples("rate_per_dimension", data, batch_size)
+    key = _key_for("rate_per_dimension", transform, key)
+    q, pz = _comparable("rate_per_dimension", model, transform, params, key, batch)
+    if not _factorial(q, pz):
+        got = f"{type(q).__name__} and {type(pz).__name__}"
+        fix = "decompose gives the rate as a whole"
+        expected = "two diagonal Normals"
+        where = "rate_per_dimension: posterior and prior"
+        raise wrong(where, got, expected, fix, TypeError)
+    rates = _rates(model, transform, batch_size, params, key, batch.x, batch.c)
+    _finite("rate_per_dimension", "the rate", jnp.sum(rates, axis=1), batch.x)
+    return np.asarray(rates, float).mean(axis=0)
+
+
+def decompose(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    draws: int = 1000,
+    components: int | None = None,
+    transform: Transform | None = None,
+    batch_size: int = 100,
+) -> Decomposition:
+    """The averaged ELBO in two readings, by the aggregated posterior q(z) of the examples.
+
+        ELBO = -D - R,   R = I(x; z) + KL(q(z) || p(z))
+                           = H(q(z), p) - E_x H[q(z|x)]
+        I(x; z) = E_x KL(q(z|x) || q(z)) = H[q(z)] - E_x H[q(z|x)] <= log N
+        KL(q(z) || p(z)) = TC + sum_j KL(q(z_j) || p(z_j)),  TC = KL(q(z) || prod_j q(z_j))
+
+    The second line is cross-entropy minus conditional entropy: raising the conditional entropy of q
+    is the same as lowering I(x; z) only while the entropy of q(z) stays fixed.
+
+    About `draws` codes z, at least two from each of as many examples (all, if N is small), are
+    scored under every q(z|x_n): log q(z) is exact. With `components` = M below N only a random M of
+    them are, z's own at weight 1/N and the others at (N-1)/N/(M-1) each; q(z) is then unbiased,
+    its logarithm too low and I(x; z) too high. Errors are those of two-stage sampling, at fixed
+    examples; R and the entropies have none where the posterior and prior have closed forms.
+    The last line holds for a diagonal Normal posterior and prior.
+
+    `data`: N examples `[N, ...]`, of one condition c if there is any, as q(z) is one for each c.
+    Returns a Decomposition, nats per example. Time grows with N draws latent, memory does not.
+    Raises ValueError for fewer than two examples or four draws, components outside 2..N, several
+    conditions, no prior, and where a number is not finite; TypeError for a point under a density.
+    Hoffman and Johnson, 2016, ELBO surgery (NIPS workshop on advances in approximate Bayesian
+    inference); Chen et al., 2018, arXiv:1802.04942 (total correlation).
+    """
+    batch = _examples("decompose", data, batch_size)
+    size = size_of(batch.x)
+    if draws < 4:
+        raise wrong("decompose: draws", draws, "4 or more", "1000 are usual")
+    if components is not None and not 2 <= components <= size:
+        raise wrong("decompose: components", components, f"2 to {size}", "leave it out for all")
+    _one_condition(batch.c)
+    moments_key, draw_key, own_key, subset_key = jax.random.split(key, 4)
+    data_key = jax.random.clone(moments_key)  # the same transformed examples, in the same order
+    q, pz = _comparable("decompose", model, transform, params, moments_key, batch)
+
+    arrays = params, batch.x, batch.c
+    D, R, H, rates = _moments(model, transform, batch_size, data_key, *arrays)
+    for name, found in {"the distortion": D, "the rate": R, "the entropy of q": H}.items():
+        _finite("decompose", name, jnp.mean(found, axis=1), batch.x)
+    each = max(2, -(-draws // size))
+    own = jax.random.permutation(own_key, size)[: min(size, -(-draws // each))]
+    subset = jnp.arange(size)
+    if components is not None:
+        subset = jax.random.permutation(subset_key, size)[:components]
+    log_ratio = _log_ratios(model, transform, batch_size, each, data_key, draw_key,
+                            *arrays, own, subset)  # fmt: skip
+    _finite("decompose", "log q(z|x) - log q(z)", jnp.mean(log_ratio[..., 0], axis=1), batch.x)
+
+    distortion, rate, conditional = (_estimate(values, size) for values in (D, R, H))
+    information = _estimate(log_ratio[..., 0], size)
+    factorial = _factorial(q, pz)
+    parts = np.asarray(log_ratio, float)
+    by_rate = (
+        [Estimate(float(r), 0.0) for r in np.mean(rates, axis=0, dtype=float)] if factorial else []
+    )
+    by_information = [_estimate(parts[..., j], size) for j in range(1, parts.shape[-1])]
+    # log q(z) - sum_j log q(z_j), as q(z|x) is the product of its q(z_j|x).
+    correlation = parts[..., 1:].sum(axis=-1) - parts[..., 0]
+    return Decomposition(
+        elbo=_estimate(-(D + R), size),
+        distortion=distortion,
+        rate=rate,
+        information=information,
+        aggregated_kl=_minus(rate, information),
+        conditional_entropy=conditional,
+        cross_entropy=_estimate(R + H, size),
+        entropy=_plus(conditional, information),
+        cap=float(np.log(size)),
+        total_correlation=_estimate(correlation, size) if factorial else None,
+        dimension_rate=by_rate if factorial else None,
+        dimension_information=by_information if factorial else None,
+        dimension_kl=list(map(_minus, by_rate, by_information)) if factorial else None,
+    )
+
+
+def implied_beta(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    samples: int = 4,
+    transform: Transform | None = None,
+    batch_size: int = 100,
+) -> Estimate:
+    """The beta for which the width of q(z|x) is right: nats of D bought by the last nat of R.
+
+        implied beta = -(dD/ds) / (dR/ds) at s = 1,  q_s(z|x) = N(mu(x), s^2 Sigma(x))
+
+    A posterior that minimises D + beta R is stationary in the common factor s of its standard
+    deviations, so that this is beta whatever the training called it; 1 for a maximum of the ELBO.
+    It is above 1 where the rate is held too low, and undetermined (nan, or an error as large as the
+    value) where q has collapsed onto the prior and neither D nor R depends on s.
+
+    `data`: N examples `[N, ...]`; `samples`: draws of z per example. Returns the value, without
+    unit, and its standard error over examples and draws. Raises ValueError for fewer than two
+    examples, samples < 1, no prior, and a derivative that is not finite; TypeError unless the
+    posterior is Normal or MultivariateNormal. Compare the constrained slope of the rate-distortion
+    curve in Alemi et al., 2018, arXiv:1711.00464.
+    """
+    batch = _examples("implied_beta", data, batch_size)
+    at_least_one("implied_beta", samples=samples)
+    q, _ = _comparable("implied_beta", model, transform, params, key, batch)
+    if not isinstance(q, Normal | MultivariateNormal):
+        name, expected = type(q).__name__, "Normal or MultivariateNormal"
+        fix = "the widths of no other are known here"
+        raise wrong("implied_beta: posterior", name, expected, fix, TypeError)
+    arrays = params, key, batch.x, batch.c
+    dD, dR = _slopes(model, transform, batch_size, samples, *arrays)
+    dD = np.asarray(_finite("implied_beta", "dD/ds", dD, batch.x), float)
+    dR = np.asarray(_finite("implied_beta", "dR/ds", dR, batch.x), float)
+    if dR.mean() == 0:
+        return Estimate(np.nan, np.nan)
+    beta = -dD.mean() / dR.mean()
+    return Estimate(float(beta), float(_spread(dD + beta * dR) / abs(dR.mean())))
+
+
+def inference_report(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    train: Any = None,
+    transform: Transform | None = None,
+    particles: int = 100,
+    examples: int = 500,
+    draws: int = 1000,
+    collapsed: float = 2.0,
+    lag: float = 0.5,
+    prices: tuple[float, float] = (0.5, 2.0),
+    active: float = 1e-2,
+    used: float = 0.1,
+) -> Report:
+    """Whether inference works, in plain words, with the numbers behind each verdict.
+
+    - "collapsed": the rate, mean KL(q(z|x) || p(z)), is below `collapsed` nats: the code tells
+      fewer than exp(rate) kinds of example apart, 7 at the 2 nats of the default. Active units do
+      not enter: some stay above their threshold in a code that carries nothing.
+    - "encoder lags": the bound with K = `particles` exceeds the ELBO by more than `lag` times the
+      rate, or times `collapsed` if that is larger (by 1.96 standard errors): what q(z|x) misses of
+      the posterior is of the order of what it says. Encoder and family of q are not told apart;
+      an over-regularised q(z|x) is too wide by design, and its gap is no fault of the encoder.
+    - "over-regularised": not collapsed, and `implied_beta` is above the second of `prices` by 1.96
+      standard errors: a further nat of rate would save more than that many nats of distortion.
+    - "under-regularised": the same below the first: rate is spent that does not pay.
+    - "healthy": none of these. Units that are off are no fault where the others carry the rate.
+
+    `data`: N held-out examples `[N, ...]`; `train`: training examples, whose gap is shown beside;
+    `examples`: how many of each the gap and the implied beta are measured on, the first; `draws`:
+    see `decompose`; `active`: threshold of A_u; `used`: KL in nats from which a unit counts as
+    used. Returns a Report, which prints as text; nats per example.
+    Raises as `decompose`, `implied_beta` and `log_likelihood` do, and ValueError for counts < 1;
+    TypeError unless the posterior and the prior are diagonal Normals.
+    He et al., 2019, arXiv:1901.05534 (lagging encoders); Lucas et al., 2019, arXiv:1911.02469
+    (collapse).
+    """
+    at_least_one("inference_report", particles=particles, examples=examples)
+    parts_key, slope_key, gap_key, train_key, data_key, rate_key = jax.random.split(key, 6)
+    batch = _examples("inference_report", data, 1)
+    parts = decompose(model, params, parts_key, batch, draws=draws, transform=transform)
+    units = active_units(model, params, batch, transform=transform, key=data_key, threshold=active)
+    rates = rate_per_dimension(model, params, batch, transform=transform, key=rate_key)
+    few = _first(batch, examples)
+    beta = implied_beta(model, params, slope_key, few, transform=transform)
+    gap = _gap(model, params, gap_key, few, particles, transform)
+    train_gap = None
+    if train is not None:
+        seen = _first(_examples("inference_report", train, 1), examples)
+        train_gap = _gap(model, params, train_key, seen, particles, transform)
+
+    R = parts.rate.value
+    gone = collapsed > R
+    allowed = lag * max(R, collapsed)
+    dear = not gone and beta.interval[0] > prices[1]
+    cheap = not gone and beta.interval[1] < prices[0]
+    behind = not dear and gap.interval[0] > allowed
+    also = "" if train_gap is None else f"; on training examples {train_gap}"
+    priced = f"the implied beta is {beta}"
+    if gone:
+        priced = "not judged: where there is no rate, no beta is implied"
+    found = {
+        "collapsed": (gone, f"the rate is {R:.3f} nats, and below {collapsed:g} the code is empty; "
+                            f"I(x; z) is {parts.information} nats"),
+        "encoder lags": (behind, f"the bound at K = {particles} is {gap} nats above the ELBO"
+                                 f"{also}; up to {allowed:.3f} is allowed"),
+        "over-regularised": (dear, f"{priced}; up to {prices[1]:g} is allowed"),
+        "under-regularised": (cheap, f"{priced}; from {prices[0]:g} is allowed"),
+    }  # fmt: skip
+    held = tuple(name for name, (holds, _) in found.items() if holds) or ("healthy",)
+    reasons = tuple(f"{name}: {'yes' if holds else 'no'}; {why}"
+                    for name, (holds, why) in found.items())  # fmt: skip
+    count = int(np.sum(rates > used))
+    return Report(held, reasons, parts, units, count, beta, gap, train_gap, particles)
+
+
+def rate_distortion(
+    model: Model,
+    population: Sequence[Params],
+    key: Key,
+    data: Any,
+    *,
+    samples: int = 1,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+) -> RateDistortion:
+    """Where each of several trained parameters stands in the plane of rate and distortion.
+
+    `D = E_x E_q[-log p(x|z)]`, `R = E_x KL(q(z|x) || p(z))`; trained on D + beta R, the curve has
+    slope -beta, and points of one ELBO lie on a line of slope -1. Data of entropy H allow no point
+    below D + R = H.
+
+    `population`: parameters of the one model, for instance of several betas; `data`: N examples
+    `[N, ...]`, seen under the same draws by all; `samples`: draws of z per example. Returns arrays
+    `[points]`, nats per example, with standard errors over the examples.
+    Raises ValueError for an empty population, fewer than two examples, and as `elbo_terms` does.
+    Alemi et al., 2018, Fixing a broken ELBO, arXiv:1711.00464.
+    """
+    batch = _examples("rate_distortion", data, batch_size)
+    at_least_one("rate_distortion", population=len(population))
+    options = {"samples": samples, "transform": transform, "batch_size": batch_size}
+    found = [
+        elbo_terms(model, params, jax.random.clone(key), batch, **options)  # type: ignore[arg-type]
+        for params in population
+    ]
+    rate, distortion = (np.array([one[name] for one in found], float)
+                        for name in ("rate", "distortion"))  # fmt: skip
+    errors = (_spread(values.T) for values in (rate, distortion))
+    return RateDistortion(rate.mean(axis=1), distortion.mean(axis=1), *errors)
+
+
+def calibration(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99),
+    samples: int = 1,
+    transform: Transform | None = None,
+    batch_size: int = 100,
+) -> Calibration:
+    """Whether the decoder's standard deviations are right: coverage of its central intervals.
+
+        r = (x - loc(z)) / scale(z),  z ~ q(z|x);   coverage(level) = share of |r| < quantile
+
+    Under data from the model itself and the exact posterior every r is standard normal, whatever
+    the model. With an approximate posterior a lack of coverage may be the encoder's fault too.
+
+    `data`: N examples `[N, ...]`; `levels`: nominal coverages in (0, 1); `samples`: draws of z per
+    example. Returns a Calibration: shares over all elements of all x, standard errors over
+    examples. Raises ValueError for fewer than two examples, samples < 1, levels outside (0, 1),
+    and residuals that are not finite; TypeError unless p(x|z) is Normal.
+    Kuleshov, Fenner and Ermon, 2018, arXiv:1807.00263.
+    """
+    batch = _examples("calibration", data, batch_size)
+    at_least_one("calibration", samples=samples)
+    nominal = np.asarray(levels, float)
+    if nominal.ndim != 1 or not nominal.size or not ((nominal > 0) & (nominal < 1)).all():
+        raise wrong("calibration: levels", levels, "numbers in (0, 1)", "for instance (0.5, 0.9)")
+    x, c, rest = jax.eval_shape(
+        partial(_prepared, key, transform, jnp.zeros((), int)), batch.x, batch.c
+    )
+    seen = jax.eval_shape(partial(draw, model), params, rest, x, c).px
+    if not isinstance(seen, Normal):
+        name, fix = type(seen).__name__, "only a Normal decoder predicts a variance"
+        raise wrong("calibration: likelihood", name, "Normal", fix, TypeError)
+    bounds = jnp.asarray([NormalDist().inv_cdf((1 + level) / 2) for level in nominal])
+    arrays = params, key, batch.x, batch.c, bounds
+    inside, square = _residuals(model, transform, batch_size, samples, *arrays)
+    square = np.asarray(_finite("calibration", "a residual", square, batch.x), float)
+    inside = np.asarray(inside, float)
+    squares = Estimate(float(square.mean()), float(_spread(square)))
+    # A share seen in all or in none of N examples is still uncertain by about 1/N.
+    error = np.hypot(_spread(inside), 1 / len(inside))
+    return Calibration(nominal, inside.mean(axis=0), error, squares)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _codes(
+    model: Model, transform: Any, batch_size: int, params: Any, key: Key, x: Any, c: Any
+) -> Array:
+    """E_q[z|x] of every example, `[N, latent]`."""
+    model = deterministic(model)
+
+    def example(index: Array) -> Array:
+        one_x, one_c, _ = _prepared(key, transform, index, x, c)
+        return model.encode(params, one_x, one_c).mean.ravel()
+
+    return _over_data(example, size_of(x), batch_size)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _rates(
+    model: Model, transform: Any, batch_size: int, params: Any, key: Key, x: Any, c: Any
+) -> Array:
+    """KL(q(z_j|x) || p(z_j)) of every example and dimension, `[N, latent]`, nats."""
+    model = deterministic(model)
+
+    def example(index: Array) -> Array:
+        one_x, one_c, _ = _prepared(key, transform, index, x, c)
+        q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
+        return jax.vmap(kl)(_dimensions(q), _dimensions(pz))
+
+    return _over_data(example, size_of(x), batch_size)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _moments(
+    model: Model, transform: Any, batch_size: int, key: Key, params: Any, x: Any, c: Any
+) -> tuple[Array, Array, Array, Any]:
+    """At two draws of z: D, R, H `[N, 2]`; and KL of each dimension `[N, latent]`, or ()."""
+    model = deterministic(model)
+
+    def example(index: Array) -> tuple[Array, Array, Array, Any]:
+        one_x, one_c, rest = _prepared(key, transform, index, x, c)
+        q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
+
+        def one(z_key: Key) -> tuple[Array, Array, Array]:
+            z, log_q = q.sample_and_log_prob(z_key)
+            d = Draw(one_x, z, log_q, q, pz, model.decode(params, z, one_c))
+            return terms.distortion(d), terms.rate(d), _entropy(q, log_q)
+
+        D, R, H = jax.vmap(one)(jax.random.split(rest))
+        each = _factorial(q, pz)
+        rates = jax.vmap(kl)(_dimensions(q), _dimensions(pz)) if each else ()
+        return D, R, H, rates
+
+    return _over_data(example, size_of(x), batch_size)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _log_ratios(
+    model: Model,
+    transform: Any,
+    batch_size: int,
+    each: int,
+    data_key: Key,
+    draw_key: Key,
+    params: Any,
+    x: Any,
+    c: Any,
+    own: Array,
+    components: Array,
+) -> Array:
+    """log q(z|x) - log q(z) at draws z ~ q(z|x), `[own, each, 1 + latent]`: jointly, then per z_j.
+
+    `own [chosen]`: the examples that z is drawn for; `components`: those that q(z) is summed over.
+    Each is encoded once and scores all draws, so that no posterior has to be stored.
+    """
+    model = deterministic(model)
+    size = size_of(x)
+
+    def encoded(index: Array) -> Any:
+        one_x, one_c, _ = _prepared(data_key, transform, index, x, c)
+        return model.encode(params, one_x, one_c)
+
+    def drawn(index: Array) -> tuple[Array, Array]:
+        q, z_key = encoded(index), jax.random.fold_in(draw_key, index)
+        z = jax.vmap(q.sample)(jax.random.split(z_key, each))
+        return z, jax.vmap(partial(_log_probs, q))(z)
+
+    z, log_own = lax.map(drawn, own, batch_size=batch_size)
+    z, log_own = jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), (z, log_own))
+    owner = jnp.repeat(own, each)
+    # As many posteriors at a time as leave their scores in a processor's cache.
+    width = min(max(2**20 // log_own.size, 8), components.size)
+
+    def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
+        index, counted = chunk
+        log_q = jax.vmap(lambda i: jax.vmap(partial(_log_probs, encoded(i)))(z))(index)
+        other = counted[:, None] & (index[:, None] != owner[None])
+        log_q = jnp.where(other[..., None], log_q, -jnp.inf)
+        return jnp.logaddexp(total, jax.nn.logsumexp(log_q, axis=0)), None
+
+    places = jnp.arange(-(-components.size // width) * width)
+    index = components[jnp.minimum(places, components.size - 1)]
+    chunks = index.reshape(-1, width), (places < components.size).reshape(-1, width)
+    total, _ = lax.scan(add, jnp.full_like(log_own, -jnp.inf), chunks)
+    # The own term stands for 1 of N examples, and the others drawn for the N - 1 that are left.
+    others = components.size - jnp.isin(owner, components)[:, None]
+    rest = total + jnp.log1p(-1 / size) - jnp.log(others)
+    log_qz = jnp.logaddexp(log_own - jnp.log(float(size)), rest)
+    return (log_own - log_qz).reshape(own.size, each, -1)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _slopes(
+    model: Model,
+    transform: Any,
+    batch_size: int,
+    samples: int,
+    params: Any,
+    key: Key,
+    x: Any,
+    c: Any,
+) -> tuple[Array, Array]:
+    """dD/ds and dR/ds at s = 1 for posteriors s times as wide, `[N]` each, nats."""
+    model = deterministic(model)
+
+    def example(index: Array) -> tuple[Array, Array]:
+        one_x, one_c, rest = _prepared(key, transform, index, x, c)
+        q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
+
+        def terms_at(s: Array, z_key: Key) -> tuple[Array, Array]:
+            wide = _widened(q, s)
+            z, log_q = wide.sample_and_log_prob(z_key)
+            d = Draw(one_x, z, log_q, wide, pz, model.decode(params, z, one_c))
+            return terms.distortion(d), terms.rate(d)
+
+        def slope(z_key: Key) -> tuple[Array, Array]:
+            one = jnp.ones(())
+            return jax.jvp(lambda s: terms_at(s, z_key), (one,), (one,))[1]
+
+        return jax.tree.map(jnp.mean, jax.vmap(slope)(jax.random.split(rest, samples)))
+
+    return _over_data(example, size_of(x), batch_size)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _residuals(
+    model: Model,
+    transform: Any,
+    batch_size: int,
+    samples: int,
+    params: Any,
+    key: Key,
+    x: Any,
+    c: Any,
+    bounds: Array,
+) -> tuple[Array, Array]:
+    """Share of |r| below each bound `[N, bounds]`, and the mean of r^2 `[N]`."""
+    model = deterministic(model)
+
+    def example(index: Array) -> tuple[Array, Array]:
+        one_x, one_c, rest = _prepared(key, transform, index, x, c)
+
+        def one(z_key: Key) -> tuple[Array, Array]:
+            px = draw(model, params, z_key, one_x, one_c).px
+            r = jnp.abs((one_x - px.loc) / px.scale)
+            return jax.vmap(lambda bound: jnp.mean(r < bound))(bounds), jnp.mean(r**2)
+
+        found = jax.vmap(one)(jax.random.split(rest, samples))
+        return jax.tree.map(lambda values: jnp.mean(values, axis=0), found)
+
+    return _over_data(example, size_of(x), batch_size)
+
+
+def _gap(
+    model: Model, params: Params, key: Key, batch: Batch, particles: int, transform: Any
+) -> Estimate:
+    """Mean of L_K - ELBO, and its standard error over the examples."""
+    bound_key = jax.random.clone(key)  # the same transformed examples for both
+    bound = log_likelihood(
+        model, params, key, batch, particles=particles, transform=transform
+    ).log_px
+    options: dict[str, Any] = {"samples": 10, "transform": transform, "batch_size": 100}
+    gap = np.asarray(bound - elbo_terms(model, params, bound_key, batch, **options)["elbo"], float)
+    return Estimate(float(gap.mean()), float(_spread(gap)))
+
+
+def _log_probs(q: Any, z: Array) -> Array:
+    """log q(z), and of a diagonal Normal also each log q(z_j): `[1 + latent]`, else `[1]`."""
+    if not isinstance(q, Normal):
+        return q.log_prob(z)[None]
+    each = jax.vmap(lambda one, value: one.log_prob(value))(_dimensions(q), z.ravel())
+    return jnp.concatenate([jnp.sum(each)[None], each])
+
+
+def _dimensions(q: Normal) -> Normal:
+    """A diagonal Normal as one Normal per dimension, to be mapped over: leaves `[latent]`."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, q.event_shape).ravel(), q)
+
+
+def _entropy(q: Any, log_q: Array) -> Array:
+    """H[q] in nats: exact for Gaussians, else -log q at the draw."""
+    if not isinstance(q, Normal | MultivariateNormal):
+        return -log_q
+    own = jnp.broadcast_to(q.loc, q.event_shape)
+    # The density at the mean is the normaliser, to which the mean squared residual adds 1/2 each.
+    return 0.5 * own.size - q.log_prob(own)
+
+
+def _widened(q: Any, s: Array) -> Any:
+    """A Gaussian with its standard deviations s times as large."""
+    if isinstance(q, Normal):
+        return Normal(q.loc, q.scale * s)
+    return MultivariateNormal(q.loc, q.scale_tril * s)
+
+
+def _factorial(q: Any, pz: Any) -> bool:
+    return isinstance(q, Normal) and isinstance(pz, Normal)
+
+
+def _estimate(values: Any, size: int) -> Estimate:
+    """Mean over `size` examples from `values [chosen, each]`, and its error by two-stage sampling.
+
+    Of the variance between examples only the part counts that the examples left out leave open
+    (Cochran, 1977, Sampling techniques, chapter 10).
+    """
+    values = np.asarray(values, float)
+    chosen, each = values.shape
+    within = values.var(axis=1, ddof=1).mean() / (chosen * each)
+    between = values.mean(axis=1).var(ddof=1) / chosen
+    share = chosen / size
+    return Estimate(float(values.mean()), float(np.sqrt(share * within + (1 - share) * between)))
+
+
+def _spread(values: np.ndarray) -> Any:
+    """Standard error of the mean over the leading axis."""
+    return np.asarray(values, float).std(axis=0, ddof=1) / np.sqrt(len(values))
+
+
+def _norm(a: Estimate, b: Estimate) -> float:
+    return float(np.hypot(a.error, b.error))
+
+
+def _plus(a: Estimate, b: Estimate) -> Estimate:
+    return Estimate(a.value + b.value, _norm(a, b))
+
+
+def _minus(a: Estimate, b: Estimate) -> Estimate:
+    return Estimate(a.value - b.value, _norm(a, b))
+
+
+def _table(rows: Sequence[tuple[str, Estimate, str]]) -> str:
+    return "\n".join(
+        f"  {name:30s} {one.value:9.3f} ({one.error:.3f}) {note}".rstrip()
+        for name, one, note in rows
+    )
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    return jax.tree.map(lambda leaf: leaf[:count], batch)
+
+
+def _examples(function: str, data: Any, batch_size: int) -> Batch:
+    batch = as_batch(data)
+    size = size_of(batch.x)
+    at_least_one(function, batch_size=batch_size)
+    if size < 2:
+        fix = "an average over data needs some"
+        raise wrong(f"{function}: data", f"{size} examples", "2 or more", fix)
+    return batch
+
+
+def _key_for(function: str, transform: Any, key: Key | None) -> Key:
+    if key is None and transform is not None:
+        raise wrong(f"{function}: key", None, "a key beside a transform", "key=jax.random.key(0)")
+    return jax.random.key(0) if key is None else key
+
+
+def _shapes(model: Model, transform: Any, params: Params, key: Key, batch: Batch) -> Any:
+    """The posterior of the first example and the prior, as shapes."""
+
+    def both(x: Any, c: Any) -> Any:
+        one_x, one_c, _ = _prepared(key, transform, jnp.zeros((), int), x, c)
+        return model.encode(params, one_x, one_c), model.prior(params, one_c)
+
+    return jax.eval_shape(both, batch.x, batch.c)
+
+
+def _comparable(
+    function: str, model: Model, transform: Any, params: Params, key: Key, batch: Batch
+) -> Any:
+    q, pz = _shapes(model, transform, params, key, batch)
+    if pz is None:
+        fix = "give autoencoder(..., prior=...)"
+        raise wrong(f"{function}: model", "one without a prior", "a prior p(z)", fix)
+    check_comparable(function, q, pz)
+    return q, pz
+
+
+def _one_condition(c: Any) -> None:
+    for leaf in jax.tree.leaves(c):
+        if not np.all(np.asarray(leaf) == np.asarray(leaf)[:1]):
+            fix = "there is one q(z) for each condition: pass its examples alone"
+            raise wrong("decompose: data.c", "several conditions", "one for all examples", fix)
+
+
+__all__ = [
+    "ActiveUnits",
+    "Calibration",
+    "Decomposition",
+    "Estimate",
+    "RateDistortion",
+    "Report",
+    "active_units",
+    "calibration",
+    "decompose",
+    "implied_beta",
+    "inference_report",
+    "rate_distortion",
+    "rate_per_dimension",
+]
