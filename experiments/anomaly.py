@@ -37,7 +37,7 @@ class Config:
     score: Literal[
         "pca", "pca_blurred", "linear_ae", "dae_reconstruction", "vae_reconstruction",
         "vae_distortion", "vae_negative_elbo", "vae_negative_log_px", "vae_typicality",
-        "vae_likelihood_ratio", "vae_independent_ratio",
+        "vae_likelihood_ratio",
     ] = "vae_distortion"  # fmt: skip
     blur: float = 0.0  # standard deviation, in pixels, of the blur before the dae and the vae
     components: int = 32  # of PCA, and the code of the linear autoencoder
@@ -46,7 +46,6 @@ class Config:
     code: int = 64  # code of the denoising autoencoder
     noise: float = 0.3  # standard deviation of its corruption (white = 1)
     scale: float = 0.1  # standard deviation of the vae's p(x|z)
-    mutation: float = 0.2  # share of mutated pixels in the background model's training images
     steps: int = 1000  # steps of training, for each model and class
     batch_size: int = 100  # images per step
     learning_rate: float = 1e-3  # Adam's step size, falling to 0 along a cosine
@@ -76,11 +75,11 @@ def build(hidden: tuple[int, ...], code: Any, shape: Any, scale: float, prior: A
     return autoencoder(nn.Sequential([layers(hidden), code]), decoder, prior)
 
 
-def trainer(config: Config, loss: Any, init: Any, rate: float, transform: Any = None) -> Any:
+def trainer(config: Config, loss: Any, init: Any, rate: float) -> Any:
     """`(key, x) -> params`, compiled once for all classes."""
     adam = optax.adam(optax.cosine_decay_schedule(rate, config.steps))
     sizes: Any = {"steps": config.steps, "batch_size": config.batch_size}
-    whole_run = jax.jit(train.make_train(loss, adam, **sizes, transform=transform))
+    whole_run = jax.jit(train.make_train(loss, adam, **sizes))
 
     def fit(key: Any, x: Any) -> Any:
         init_key, train_key = jax.random.split(key)
@@ -126,21 +125,19 @@ def scorer(config: Config, shape: Any, size: int, x_test: Any) -> Any:
     dae = build(config.hidden, heads.Code(config.code), shape, squared)
     prior = Normal(jnp.zeros(config.latent), jnp.ones(config.latent))
     model = build(config.hidden, heads.Normal(config.latent), shape, config.scale, prior)
-    mutate, rate = partial(anomaly.mutate, rate=config.mutation), config.learning_rate
     # A deterministic autoencoder has no rate: its loss is the distortion alone.
     error = partial(objectives.elbo, rate=lambda d: jnp.zeros(()))
     denoising = error(dae, draw=corrupted_draw(config.noise))
     fit_linear = trainer(config, error(linear), linear.init, config.linear_rate)
-    fit_dae = trainer(config, denoising, dae.init, rate)
-    fit_vae = trainer(config, objectives.elbo(model), model.init, rate)
-    fit_background = trainer(config, objectives.elbo(model), model.init, rate, mutate)
+    fit_dae = trainer(config, denoising, dae.init, config.learning_rate)
+    fit_vae = trainer(config, objectives.elbo(model), model.init, config.learning_rate)
     smooth_test, draws = blurred(x_test, config.blur), jax.random.key(config.seed)
 
     def fit_and_score(label: int, x: Any, x_test: Any) -> dict[str, Any]:
         smooth = blurred(x, config.blur)
         # Of one size for every class, cycled where there are fewer: compiled once.
         cycled, smooth_cycled = (np.resize(i, (size, *shape)) for i in (x, smooth))
-        keys = jax.random.split(jax.random.fold_in(draws, label), 7)
+        keys = jax.random.split(jax.random.fold_in(draws, label), 6)
         found = {
             "pca": pca_error(config.components, x, x_test),
             "linear_ae": anomaly.reconstruction_error(
@@ -151,17 +148,12 @@ def scorer(config: Config, shape: Any, size: int, x_test: Any) -> Any:
                 dae, fit_dae(keys[2], smooth_cycled), keys[3], smooth_test
             ),
         }
-        params, background = fit_vae(keys[4], smooth_cycled), fit_background(keys[5], smooth_cycled)
+        background = Normal(smooth.mean(axis=0), np.maximum(smooth.std(axis=0), config.scale))
         by_vae = anomaly.scores(
-            model, params, keys[6], smooth_test,
-            train=smooth_cycled[:1000], background=(model, background),
+            model, fit_vae(keys[4], smooth_cycled), keys[5], smooth_test,
+            train=smooth_cycled[:1000], background=anomaly.independent_pixels(background),
             samples=config.samples, particles=config.particles,
         )  # fmt: skip
-        px = Normal(smooth.mean(axis=0), np.maximum(smooth.std(axis=0), config.scale))
-        independent = -np.asarray(jax.vmap(px.log_prob)(smooth_test))
-        by_vae["independent_ratio"] = anomaly.likelihood_ratio(
-            by_vae["negative_log_px"], independent
-        )
         return found | {f"vae_{name}": score for name, score in by_vae.items()}
 
     return fit_and_score

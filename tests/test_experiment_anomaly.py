@@ -15,7 +15,7 @@ from vaejax import heads, objectives
 SCORES = {
     "pca", "pca_blurred", "linear_ae", "dae_reconstruction", "vae_reconstruction",
     "vae_distortion", "vae_negative_elbo", "vae_negative_log_px", "vae_typicality",
-    "vae_likelihood_ratio", "vae_independent_ratio",
+    "vae_likelihood_ratio",
 }  # fmt: skip
 
 
