@@ -81,9 +81,9 @@ class Normal(Distribution):
         return self.loc + self.scale * noise
 
     def log_prob(self, x):
-        x = _event(self, x)
-        z = (x - self.loc) / self.scale
-        return jnp.sum(-0.5 * z**2 - jnp.log(self.scale) - 0.5 * np.log(2 * np.pi).item())
+        x, loc, scale = _flat(self, x, self.loc, self.scale)
+        z = (x - loc) / scale
+        return jnp.sum(-0.5 * z**2 - jnp.log(scale) - 0.5 * np.log(2 * np.pi).item())
 
     @property
     def mean(self):
@@ -197,10 +197,10 @@ class Bernoulli(Distribution):
         return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(dtype)
 
     def log_prob(self, x):
-        x = _event(self, x)
+        x, logits = _flat(self, x, self.logits)
         outside = (x < 0) | (x > 1)
         # The inner where keeps the gradient zero (and not inf - inf) where x is outside.
-        log_p = jnp.where(outside, 0, x) * self.logits - jax.nn.softplus(self.logits)
+        log_p = jnp.where(outside, 0, x) * logits - _softplus(logits)
         return _sum_inside(x, outside, log_p)
 
     @property
@@ -520,9 +520,37 @@ def _event(distribution: Distribution, x: Any) -> Array:
     return jnp.asarray(x)
 
 
+def _flat(distribution: Distribution, x: Any, *parameters: Any) -> list[Array]:
+    """x, checked to be one event, and the parameters, as vectors; scalars stay scalars.
+
+    On CPU, XLA computes and sums over `[28, 28, 1]` many times slower than over `[784]`.
+    """
+    shape = distribution.event_shape
+    whole = [p if np.ndim(p) == 0 else jnp.broadcast_to(p, shape) for p in parameters]
+    return [jnp.ravel(v) if np.ndim(v) else v for v in (_event(distribution, x), *whole)]
+
+
 def _sum_inside(x: Array, outside: Array, log_p: Array) -> Array:
     """Sum of log_p over the elements: -inf where one is outside, NaN where an x is NaN."""
-    return jnp.sum(jnp.where(x != x, jnp.nan, jnp.where(outside, -jnp.inf, log_p)))
+    # Three sums rather than one of a choice per element: those that depend on x alone are then
+    # taken once, however many parameters x is scored under.
+    log_p = jnp.sum(jnp.broadcast_to(log_p, x.shape))
+    log_p = jnp.where(jnp.any(outside), -jnp.inf, log_p)
+    return jnp.where(jnp.any(x != x), jnp.nan, log_p)
+
+
+@jax.custom_jvp
+def _softplus(logits: Any) -> Array:
+    """log(1 + exp(l)) = max(l, 0) + log1p(exp(-|l|)), with the gradient sigmoid(l).
+
+    As `jax.nn.softplus` to the last bit or two, but without its branches for infinities, which keep
+    compilers from vectorising: on CPU about 4 times faster in a Bernoulli's log_prob, and 6 times
+    with its gradient.
+    """
+    return jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+_softplus.defjvps(lambda tangent, _, logits: tangent * jax.nn.sigmoid(logits))
 
 
 def _log_normaliser(logits: Array) -> tuple[Array, Array]:
