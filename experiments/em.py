@@ -90,14 +90,16 @@ def main(config: Config) -> dict[str, Any]:
     log_px, bound = np.array(steps).T
     names = ["start", *["E" if i % 2 else "M" for i in range(1, len(bound))]]
     drawn = {
-        "em": stacked([bound, log_px - bound], ["ELBO", "KL(q || posterior)"], names,
-                      f"EM for {config.components} components", "step"),
+        "em": plot.bound({"ELBO": bound, "KL(q || posterior)": log_px - bound}, places=names,
+                         xlabel="step", title=f"EM for {config.components} components"),
         "em_gap": plot.curves({"KL(q || posterior)": (log_px - bound)[::2]},
                               steps=np.arange(len(bound[::2])), xlabel="M steps so far",
                               ylabel="nats per image", title="the gap that the next E step closes"),
-        "vae": stacked([np.array(gaps[name]) for name in ("elbo", "amortisation", "approximation")],
-                       ["ELBO", "amortisation", "approximation"], [f"{e:g}" for e in gaps["epoch"]],
-                       f"VAE on {min(config.images, len(seen))} test images", "epoch"),
+        "vae": plot.bound(
+            {"ELBO": gaps["elbo"]} | {name: np.maximum(gaps[name], 0)
+                                      for name in ("amortisation", "approximation")},
+            places=[f"{e:g}" for e in gaps["epoch"]],
+            title=f"VAE on {min(config.images, len(seen))} test images"),
     }  # fmt: skip
     drawn["em_gap"].axes[0].set_yscale("log")
     if images.ndim == 4:
@@ -155,27 +157,6 @@ def gap_over_training(
     rows = {name: [value, *fitted.history[f"eval/{name}"][known].tolist()]
             for name, value in untrained.items() if name != "loss"}  # fmt: skip
     return {"epoch": [0.0, *fitted.history["epoch"][known].tolist()], **rows}
-
-
-def stacked(parts: Any, names: Any, places: Any, title: str, xlabel: str) -> Any:
-    """Bars: the bound at the bottom, on it the parts of the gap up to log p(x)."""
-    from matplotlib.figure import Figure
-
-    top, at = np.sum(parts, axis=0), np.arange(len(places))
-    low = min(parts[0]) - 0.05 * (max(top) - min(parts[0]))
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-    axis = figure.add_subplot(xlabel=xlabel, ylabel="nats per image (axis cut)", title=title)
-    bottom = np.full(len(at), low)
-    for name, part, colour in zip(names, [parts[0] - low, *parts[1:]],
-                                  ["C0", "C1", "C2"], strict=False):  # fmt: skip
-        axis.bar(at, part, 0.8, bottom, label=name, color=colour)
-        bottom = bottom + part
-    axis.plot(at, top, "k_", markersize=14, label="log p(x)")
-    axis.set_xticks(at, places)
-    axis.set_ylim(low, max(top) + 0.05 * (max(top) - low))
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside lower center", ncols=4)
-    return figure
 
 
 if __name__ == "__main__":

@@ -236,6 +236,44 @@ def curves(
     return figure
 
 
+def bound(
+    parts: Mapping[str, Any],
+    *,
+    places: Sequence[Any],
+    xlabel: str = "epoch",
+    title: str = "log p(x) = bound + gap",
+) -> "Figure":
+    """Draw a bound and, stacked on it, the parts of its gap, up to log p(x).
+
+    Args: parts: name to `[places]`, nats per example: the bound first, of either sign, then what is
+    missing, at least 0, whose sum with it is log p(x); places: a name for each bar; xlabel, title.
+    Returns: a figure of one axis, cut below the lowest bound. Raises: ValueError for fewer than two
+    parts, other lengths, empty or non-finite input.
+    """
+    if len(parts) < 2:
+        fix = 'pass {"ELBO": ..., "KL(q || posterior)": ...}'
+        raise wrong("bound: parts", f"{len(parts)} parts", "the bound and its gap", fix)
+    values = [_numbers(f"bound: parts[{name!r}]", part, 1) for name, part in parts.items()]
+    for name, part in zip(parts, values, strict=True):
+        if len(part) != len(places):
+            fix = "give one for each bar"
+            raise wrong(f"bound: parts[{name!r}]", f"{len(part)} values", len(places), fix)
+    figure = _figure(7.2, 4.2)
+    axis = figure.add_subplot(xlabel=xlabel, ylabel="nats per example (axis cut)", title=title)
+    at, top = np.arange(len(places)), np.sum(values, axis=0)
+    low = values[0].min() - 0.1 * (top.max() - values[0].min() + 1e-9)
+    bottom = np.full(len(at), low)
+    for name, part in zip(parts, [values[0] - low, *values[1:]], strict=True):
+        axis.bar(at, part, 0.8, bottom, label=name)
+        bottom = bottom + part
+    axis.plot(at, top, "k_", markersize=14, label="log p(x)")
+    axis.set_xticks(at, [str(place) for place in places])
+    axis.set_ylim(low, top.max() + 0.5 * (values[0].min() - low))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(parts) + 1)
+    return figure
+
+
 def rate_distortion(
     rate: Any, distortion: Any, labels: Sequence[str], *, errors: tuple[Any, Any] | None = None
 ) -> "Figure":
