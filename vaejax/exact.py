@@ -33,7 +33,7 @@ from vaejax.evaluate import _finite, _prepared
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Key, Params, Transform
 
-MOST_POINTS = 10**8  # of a rule: a day of decoding rather than a minute
+MOST_POINTS = 10**8  # of a rule: beyond, decoding takes hours
 MOST_ELEMENTS = 2**24  # of log p(x|z) per pixel that are in memory at once
 ELEMENTWISE = (ContinuousBernoulli, DiscretizedLogistic, Laplace, Normal)
 
@@ -124,11 +124,14 @@ def converged_quadrature(
     tolerance: float = 1e-3,
     spacing: float = 0.08,
     width: float = 6.0,
-    **options: Any,
+    key: Key | None = None,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+    chunk: int = 2000,
 ) -> Quadrature:
     """`quadrature` with the spacing halved until that changes no example by `tolerance` nats.
 
-    `spacing`: where to start; `width` and the other options as in `quadrature`. Returns a
+    `spacing`: where to start; the other arguments as in `quadrature`. Returns a
     Quadrature, whose `spacing` is the last. Raises ValueError as `quadrature` does,
     which is how it ends when the grid would pass 10^8 points before it has converged, and where
     more than `tolerance` of an example's posterior lies on the grid's edge.
@@ -136,7 +139,10 @@ def converged_quadrature(
     if not tolerance > 0:
         raise wrong("converged_quadrature: tolerance", tolerance, "> 0, nats", "1e-3 is usual")
     while True:
-        result = quadrature(model, params, data, spacing=spacing, width=width, **options)
+        result = quadrature(
+            model, params, data, spacing=spacing, width=width,
+            key=key, transform=transform, batch_size=batch_size, chunk=chunk,
+        )  # fmt: skip
         worst = int(np.argmax(result.edge))
         if result.edge[worst] > tolerance:
             got = f"{result.edge[worst]:.2g} of the posterior of example {worst} on the edge"
