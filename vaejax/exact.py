@@ -33,7 +33,7 @@ from vaejax.evaluate import _finite, _prepared
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Key, Params, Transform
 
-MOST_POINTS = 10**8  # of a rule: a day of decoding rather than a minute
+MOST_POINTS = 10**8  # of a rule: beyond, decoding takes hours
 MOST_ELEMENTS = 2**24  # of log p(x|z) per pixel that are in memory at once
 ELEMENTWISE = (ContinuousBernoulli, DiscretizedLogistic, Laplace, Normal)
 
@@ -124,22 +124,31 @@ def converged_quadrature(
     tolerance: float = 1e-3,
     spacing: float = 0.08,
     width: float = 6.0,
-    **options: Any,
+    key: Key | None = None,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+    chunk: int = 2000,
 ) -> Quadrature:
     """`quadrature` with the spacing halved until that changes no example by `tolerance` nats.
 
-    `spacing`: where to start; `width` and the other options as in `quadrature`. Returns a
-    Quadrature, whose `spacing` is the last. Raises ValueError as `quadrature` does,
-    which is how it ends when the grid would pass 10^8 points before it has converged, and where
-    more than `tolerance` of an example's posterior lies on the grid's edge.
+    `spacing`: where to start; the other arguments as in `quadrature`. Returns a Quadrature, whose
+    `spacing` is the last. Raises ValueError as `quadrature` does, which is how it ends when the
+    grid would pass 10^8 points before it has converged, and where more than `tolerance` of an
+    example's posterior, per unit of z, lies on the grid's edge.
     """
     if not tolerance > 0:
         raise wrong("converged_quadrature: tolerance", tolerance, "> 0, nats", "1e-3 is usual")
     while True:
-        result = quadrature(model, params, data, spacing=spacing, width=width, **options)
-        worst = int(np.argmax(result.edge))
-        if result.edge[worst] > tolerance:
-            got = f"{result.edge[worst]:.2g} of the posterior of example {worst} on the edge"
+        result = quadrature(
+            model, params, data, spacing=spacing, width=width,
+            key=key, transform=transform, batch_size=batch_size, chunk=chunk,
+        )  # fmt: skip
+        # Per unit of z, so that it is the same at every spacing and bounds what lies outside where
+        # the posterior falls by more than a factor e over one unit.
+        outside = result.edge / spacing
+        worst = int(np.argmax(outside))
+        if outside[worst] > tolerance:
+            got = f"{outside[worst]:.2g} of the posterior of example {worst} on the edge"
             raise wrong("converged_quadrature: width", got, f"at most {tolerance}", "widen it")
         if np.abs(result.log_px - result.coarse).max() < tolerance:
             return result
@@ -153,7 +162,7 @@ def local_quadrature(
     around: Quadrature,
     *,
     points: int = 200,
-    deviations: float = 8.0,
+    deviations: float = 12.0,
     key: Key | None = None,
     transform: Transform | None = None,
     chunk: int = 2000,
@@ -166,7 +175,8 @@ def local_quadrature(
 
     `around`: the result of `quadrature` for the same data, key and transform, on a grid fine enough
     to find every mode: its `points` should not be near 1. The rest as in `quadrature`; every
-    example decodes its own points. The sum leaves out what lies outside: compare with `around`.
+    example decodes its own points. The sum leaves out what lies outside: where `edge` is not
+    negligible, as with a second, distant mode, give more `deviations` and more points.
     Raises ValueError as `quadrature` does, and where `around` is of another number of examples.
     """
     name = "local_quadrature"
@@ -177,7 +187,7 @@ def local_quadrature(
         fix = "pass quadrature(model, params, data, ...) of the same data"
         raise wrong(f"{name}: around", np.shape(around.mean), f"means {expected}", fix)
     if not 0 < deviations < np.inf:
-        raise wrong(f"{name}: deviations", deviations, "> 0", "8 is usual")
+        raise wrong(f"{name}: deviations", deviations, "> 0", "12 is usual")
     rule = _grid(name, 2 / points, 1.0, latent)
     # A posterior that one cell holds has deviation 0 on the grid: the cell is what is known of it.
     half = deviations * np.maximum(around.deviation, np.nan_to_num(around.spacing) / 2)
