@@ -121,8 +121,8 @@ def curved():
 def test_two_modes_against_quadrature():
     model, exact, draws = curved()
     x = np.array([[2.0]], np.float32)
-    lower = ais(model, {}, jax.random.key(0), x, chains=512, temperatures=150)
-    upper = reverse_ais(model, {}, jax.random.key(1), x, draws, temperatures=150)
+    lower = ais(model, {}, jax.random.key(0), x, chains=512, temperatures=400)
+    upper = reverse_ais(model, {}, jax.random.key(1), x, draws, temperatures=400)
     for run in (lower, upper):
         assert run.error[0] < 0.06
         assert abs(run.log_px[0] - exact) < 4 * run.error[0]
@@ -237,10 +237,10 @@ def test_frozen_steps_know_nothing_of_the_chains_that_count():
 
 
 def test_an_example_depends_on_the_key_and_its_index_alone():
-    run = ais(MODEL, PARAMS, jax.random.key(5), X[:5], chains=1, temperatures=4)
-    again = ais(MODEL, PARAMS, jax.random.key(5), X[:3], chains=1, temperatures=4, batch_size=2)
-    np.testing.assert_allclose(run.log_weights[:3], again.log_weights, rtol=1e-5)
-    assert len(np.unique(run.log_weights)) == 5
+    run = ais(MODEL, PARAMS, jax.random.key(5), X[:2], chains=1, temperatures=4)
+    more = ais(MODEL, PARAMS, jax.random.key(5), X[:3], chains=1, temperatures=4, batch_size=2)
+    np.testing.assert_allclose(run.log_weights, more.log_weights[:2], rtol=1e-5)
+    assert len(np.unique(more.log_weights)) == 3
 
 
 def test_a_transform_draws_the_image_that_evaluate_sees():
