@@ -227,13 +227,13 @@ def test_step_sizes_find_the_target_acceptance(step_size):
 
 
 def test_frozen_steps_know_nothing_of_the_chains_that_count():
-    """More chains of the same number of pilots: the steps are the same bits."""
-    runs = [
+    """Another chain beside the first one changes neither its steps nor its path."""
+    one, two = (
         ais(MODEL, PARAMS, jax.random.key(3), X[:2], chains=chains, temperatures=4)
         for chains in (1, 2)
-    ]
-    np.testing.assert_array_equal(runs[0].step_size, runs[1].step_size)
-    assert not np.array_equal(runs[0].log_weights, runs[1].log_weights[:, :1])
+    )
+    np.testing.assert_array_equal(one.step_size, two.step_size)
+    np.testing.assert_allclose(one.log_weights, two.log_weights[:, :1], rtol=1e-5)
 
 
 def test_an_example_depends_on_the_key_and_its_index_alone():
