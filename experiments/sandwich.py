@@ -12,18 +12,15 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 from experiments import run, vae
-from vaejax import annealing, bounds, checkpoint, data, exact, objectives, train
+from vaejax import bounds, checkpoint, data, exact, objectives, plot, train
 from vaejax.errors import at_least_one
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Config:
     spacing: float = 0.02  # of the grid on [-6, 6]^2
     seed: int = 0  # of every random number in the run
     out: Path | None = None  # folder of the run; by default a new one under runs/
+    resume: bool = False  # continue the training that the folder holds
     smoke: bool = False  # shrink everything to seconds, to see that it runs
     progress: bool = True  # show a progress bar
 
@@ -63,7 +61,7 @@ def main(config: Config) -> dict[str, Any]:
     at_least_one("sandwich", epochs=config.epochs, chains=config.chains)
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split).x
-    init_key, fit_key, key, simulation_key = jax.random.split(jax.random.key(config.seed), 4)
+    init_key, fit_key, key = jax.random.split(jax.random.key(config.seed), 3)
     like = vae.PRESETS["mnist"]  # binarised pixels: log p(x) is at most 0
     network = replace(like, hidden=config.hidden, latent=2, likelihood="bernoulli")
     transform = vae.transform_for(network, images)
@@ -79,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
         params = train.fit(
             objectives.elbo(model), adam, params, images, key=fit_key, epochs=config.epochs,
             batch_size=config.batch_size, transform=transform, log=run.logger(folder),
-            directory=folder / "checkpoints", progress=config.progress,
+            directory=folder / "checkpoints", resume=config.resume, progress=config.progress,
         ).params  # fmt: skip
 
     # One key on purpose: it binarises the same images for all of them.
@@ -87,115 +85,102 @@ def main(config: Config) -> dict[str, Any]:
     grid = {"transform": transform, "spacing": config.spacing}
     truth = exact.quadrature(model, params, test, key=again(), **grid)
     draws = exact.grid_posterior(model, params, again(), test, draws=config.chains, **grid).z
-    *fewer, most = sorted(config.temperatures)
-    widths = {}
-    for count in fewer:
-        settings = {"temperatures": count, "leapfrog_steps": config.leapfrog_steps}
-        lower = annealing.ais(model, params, again(), test, chains=config.chains,
-                              transform=transform, **settings)  # fmt: skip
-        upper = annealing.reverse_ais(model, params, again(), test, draws,
-                                      transform=transform, **settings)  # fmt: skip
-        widths[count] = (lower.log_px - truth.log_px, upper.log_px - truth.log_px)
-    began = time.perf_counter()
-    found = bounds.sandwich(
-        model, params, again(), test, posterior=draws, simulations=len(test), transform=transform,
-        particles=config.particles, chains=config.chains, temperatures=most,
-        leapfrog_steps=config.leapfrog_steps,
-    )  # fmt: skip
-    seconds = time.perf_counter() - began
-    assert found.upper is not None and found.simulated is not None
-    widths[most] = (found.lower.log_px - truth.log_px, found.upper.log_px - truth.log_px)
-    short = truth.log_px - found.ladder.log_px[-1]
+    gaps = {}
+    for count in sorted(config.temperatures):
+        last = count == max(config.temperatures)
+        began = time.perf_counter()
+        found: Any = bounds.sandwich(
+            model, params, again(), test, posterior=draws, transform=transform,
+            particles=config.particles if last else (1,), chains=config.chains,
+            temperatures=count, leapfrog_steps=config.leapfrog_steps,
+            simulations=len(test) if last else 0,
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        lower, upper, ladder, simulated = found[:4]
+        gaps[count] = lower.log_px - truth.log_px, upper.log_px - truth.log_px
+    short = truth.log_px - ladder.log_px[-1]
+    worst = int(short.argmax())
     summary = {
         "exact_log_px_nats": truth.log_px.mean(),
         "exact_changed_by_last_halving_nats": np.abs(truth.log_px - truth.coarse).max(),
-        "ais_log_px_nats": found.lower.log_px.mean(),
-        "reverse_ais_log_px_nats": found.upper.log_px.mean(),
-        "ais_minus_exact_nats": widths[most][0].mean(),
-        "reverse_ais_minus_exact_nats": widths[most][1].mean(),
-        "ais_ess_median": np.median(found.lower.ess),
-        "ais_acceptance": found.lower.acceptance.mean(),
-        "bdmc_gap_nats": found.simulated.gap.mean(),
-        "importance_log_px_nats": found.ladder.log_px[-1].mean(),
+        "ais_log_px_nats": lower.log_px.mean(),
+        "reverse_ais_log_px_nats": upper.log_px.mean(),
+        "ais_minus_exact_nats": gaps[count][0].mean(),
+        "reverse_ais_minus_exact_nats": gaps[count][1].mean(),
+        "ais_ess_median": np.median(lower.ess),
+        "ais_acceptance": lower.acceptance.mean(),
+        "bdmc_gap_nats": simulated.gap.mean(),
+        "importance_log_px_nats": ladder.log_px[-1].mean(),
         "importance_gap_mean_nats": short.mean(),
         "importance_gap_worst_nats": short.max(),
-        "importance_worst_image": int(short.argmax()),
-        "importance_worst_image_ess": found.ladder.ess[-1, short.argmax()],
+        "importance_worst_image": worst,
+        "importance_worst_image_ess": ladder.ess[-1, worst],
         "particles": config.particles[-1],
         "chains": config.chains,
-        "temperatures": most,
+        "temperatures": count,
         "converged": found.converged,
         "seconds_sandwich": seconds,
     }
     summary = {name: value if isinstance(value, int) else float(value)
                for name, value in summary.items()}  # fmt: skip
     run.write_json(folder / "summary.json", summary)
+    K = config.particles[-1]
+    values = {f"importance weighting, K = {K}": ladder.log_px[-1], "AIS": lower.log_px,
+              "reverse AIS from exact draws": upper.log_px}  # fmt: skip
     run.save_figures(folder, {
-        "images": images_figure(found, truth.log_px),
+        "images": images_figure(values, truth.log_px),
         "ladder": ladder_figure(found, truth.log_px),
-        "temperatures": temperatures_figure(widths),
+        "temperatures": temperatures_figure(gaps),
     })  # fmt: skip
-    print(found.ladder, found, sep="\n\n")
+    print(ladder, found, sep="\n\n")
     run.report(folder, summary, f"nats per image, mean over {len(test)} images where not said")
     return summary
 
 
-def images_figure(found: bounds.Interval, truth: np.ndarray) -> "Figure":
+def images_figure(values: dict[str, np.ndarray], truth: np.ndarray) -> Any:
     """Every bound less the exact value, image by image."""
-    figure, axis = axes(
-        "image, from the least to the most probable", "bound - exact log p(x), nats"
-    )
     order = np.argsort(truth)
-    K, assured = found.ladder.particles[-1], found.upper is not None
-    rows = {f"importance weighting, K = {K}": (found.ladder.log_px[-1], ".", "tab:grey"),
-            "AIS": (found.lower.log_px, "^", "tab:blue")}  # fmt: skip
-    if assured:
-        rows["reverse AIS from exact draws"] = (found.upper.log_px, "v", "tab:red")
-    for name, (values, marker, color) in rows.items():
-        axis.plot((values - truth)[order], marker, color=color, label=name, markersize=4)
+    figure = plot.curves(
+        {name: (log_px - truth)[order] for name, log_px in values.items()},
+        xlabel="image, from the least to the most probable",
+        ylabel="bound - exact log p(x), nats", title="bounds of every image",
+    )  # fmt: skip
+    axis = figure.axes[0]
+    for line, marker in zip(axis.get_lines(), ".^v", strict=False):
+        line.set(linestyle="", marker=marker, markersize=4)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_yscale("symlog", linthresh=1)
     axis.legend(frameon=False)
     return figure
 
 
-def ladder_figure(found: bounds.Interval, truth: np.ndarray) -> "Figure":
+def ladder_figure(found: bounds.Interval, truth: np.ndarray) -> Any:
     """The importance-weighted bound over K, rising towards the interval of AIS."""
-    figure, axis = axes("K, importance samples per image", "log p(x) or bound, mean nats per image")
-    axis.plot(found.ladder.particles, found.ladder.log_px.mean(axis=1), "o-", color="tab:grey",
-              label="importance weighting")  # fmt: skip
-    if found.upper is not None:
-        ends = [found.lower.log_px.mean(), found.upper.log_px.mean()]
-        axis.axhspan(*ends, color="tab:blue", alpha=0.4, label="AIS to reverse AIS")
+    figure = plot.curves(
+        {"importance weighting": found.ladder.log_px.mean(axis=1)}, steps=found.ladder.particles,
+        xlabel="K, importance samples per image", ylabel="log p(x), mean nats per image",
+        title="the ladder and the interval",
+    )  # fmt: skip
+    axis = figure.axes[0]
+    ends = [run.log_px.mean() for run in (found.lower, found.upper) if run is not None]
+    axis.axhspan(min(ends), max(ends), color="tab:green", alpha=0.4, label="AIS to reverse AIS")
     axis.axhline(truth.mean(), color="black", linewidth=0.8, linestyle="--", label="exact (grid)")
     axis.set_xscale("log")
     axis.legend(frameon=False)
     return figure
 
 
-def temperatures_figure(widths: dict[int, tuple[np.ndarray, np.ndarray]]) -> "Figure":
-    """What both annealed bounds miss in the mean, with 2 standard errors, over temperatures."""
-    figure, axis = axes("temperatures", "bound - exact log p(x), mean nats per image")
-    for side, name in enumerate(["AIS", "reverse AIS from exact draws"]):
-        errors = np.array([both[side] for both in widths.values()])
-        spread = 2 * errors.std(axis=1) / np.sqrt(errors.shape[1])
-        axis.errorbar(list(widths), errors.mean(axis=1), spread, fmt="o-", capsize=3, label=name,
-                      color=["tab:blue", "tab:red"][side])  # fmt: skip
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xscale("log")
-    axis.legend(frameon=False)
+def temperatures_figure(widths: dict[int, tuple[np.ndarray, np.ndarray]]) -> Any:
+    """What the annealed bounds miss in the mean, over the number of temperatures."""
+    names = ["AIS", "reverse AIS from exact draws"]
+    figure = plot.curves(
+        {name: [both[side].mean() for both in widths.values()] for side, name in enumerate(names)},
+        steps=list(widths), xlabel="temperatures", title="the gap closes",
+        ylabel="bound - exact log p(x), mean nats per image",
+    )  # fmt: skip
+    figure.axes[0].axhline(0, color="black", linewidth=0.8)
+    figure.axes[0].set_xscale("log")
     return figure
-
-
-def axes(xlabel: str, ylabel: str) -> tuple["Figure", Any]:
-    """One axis of the size of the library's other pictures, touching no global state."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
-    axis = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
 
 
 if __name__ == "__main__":

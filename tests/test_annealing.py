@@ -121,8 +121,8 @@ def curved():
 def test_two_modes_against_quadrature():
     model, exact, draws = curved()
     x = np.array([[2.0]], np.float32)
-    lower = ais(model, {}, jax.random.key(0), x, chains=512, temperatures=150)
-    upper = reverse_ais(model, {}, jax.random.key(1), x, draws, temperatures=150)
+    lower = ais(model, {}, jax.random.key(0), x, chains=512, temperatures=400)
+    upper = reverse_ais(model, {}, jax.random.key(1), x, draws, temperatures=400)
     for run in (lower, upper):
         assert run.error[0] < 0.06
         assert abs(run.log_px[0] - exact) < 4 * run.error[0]
@@ -227,20 +227,20 @@ def test_step_sizes_find_the_target_acceptance(step_size):
 
 
 def test_frozen_steps_know_nothing_of_the_chains_that_count():
-    """More chains of the same number of pilots: the steps are the same bits."""
-    runs = [
+    """Another chain beside the first one changes neither its steps nor its path."""
+    one, two = (
         ais(MODEL, PARAMS, jax.random.key(3), X[:2], chains=chains, temperatures=4)
         for chains in (1, 2)
-    ]
-    np.testing.assert_array_equal(runs[0].step_size, runs[1].step_size)
-    assert not np.array_equal(runs[0].log_weights, runs[1].log_weights[:, :1])
+    )
+    np.testing.assert_array_equal(one.step_size, two.step_size)
+    np.testing.assert_allclose(one.log_weights, two.log_weights[:, :1], rtol=1e-5)
 
 
 def test_an_example_depends_on_the_key_and_its_index_alone():
-    run = ais(MODEL, PARAMS, jax.random.key(5), X[:5], chains=1, temperatures=4)
-    again = ais(MODEL, PARAMS, jax.random.key(5), X[:3], chains=1, temperatures=4, batch_size=2)
-    np.testing.assert_allclose(run.log_weights[:3], again.log_weights, rtol=1e-5)
-    assert len(np.unique(run.log_weights)) == 5
+    run = ais(MODEL, PARAMS, jax.random.key(5), X[:2], chains=1, temperatures=4)
+    more = ais(MODEL, PARAMS, jax.random.key(5), X[:3], chains=1, temperatures=4, batch_size=2)
+    np.testing.assert_allclose(run.log_weights, more.log_weights[:2], rtol=1e-5)
+    assert len(np.unique(more.log_weights)) == 3
 
 
 def test_a_transform_draws_the_image_that_evaluate_sees():

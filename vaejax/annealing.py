@@ -28,6 +28,7 @@ Start = Literal["prior", "posterior"]
 
 TARGET = 0.65  # acceptance that the pilot chains' step size is moved towards
 GAIN = 0.5  # how fast: log step += GAIN (acceptance - TARGET) at each temperature
+OWN = 2**32 - 1  # folded into the key of an example
 NEVER = 1e-3  # mean probability of acceptance below which nothing has moved
 
 
@@ -287,7 +288,8 @@ def _begin(
     def example(index: Array) -> tuple[Any, Key, Key, Array, Array, Array]:
         one_x, one_c, rest = _prepared(key, transform, index, x, c)
         s = _start_of(model, start, params, one_x, one_c)
-        scale_key, pilot_key, start_key, *keys = jax.random.split(rest, 5)
+        # A number that no particle and no draw has: nothing here is known to what they made.
+        scale_key, pilot_key, start_key, *keys = jax.random.split(jax.random.fold_in(rest, OWN), 5)
 
         def draws(key: Key, count: int) -> Array:
             return jax.vmap(s.sample)(jax.random.split(key, count))
