@@ -198,6 +198,14 @@ def log_joint(mixture: Mixture, x: Any) -> Array:
             flat, one = logits.reshape(len(logits), -1), jnp.ravel(x)
             log_p = jnp.matmul(flat, one, precision="highest") - jax.nn.softplus(flat).sum(axis=1)
             log_p = jnp.where(jnp.any((one < 0) | (one > 1)), -jnp.inf, log_p)
+        case MultivariateNormal(loc, scale_tril):
+            # Inverted once, and again a matrix product: a solve for every example is far slower.
+            eye = jnp.eye(x.shape[-1], dtype=jnp.result_type(scale_tril))
+            solve = partial(jax.scipy.linalg.solve_triangular, lower=True)
+            inverse = jax.vmap(solve, (0, None))(scale_tril, eye)
+            z = jnp.einsum("kij,kj->ki", inverse, x[None] - loc, precision="highest")
+            log_det = jnp.log(jnp.abs(jnp.diagonal(inverse, axis1=1, axis2=2))).sum(axis=1)
+            log_p = log_det - 0.5 * jnp.sum(z**2, axis=1) - 0.5 * x.size * np.log(2 * np.pi).item()
         case components:
             log_p = jax.vmap(lambda component: component.log_prob(x))(components)
     return jax.nn.log_softmax(mixture.logits) + log_p
