@@ -57,10 +57,11 @@ def main(config: Config) -> dict[str, Any]:
     test = data.load(config.dataset, config.test_split).x
     vae.check_images(base, images)
     transform = vae.transform_for(base, images)
-    keys = jax.random.split(jax.random.key(config.seed), 6)
-    as_seen = jax.vmap(transform)(jax.random.split(keys[0], len(images[:2000])), images[:2000])
+    seen_key, start_key, *keys = jax.random.split(jax.random.key(config.seed), 6)
+    train_key, report_key, calibration_key, curve_key = keys
+    as_seen = jax.vmap(transform)(jax.random.split(seen_key, len(images[:2000])), images[:2000])
     model = vae.build(base, images.shape[1:], np.asarray(as_seen.mean(axis=0)))
-    start = model.init(keys[1], as_seen[0])
+    start = model.init(start_key, as_seen[0])
     train.shuffled(len(images), base.batch_size)  # refuses a batch larger than the data
     steps = len(images) // base.batch_size
     folder = run.open_folder(config, name=f"collapse-{Path(config.dataset).stem}")
@@ -72,28 +73,28 @@ def main(config: Config) -> dict[str, Any]:
         # The same start and the same noise at every beta: they differ by beta alone.
         params = train.fit(
             objectives.elbo(model, beta=beta), optax.adam(decay, eps=base.adam_epsilon),
-            start, images, key=jax.random.clone(keys[2]), epochs=config.epochs,
+            start, images, key=jax.random.clone(train_key), epochs=config.epochs,
             batch_size=base.batch_size, transform=transform, progress=config.progress,
             directory=folder / "checkpoints" / name.replace(" ", "-"),
             checkpoint_every=config.epochs, resume=config.resume,
         ).params  # fmt: skip
         population.append(params)
         reports[name] = diagnostics.inference_report(
-            model, params, jax.random.clone(keys[3]), test, train=images, transform=transform,
+            model, params, jax.random.clone(report_key), test, train=images, transform=transform,
             particles=config.particles,
         )  # fmt: skip
         print(f"\n{name}: {reports[name]}")
         if "normal" in base.likelihood:
             calibrated[name] = diagnostics.calibration(
-                model, params, jax.random.clone(keys[4]), test, transform=transform
+                model, params, jax.random.clone(calibration_key), test, transform=transform
             )
 
     (folder / "reports.txt").write_text("\n\n".join(f"{n}: {r}" for n, r in reports.items()) + "\n")
-    curve = diagnostics.rate_distortion(model, population, keys[5], test, transform=transform)
+    curve = diagnostics.rate_distortion(model, population, curve_key, test, transform=transform)
     summary = _summary(config, reports, curve)
     run.write_json(folder / "summary.json", summary)
     rates = {name: diagnostics.rate_per_dimension(model, params, test, transform=transform,
-                                                  key=jax.random.clone(keys[3]))
+                                                  key=jax.random.clone(report_key))
              for name, params in zip(reports, population, strict=True)}  # fmt: skip
     drawn = {
         "rate_distortion": plot.rate_distortion(curve.rate, curve.distortion, list(reports)),
