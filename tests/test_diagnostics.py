@@ -277,6 +277,18 @@ def test_mistake_5_independent_codes_have_no_total_correlation(key):
     assert minibatch_weighted().value == pytest.approx(np.log(20), abs=1e-6)
 
 
+def test_memory_does_not_grow_with_the_examples():
+    def peak(n):
+        x = jax.ShapeDtypeStruct((n, 1), jnp.float32)
+        keys = jax.random.key(0), jax.random.key(1)
+        arrays = TABLE, x, (), jnp.arange(50), jnp.arange(n)
+        lowered = decomposition._log_ratios.lower(NORMAL, None, 10, 2, *keys, *arrays)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    # An example adds its place among the components, and not its 100 x 3 scores of 4 bytes.
+    assert peak(60_000) - peak(20_000) < 0.1 * (100 * 3 * 4 * 40_000)
+
+
 def test_rate_per_dimension_is_the_closed_form_and_sums_to_the_rate(key):
     each = 0.5 * (LOC**2 + SCALE**2 - 1 - 2 * np.log(SCALE)).mean(axis=0)
     found = diagnostics.rate_per_dimension(NORMAL, TABLE, places(13), batch_size=5)
