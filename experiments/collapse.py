@@ -57,46 +57,46 @@ def main(config: Config) -> dict[str, Any]:
     test = data.load(config.dataset, config.test_split).x
     vae.check_images(base, images)
     transform = vae.transform_for(base, images)
-    keys = jax.random.split(jax.random.key(config.seed), 6)
-    as_seen = jax.vmap(transform)(jax.random.split(keys[0], len(images[:2000])), images[:2000])
+    keys = jax.random.split(jax.random.key(config.seed), 5)
+    seen_key, start_key, train_key, report_key, calibration_key = keys
+    as_seen = jax.vmap(transform)(jax.random.split(seen_key, len(images[:2000])), images[:2000])
     model = vae.build(base, images.shape[1:], np.asarray(as_seen.mean(axis=0)))
-    start = model.init(keys[1], as_seen[0])
+    start = model.init(start_key, as_seen[0])
     train.shuffled(len(images), base.batch_size)  # refuses a batch larger than the data
     steps = len(images) // base.batch_size
     folder = run.open_folder(config, name=f"collapse-{Path(config.dataset).stem}")
 
     decay = optax.cosine_decay_schedule(base.learning_rate, config.epochs * steps)
-    population, reports, calibrated = [], {}, {}
+    reports, calibrated = {}, {}
     for beta in config.betas:
         name = f"beta {beta:g}"
-        # The same start and the same noise at every beta: they differ by beta alone.
+        # The same start, noise and draws at every beta: they differ by beta alone.
         params = train.fit(
             objectives.elbo(model, beta=beta), optax.adam(decay, eps=base.adam_epsilon),
-            start, images, key=jax.random.clone(keys[2]), epochs=config.epochs,
+            start, images, key=jax.random.clone(train_key), epochs=config.epochs,
             batch_size=base.batch_size, transform=transform, progress=config.progress,
             directory=folder / "checkpoints" / name.replace(" ", "-"),
             checkpoint_every=config.epochs, resume=config.resume,
         ).params  # fmt: skip
-        population.append(params)
         reports[name] = diagnostics.inference_report(
-            model, params, jax.random.clone(keys[3]), test, train=images, transform=transform,
+            model, params, jax.random.clone(report_key), test, train=images, transform=transform,
             particles=config.particles,
         )  # fmt: skip
         print(f"\n{name}: {reports[name]}")
         if "normal" in base.likelihood:
             calibrated[name] = diagnostics.calibration(
-                model, params, jax.random.clone(keys[4]), test, transform=transform
+                model, params, jax.random.clone(calibration_key), test, transform=transform
             )
 
     (folder / "reports.txt").write_text("\n\n".join(f"{n}: {r}" for n, r in reports.items()) + "\n")
-    curve = diagnostics.rate_distortion(model, population, keys[5], test, transform=transform)
-    summary = _summary(config, reports, curve)
+    summary = _summary(config, reports)
     run.write_json(folder / "summary.json", summary)
-    rates = {name: diagnostics.rate_per_dimension(model, params, test, transform=transform,
-                                                  key=jax.random.clone(keys[3]))
-             for name, params in zip(reports, population, strict=True)}  # fmt: skip
+    rates = {name: [part.value for part in report.decomposition.dimension_rate or []]
+             for name, report in reports.items()}  # fmt: skip
     drawn = {
-        "rate_distortion": plot.rate_distortion(curve.rate, curve.distortion, list(reports)),
+        "rate_distortion": plot.rate_distortion(
+            summary["rate_nats"], summary["distortion_nats"], list(reports)
+        ),
         "rates": plot.rates(rates),
     }
     if calibrated:
@@ -109,15 +109,15 @@ def main(config: Config) -> dict[str, Any]:
     return summary
 
 
-def _summary(config: Config, reports: dict[str, Any], curve: Any) -> dict[str, Any]:
+def _summary(config: Config, reports: dict[str, Any]) -> dict[str, Any]:
     every = list(reports.values())
     parts = [report.decomposition for report in every]
     return {
         "betas": list(config.betas),
         "verdicts": [" and ".join(report.verdicts) for report in every],
-        "elbo_nats": [float(-total) for total in curve.rate + curve.distortion],
-        "distortion_nats": curve.distortion.tolist(),
-        "rate_nats": curve.rate.tolist(),
+        "elbo_nats": [part.elbo.value for part in parts],
+        "distortion_nats": [part.distortion.value for part in parts],
+        "rate_nats": [part.rate.value for part in parts],
         "information_nats": [part.information.value for part in parts],
         "aggregated_kl_nats": [part.aggregated_kl.value for part in parts],
         "cap_nats": parts[0].cap,

@@ -10,7 +10,7 @@ import oracles
 import pytest
 from scipy import stats
 
-from vaejax import diagnostics
+from vaejax import decomposition, diagnostics, plot
 from vaejax.diagnostics import Estimate, active_units, calibration, decompose
 from vaejax.distributions import Bernoulli, Categorical, Delta, Laplace, Normal
 from vaejax.model import Model
@@ -174,7 +174,7 @@ def test_separate_codes_say_that_log_n_is_the_cap_and_empty_codes_say_nothing(ke
 def subset_ratios(components):
     """q(z)/q(z|x) at draws for all 13 examples, as estimated from some of the components."""
     draws = [jax.random.key(1), jax.random.key(2)]
-    log_ratio = diagnostics._log_ratios(
+    log_ratio = decomposition._log_ratios(
         NORMAL, None, 100, 2, *draws, TABLE, places(13)[:4], (), jnp.arange(4),
         jnp.asarray(components),
     )  # fmt: skip
@@ -275,6 +275,18 @@ def test_mistake_5_independent_codes_have_no_total_correlation(key):
     with pytest.raises(AssertionError):
         check(minibatch_weighted)
     assert minibatch_weighted().value == pytest.approx(np.log(20), abs=1e-6)
+
+
+def test_memory_does_not_grow_with_the_examples():
+    def peak(n):
+        x = jax.ShapeDtypeStruct((n, 1), jnp.float32)
+        keys = jax.random.key(0), jax.random.key(1)
+        arrays = TABLE, x, (), jnp.arange(50), jnp.arange(n)
+        lowered = decomposition._log_ratios.lower(NORMAL, None, 10, 2, *keys, *arrays)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    # An example adds its place among the components, and not its 100 x 3 scores of 4 bytes.
+    assert peak(60_000) - peak(20_000) < 0.1 * (100 * 3 * 4 * 40_000)
 
 
 def test_rate_per_dimension_is_the_closed_form_and_sums_to_the_rate(key):
@@ -519,3 +531,54 @@ def test_distributions_without_the_closed_form_needed_are_refused():
         diagnostics.implied_beta(LAPLACE, TABLE, jax.random.clone(KEY), places(13))
     with pytest.raises(TypeError, match="calibration: likelihood: got Bernoulli, expected Normal"):
         calibration(COIN, TABLE, jax.random.clone(KEY), places(13))
+
+
+def test_the_rate_distortion_picture_has_a_line_of_the_best_bound(tmp_path):
+    figure = plot.rate_distortion([9.0, 4.0, 0.0], [1.0, 4.0, 20.0], ["a", "b", "c"])
+    figure.savefig(tmp_path / "figure.png")
+    axis = figure.axes[0]
+    np.testing.assert_array_equal(axis.lines[0].get_xdata(), [0, 4, 9])
+    np.testing.assert_array_equal(axis.lines[0].get_ydata(), [20, 4, 1])
+    dashed = next(line for line in axis.lines if line.get_linestyle() == "--")
+    np.testing.assert_allclose(np.add(*dashed.get_data()), 8.0)  # the smallest D + R
+    assert dashed.get_label() == "ELBO = -8.0 nats, the best"
+    assert [text.get_text() for text in axis.texts] == ["a", "b", "c"]
+    assert "rate" in axis.get_xlabel() and "nats" in axis.get_ylabel()
+
+
+def test_the_picture_of_rates_is_sorted_and_floored(tmp_path):
+    figure = plot.rates({"one": [0.0, 2.0, 0.5], "two": [0.1, -1e-7, 0.2]}, used=0.3)
+    figure.savefig(tmp_path / "figure.png")
+    axis = figure.axes[0]
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), [2.0, 0.5, 1e-4])
+    np.testing.assert_allclose(axis.lines[1].get_ydata(), [0.2, 0.1, 1e-4])
+    assert axis.get_yscale() == "log" and axis.lines[2].get_ydata()[0] == 0.3
+
+
+def test_the_picture_of_calibration_has_the_diagonal_and_the_intervals(tmp_path):
+    figure = plot.calibration([0.5, 0.9], {"test": [0.4, 0.8]}, errors={"test": [0.01, 0.02]})
+    figure.savefig(tmp_path / "figure.png")
+    axis = figure.axes[0]
+    np.testing.assert_array_equal(axis.lines[0].get_ydata(), [0, 1])
+    np.testing.assert_array_equal(axis.lines[1].get_ydata(), [0.4, 0.8])
+    ends = axis.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([end[:, 1] for end in ends], [[0.3804, 0.4196], [0.7608, 0.8392]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plot.rate_distortion([1.0], [1.0, 2.0], ["a"]), "rate_distortion: distortion"),
+        (lambda: plot.rate_distortion([1.0], [1.0], []), "rate_distortion: labels: got 0"),
+        (lambda: plot.rates({}), "rates: rates: got no model"),
+        (lambda: plot.rates({"a": [1.0, -1.0]}), "at least 0"),
+        (lambda: plot.calibration([0.5], {}), "calibration: coverage: got no model"),
+        (
+            lambda: plot.calibration([0.5], {"a": [1.5]}),
+            r"in \[1.5, 1.5\], expected .* in \[0, 1\]",
+        ),
+    ],
+)
+def test_pictures_refuse_what_they_cannot_draw(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
