@@ -710,6 +710,45 @@ def test_kl_maps_over_batches():
     np.testing.assert_allclose(jax.jit(jax.vmap(kl))(q, p), np.full(5, 1.5), rtol=1e-6)
 
 
+def test_bernoulli_softplus_has_every_derivative_also_at_zero(x64):
+    """log(1 + exp(l)): at l = 0 a derivative through max and abs would be 0 where it is 1/4."""
+    logits = np.array([-800.0, -30.0, -1.0, -1e-9, 0.0, 1e-9, 1.0, 30.0, 800.0])
+
+    def log_p(logit):
+        return vd.Bernoulli(logit).log_prob(jnp.zeros(()))
+
+    s = scipy.special.expit(logits)
+    expected = -np.logaddexp(0, logits), -s, -s * (1 - s)
+    function = log_p
+    for truth in expected:
+        np.testing.assert_allclose(jax.vmap(function)(jnp.asarray(logits)), truth, rtol=1e-12)
+        function = jax.grad(function)
+
+
+def test_bernoulli_in_single_precision_is_exact_to_rounding():
+    """784 terms against double precision: no worse than the library softplus."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(50, 784), scale=5).astype(np.float32)
+    x = rng.uniform(size=784).round()
+    double = logits.astype(np.float64)
+    exact = (x * double - np.logaddexp(0, double)).sum(-1)
+    got = jax.vmap(lambda row: vd.Bernoulli(row).log_prob(jnp.asarray(x, jnp.float32)))(logits)
+    np.testing.assert_allclose(got, exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scalar", [False, True])
+def test_an_image_scores_as_its_pixels_in_a_row(scalar):
+    rng = np.random.default_rng(4)
+    loc, x = rng.normal(size=(2, 4, 3, 1)).astype(np.float32)
+    scale = np.float32(0.7) if scalar else rng.uniform(0.5, 2, (3, 1)).astype(np.float32)
+    whole = np.broadcast_to(scale, loc.shape)
+    expected = scipy.stats.norm.logpdf(x, loc, whole).sum()
+    assert vd.Normal(loc, scale).log_prob(x) == pytest.approx(expected, rel=1e-6)
+    q = vd.Bernoulli(loc)
+    x = (x > 0).astype(np.float32)
+    assert q.log_prob(x) == pytest.approx(vd.Bernoulli(loc.ravel()).log_prob(x.ravel()))
+
+
 def test_public_docstrings_say_something():
     for kind in vars(vd).values():
         if isinstance(kind, type) and issubclass(kind, vd.Distribution):
