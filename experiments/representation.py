@@ -4,8 +4,8 @@
 
 A linear probe and k nearest neighbours on posterior means, against pixels and as many principal
 components; and the directions thin-to-thick and left-to-right-leaning (difference of mean codes of
-the training images with the largest and the smallest measure of their class), added to the codes of test images
-and decoded. Expected numbers: experiments/README.md.
+the training images with the largest and the smallest measure of their class), added to the codes of
+test images and decoded. Expected numbers: experiments/README.md.
 """
 
 from collections.abc import Callable
