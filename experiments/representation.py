@@ -4,8 +4,8 @@
 
 A linear probe and k nearest neighbours on posterior means, against pixels and as many principal
 components; and the directions thin-to-thick and left-to-right-leaning (difference of mean codes of
-the training images with the largest and the smallest measure), added to the codes of test images
-and decoded. Expected numbers: experiments/README.md.
+the training images with the largest and the smallest measure of their class), added to the codes of
+test images and decoded. Expected numbers: experiments/README.md.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class Config:
     epochs: int = 100  # passes over the training images
     trained: Path | None = None  # folder of a run of experiments.vae with that preset, to read
     neighbours: int = 5  # k of the nearest neighbours
-    share: float = 0.1  # of the training images in each of the two groups of a direction
+    share: float = 0.1  # of a class's training images in each of the two groups of a direction
     strength: float = 1.0  # largest multiple of a direction that is added to a code
     steps: int = 7  # multiples from -strength to strength
     seed: int = 0  # of every random number in the run
@@ -92,6 +92,14 @@ def accuracies(config: Config, sets: dict[str, Any], y: Any, test_y: Any) -> dic
     return found
 
 
+def extremes_within_classes(values: Any, y: Any, share: float) -> representation.Extremes:
+    """As `extremes`, for each class by itself: or thick and thin would mean eights and ones."""
+    masks = np.zeros((2, len(y)), bool)
+    for label in np.unique(y):
+        masks[:, y == label] = representation.extremes(values[y == label], share=share)
+    return representation.Extremes(*masks)
+
+
 def along(
     decode: Callable[[Any], Any], codes: Any, step: Any, multiples: Any, measure: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -132,7 +140,7 @@ def main(config: Config) -> dict[str, Any]:
     drawn = {"latent": plot.latent(test_codes[:5000], test.y[:5000])}
     multiples = np.linspace(-config.strength, config.strength, config.steps)
     for name, measure in MEASURES.items():
-        top, bottom = representation.extremes(measure(x), share=config.share)
+        top, bottom = extremes_within_classes(measure(x), stored.y, config.share)
         step = representation.direction(codes[top], codes[bottom])
         decoded, numbers = along(decode, test_codes[:1000], step, multiples, measure)
         summary |= {f"{name}_{key}": value for key, value in numbers.items()}
