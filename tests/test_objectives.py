@@ -267,9 +267,10 @@ def test_bounds_rise_with_the_particles_and_stay_below_log_px(x64, key):
     means = [-bounds[0].mean(), *(v.mean() for v in values.values())]
     errors = [bounds[0].std() / 20, *(v.std() / 10 for v in values.values())]
     assert abs(means[0] - means[1]) < 4 * np.hypot(errors[0], errors[1])  # L_1 is the ELBO
-    for low, high, e, f in zip(means[1:], [*means[2:], exact], errors[1:], [*errors[2:], 0],
-                               strict=True):  # fmt: skip
-        assert high - low > 4 * np.hypot(e, f)
+    for i in (1, 2, 3):
+        assert means[i + 1] - means[i] > 4 * np.hypot(errors[i], errors[i + 1])
+    # At K = 500 what is left of the gap is smaller than these draws can show.
+    assert -4 * errors[4] < exact - means[4] < 0.02
 
 
 def test_reported_values_are_those_of_the_weights_that_were_drawn(x64, key):
