@@ -6,14 +6,25 @@ probability is in nats.
 """
 
 from vaejax import (
+    annealing,
+    anomaly,
+    bounds,
     checkpoint,
     data,
+    decomposition,
+    diagnostics,
     distributions,
     evaluate,
+    exact,
+    gradients,
     heads,
+    inference,
+    linear,
+    mixtures,
     networks,
     objectives,
     plot,
+    representation,
     terms,
     train,
 )
@@ -29,7 +40,7 @@ from vaejax.model import (
     interpolate,
     reconstruct,
 )
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
+from vaejax.types import Array, Batch, Estimate, Key, Loss, Metrics, Params, Transform
 
 __version__ = "0.1.0"
 
@@ -37,6 +48,7 @@ __all__ = [
     "Array",
     "Batch",
     "Draw",
+    "Estimate",
     "Generated",
     "Key",
     "Loss",
@@ -44,23 +56,34 @@ __all__ = [
     "Model",
     "Params",
     "Transform",
+    "annealing",
+    "anomaly",
     "autoencoder",
     "batch_mean",
+    "bounds",
     "checkpoint",
     "data",
+    "decomposition",
     "deterministic",
+    "diagnostics",
     "distributions",
     "draw",
     "evaluate",
+    "exact",
     "generate",
+    "gradients",
     "heads",
+    "inference",
     "interpolate",
+    "linear",
+    "mixtures",
     "networks",
     "objectives",
     "over_batch",
     "over_examples",
     "plot",
     "reconstruct",
+    "representation",
     "terms",
     "train",
 ]

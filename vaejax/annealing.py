@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import as_batch, size_of
-from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import _finite, _over_data, _prepared
+from vaejax.batch import as_batch, over_data, prepared, size_of
+from vaejax.errors import at_least_one, check_finite, wrong
 from vaejax.model import Model, deterministic, generate
 from vaejax.types import Array, Batch, Key, Params, Transform
 
@@ -262,7 +261,7 @@ def _run(
     # log w going up, and -log w coming down, where the differences of b are negative.
     signed, accepted, moved_by = (np.asarray(v) for v in (sums, acceptance[:, :-1], steps))
     log_mean, ess = _log_mean_exp(signed)
-    _finite(function, "log p(x)", log_mean, batch.x)
+    check_finite(function, "log p(x)", log_mean, batch.x)
     _check_moves(function, chains, accepted, moved_by)
     error = np.sqrt(np.maximum(1 / ess - 1 / chains, 0))
     if posterior is None:
@@ -286,7 +285,7 @@ def _begin(
     model = deterministic(model)
 
     def example(index: Array) -> tuple[Any, Key, Key, Array, Array, Array]:
-        one_x, one_c, rest = _prepared(key, transform, index, x, c)
+        one_x, one_c, rest = prepared(key, transform, index, x, c)
         s = _start_of(model, start, params, one_x, one_c)
         # A number that no particle and no draw has: nothing here is known to what they made.
         scale_key, pilot_key, start_key, *keys = jax.random.split(jax.random.fold_in(rest, OWN), 5)
@@ -297,7 +296,7 @@ def _begin(
         scale = jnp.std(draws(scale_key, 256), axis=0)
         return one_x, *keys, scale, draws(pilot_key, pilots), draws(start_key, chains)
 
-    return _over_data(example, size_of(x), 500)
+    return over_data(example, size_of(x), 500)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -360,7 +359,7 @@ def _walks(
         acceptance, moved_by = jax.tree.map(lambda v: jnp.append(v, jnp.nan), seen)
         return total, acceptance, moved_by
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0,))
@@ -404,7 +403,7 @@ def _latent_shape(
 
     def distributions(key: Key) -> tuple[Any, Any]:
         arrays = jax.tree.map(jnp.asarray, (batch.x, batch.c))
-        x, c, _ = _prepared(key, transform, jnp.array(0), *arrays)
+        x, c, _ = prepared(key, transform, jnp.array(0), *arrays)
         return model.prior(params, c), _start_of(model, start, params, x, c)
 
     pz, s = jax.eval_shape(distributions, jax.random.key(0))

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.batch import as_batch, size_of
+from vaejax.batch import as_batch, over_data, prepared, size_of
 from vaejax.distributions import Distribution, Normal
-from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import _finite, _over_data, _prepared, elbo_terms, log_likelihood
+from vaejax.errors import at_least_one, check_finite, wrong
+from vaejax.evaluate import elbo_terms, log_likelihood
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Key, Params, Transform
 
@@ -111,7 +111,7 @@ def reconstruction_error(
     batch = as_batch(data)
     at_least_one("reconstruction_error", batch_size=batch_size, examples=size_of(batch.x))
     error = _reconstruction_error(model, transform, batch_size, params, key, batch.x, batch.c)
-    return _finite("reconstruction_error", "-log p(x|z)", error, batch.x)
+    return check_finite("reconstruction_error", "-log p(x|z)", error, batch.x)
 
 
 def typicality(nll: Any, train_nll: Any) -> np.ndarray:
@@ -260,11 +260,11 @@ def _reconstruction_error(
     model = deterministic(model)
 
     def example(index: Array) -> Array:
-        one_x, one_c, _ = _prepared(key, transform, index, x, c)
+        one_x, one_c, _ = prepared(key, transform, index, x, c)
         z = model.encode(params, one_x, one_c).mean
         return -model.decode(params, z, one_c).log_prob(one_x)
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 def _no_latent(*_: Any, key: Key | None = None) -> Normal:

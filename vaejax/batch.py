@@ -1,4 +1,4 @@
-"""From one example to a batch: a key for each example, `vmap`, and one visible mean."""
+"""From one example to a batch, or a whole data set: keys, `vmap`, and one visible mean."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from vaejax.types import Array, Batch, Key, Params
+from vaejax.types import Array, Batch, Key, Params, Transform
 
 
 def size_of(tree: Any) -> int:
@@ -61,3 +62,27 @@ def batch_mean(values: Any, weight: Any = ()) -> Any:
     if isinstance(weight, tuple):
         return jax.tree.map(jnp.mean, values)
     return jax.tree.map(lambda v: jnp.sum(weight * v) / jnp.sum(weight), values)
+
+
+def over_data(example: Callable[[Array], Any], size: int, batch_size: int) -> Any:
+    """`example(index)` for every index below `size`: a leading axis `[size]` on what it returns.
+
+    `batch_size` examples are held in memory at a time, as one compiled loop.
+    """
+    chunks = -(-size // batch_size)
+    width = -(-size // chunks)
+    # The last examples count again in the ragged end, rather than compiling it as a second program.
+    indices = jnp.minimum(jnp.arange(chunks * width), size - 1)
+    return jax.tree.map(lambda v: v[:size], lax.map(example, indices, batch_size=width))
+
+
+def prepared(
+    key: Key, transform: Transform | None, index: Array, x: Any, c: Any
+) -> tuple[Any, Any, Key]:
+    """The example at an index as the model sees it, its condition, and a key for the rest.
+
+    Whatever measures a data set prepares it so: the same key shows all the same images.
+    """
+    transform_key, rest = jax.random.split(jax.random.fold_in(key, index))
+    x, c = jax.tree.map(lambda leaf: leaf[index], (x, c))
+    return (x if transform is None else transform(transform_key, x)), c, rest

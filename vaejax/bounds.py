@@ -14,9 +14,8 @@ from jax import lax
 
 from vaejax import terms
 from vaejax.annealing import Annealed, Simulated, Start, ais, bdmc, reverse_ais
-from vaejax.batch import as_batch, size_of
-from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import _finite, _over_data, _prepared
+from vaejax.batch import as_batch, over_data, prepared, size_of
+from vaejax.errors import at_least_one, check_finite, wrong
 from vaejax.model import Draw, Model, deterministic
 from vaejax.types import Array, Key, Params, Transform
 
@@ -225,7 +224,7 @@ def ladder(
     sizes = particles, transform, batch_size, min(chunk, particles[-1])
     log_px, error, ess = _ladder(model, *sizes, params, key, batch.x, batch.c)
     for K, values in zip(particles, log_px.T, strict=True):
-        _finite("ladder", f"log p(x) with K = {K}", values, batch.x)
+        check_finite("ladder", f"log p(x) with K = {K}", values, batch.x)
     return Ladder(particles, *(np.asarray(value).T for value in (log_px, error, ess)))
 
 
@@ -244,7 +243,7 @@ def _ladder(
     model = deterministic(model)
 
     def example(index: Array) -> tuple[Array, Array, Array]:
-        one_x, one_c, particles_key = _prepared(key, transform, index, x, c)
+        one_x, one_c, particles_key = prepared(key, transform, index, x, c)
         q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
 
         def log_weight(particle: Array) -> Array:
@@ -256,7 +255,7 @@ def _ladder(
         log_px, error, ess = zip(*(_rung(log_w, K) for K in particles), strict=True)
         return jnp.stack(log_px), jnp.stack(error), jnp.stack(ess)
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 def _rung(log_w: Array, K: int) -> tuple[Array, Array, Array]:

@@ -15,27 +15,11 @@ import numpy as np
 from jax import lax
 
 from vaejax import terms
-from vaejax.batch import as_batch, size_of
+from vaejax.batch import as_batch, over_data, prepared, size_of
 from vaejax.distributions import MultivariateNormal, Normal, check_comparable, kl
-from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import _finite, _over_data, _prepared
+from vaejax.errors import at_least_one, check_finite, wrong
 from vaejax.model import Draw, Model, deterministic
-from vaejax.types import Array, Batch, Key, Params, Transform
-
-
-class Estimate(NamedTuple):
-    """A number and its standard error, in the same unit; an error of 0 is a closed form."""
-
-    value: float
-    error: float
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% confidence interval, value -+ 1.96 error."""
-        return self.value - 1.96 * self.error, self.value + 1.96 * self.error
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.error:.3f})"
+from vaejax.types import Array, Batch, Estimate, Key, Params, Transform
 
 
 class Decomposition(NamedTuple):
@@ -88,7 +72,7 @@ class Decomposition(NamedTuple):
             ("  = cross-entropy of q(z), p", self.cross_entropy, ""),
             ("  - conditional entropy of q", self.conditional_entropy, ""),
         ]
-        return _table(lines)
+        return table(lines)
 
 
 def decompose(
@@ -126,7 +110,7 @@ def decompose(
     Hoffman and Johnson, 2016, ELBO surgery (NIPS workshop on advances in approximate Bayesian
     inference); Chen et al., 2018, arXiv:1802.04942 (total correlation).
     """
-    batch = _examples("decompose", data, batch_size)
+    batch = checked("decompose", data, batch_size)
     size = size_of(batch.x)
     if draws < 4:
         raise wrong("decompose: draws", draws, "4 or more", "1000 are usual")
@@ -135,12 +119,12 @@ def decompose(
     _one_condition(batch.c)
     moments_key, draw_key, own_key, subset_key = jax.random.split(key, 4)
     data_key = jax.random.clone(moments_key)  # the same transformed examples, in the same order
-    q, pz = _comparable("decompose", model, transform, params, moments_key, batch)
+    q, pz = check_posterior("decompose", model, transform, params, moments_key, batch)
 
     arrays = params, batch.x, batch.c
     D, R, H, rates = _moments(model, transform, batch_size, data_key, *arrays)
     for name, found in {"the distortion": D, "the rate": R, "the entropy of q": H}.items():
-        _finite("decompose", name, jnp.mean(found, axis=1), batch.x)
+        check_finite("decompose", name, jnp.mean(found, axis=1), batch.x)
     each = max(2, -(-draws // size))
     own = jax.random.permutation(own_key, size)[: min(size, -(-draws // each))]
     subset = jnp.arange(size)
@@ -148,11 +132,11 @@ def decompose(
         subset = jax.random.permutation(subset_key, size)[:components]
     log_ratio = _log_ratios(model, transform, batch_size, each, data_key, draw_key,
                             *arrays, own, subset)  # fmt: skip
-    _finite("decompose", "log q(z|x) - log q(z)", jnp.mean(log_ratio[..., 0], axis=1), batch.x)
+    check_finite("decompose", "log q(z|x) - log q(z)", jnp.mean(log_ratio[..., 0], axis=1), batch.x)
 
     distortion, rate, conditional = (_estimate(values, size) for values in (D, R, H))
     information = _estimate(log_ratio[..., 0], size)
-    factorial = _factorial(q, pz)
+    factorial = is_factorial(q, pz)
     parts = np.asarray(log_ratio, float)
     by_rate = (
         [Estimate(float(r), 0.0) for r in np.mean(rates, axis=0, dtype=float)] if factorial else []
@@ -185,7 +169,7 @@ def _moments(
     model = deterministic(model)
 
     def example(index: Array) -> tuple[Array, Array, Array, Any]:
-        one_x, one_c, rest = _prepared(key, transform, index, x, c)
+        one_x, one_c, rest = prepared(key, transform, index, x, c)
         q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
 
         def one(z_key: Key) -> tuple[Array, Array, Array]:
@@ -194,11 +178,11 @@ def _moments(
             return terms.distortion(d), terms.rate(d), _entropy(q, log_q)
 
         D, R, H = jax.vmap(one)(jax.random.split(rest))
-        each = _factorial(q, pz)
-        rates = jax.vmap(kl)(_dimensions(q), _dimensions(pz)) if each else ()
+        each = is_factorial(q, pz)
+        rates = jax.vmap(kl)(dimensions_of(q), dimensions_of(pz)) if each else ()
         return D, R, H, rates
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -224,7 +208,7 @@ def _log_ratios(
     size = size_of(x)
 
     def encoded(index: Array) -> Any:
-        one_x, one_c, _ = _prepared(data_key, transform, index, x, c)
+        one_x, one_c, _ = prepared(data_key, transform, index, x, c)
         return model.encode(params, one_x, one_c)
 
     def drawn(index: Array) -> tuple[Array, Array]:
@@ -260,11 +244,11 @@ def _log_probs(q: Any, z: Array) -> Array:
     """log q(z), and of a diagonal Normal also each log q(z_j): `[1 + latent]`, else `[1]`."""
     if not isinstance(q, Normal):
         return q.log_prob(z)[None]
-    each = jax.vmap(lambda one, value: one.log_prob(value))(_dimensions(q), z.ravel())
+    each = jax.vmap(lambda one, value: one.log_prob(value))(dimensions_of(q), z.ravel())
     return jnp.concatenate([jnp.sum(each)[None], each])
 
 
-def _dimensions(q: Normal) -> Normal:
+def dimensions_of(q: Normal) -> Normal:
     """A diagonal Normal as one Normal per dimension, to be mapped over: leaves `[latent]`."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, q.event_shape).ravel(), q)
 
@@ -278,7 +262,7 @@ def _entropy(q: Any, log_q: Array) -> Array:
     return 0.5 * own.size - q.log_prob(own)
 
 
-def _factorial(q: Any, pz: Any) -> bool:
+def is_factorial(q: Any, pz: Any) -> bool:
     return isinstance(q, Normal) and isinstance(pz, Normal)
 
 
@@ -308,14 +292,14 @@ def _minus(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(a.value - b.value, _norm(a, b))
 
 
-def _table(rows: Sequence[tuple[str, Estimate, str]]) -> str:
+def table(rows: Sequence[tuple[str, Estimate, str]]) -> str:
     return "\n".join(
         f"  {name:30s} {one.value:9.3f} ({one.error:.3f}) {note}".rstrip()
         for name, one, note in rows
     )
 
 
-def _examples(function: str, data: Any, batch_size: int) -> Batch:
+def checked(function: str, data: Any, batch_size: int) -> Batch:
     batch = as_batch(data)
     size = size_of(batch.x)
     at_least_one(function, batch_size=batch_size)
@@ -325,20 +309,20 @@ def _examples(function: str, data: Any, batch_size: int) -> Batch:
     return batch
 
 
-def _shapes(model: Model, transform: Any, params: Params, key: Key, batch: Batch) -> Any:
+def shapes_of(model: Model, transform: Any, params: Params, key: Key, batch: Batch) -> Any:
     """The posterior of the first example and the prior, as shapes."""
 
     def both(x: Any, c: Any) -> Any:
-        one_x, one_c, _ = _prepared(key, transform, jnp.zeros((), int), x, c)
+        one_x, one_c, _ = prepared(key, transform, jnp.zeros((), int), x, c)
         return model.encode(params, one_x, one_c), model.prior(params, one_c)
 
     return jax.eval_shape(both, batch.x, batch.c)
 
 
-def _comparable(
+def check_posterior(
     function: str, model: Model, transform: Any, params: Params, key: Key, batch: Batch
 ) -> Any:
-    q, pz = _shapes(model, transform, params, key, batch)
+    q, pz = shapes_of(model, transform, params, key, batch)
     if pz is None:
         fix = "give autoencoder(..., prior=...)"
         raise wrong(f"{function}: model", "one without a prior", "a prior p(z)", fix)

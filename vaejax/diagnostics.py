@@ -16,23 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax import terms
-from vaejax.batch import size_of
+from vaejax.batch import over_data, prepared, size_of
 from vaejax.decomposition import (
     Decomposition,
-    Estimate,
-    _comparable,
-    _dimensions,
-    _examples,
-    _factorial,
-    _shapes,
-    _table,
+    check_posterior,
+    checked,
     decompose,
+    dimensions_of,
+    is_factorial,
+    shapes_of,
+    table,
 )
 from vaejax.distributions import MultivariateNormal, Normal, kl
-from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import _finite, _over_data, _prepared, elbo_terms, log_likelihood
+from vaejax.errors import at_least_one, check_finite, wrong
+from vaejax.evaluate import elbo_terms, log_likelihood
 from vaejax.model import Draw, Model, deterministic, draw
-from vaejax.types import Array, Batch, Key, Params, Transform
+from vaejax.types import Array, Batch, Estimate, Key, Params, Transform
 
 
 class ActiveUnits(NamedTuple):
@@ -90,7 +89,7 @@ class Report(NamedTuple):
             rows.append(("implied beta (no unit)", self.implied_beta, ""))
         return "\n".join([
             f"{' and '.join(self.verdicts)}", *(f"- {reason}" for reason in self.reasons),
-            "nats per example (standard error):", str(self.decomposition), _table(rows),
+            "nats per example (standard error):", str(self.decomposition), table(rows),
             f"  {above} ({low} to {high} within errors); by KL: {self.used}",
         ])  # fmt: skip
 
@@ -146,9 +145,9 @@ def active_units(
     not finite; TypeError where the posterior has no mean in closed form.
     Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
-    batch = _examples("active_units", data, batch_size)
+    batch = checked("active_units", data, batch_size)
     key = _key_for("active_units", transform, key)
-    q, _ = _shapes(model, transform, params, key, batch)
+    q, _ = shapes_of(model, transform, params, key, batch)
     try:
         jax.eval_shape(lambda one: one.mean, q)
     except NotImplementedError as error:
@@ -156,7 +155,7 @@ def active_units(
         name = type(q).__name__
         raise wrong("active_units: posterior", name, "one with a mean", fix, TypeError) from error
     codes = _codes(model, transform, batch_size, params, key, batch.x, batch.c)
-    _finite("active_units", "a mean code", jnp.sum(codes, axis=1), batch.x)
+    check_finite("active_units", "a mean code", jnp.sum(codes, axis=1), batch.x)
     shift = np.asarray(codes, float)
     squares = (shift - shift.mean(axis=0)) ** 2
     return ActiveUnits(squares.mean(axis=0), _spread(squares), threshold)
@@ -179,17 +178,17 @@ def rate_per_dimension(
     Raises ValueError for fewer than two examples, no prior, a transform without a key, and a rate
     that is not finite; TypeError for any other pair, whose rate is no sum over dimensions.
     """
-    batch = _examples("rate_per_dimension", data, batch_size)
+    batch = checked("rate_per_dimension", data, batch_size)
     key = _key_for("rate_per_dimension", transform, key)
-    q, pz = _comparable("rate_per_dimension", model, transform, params, key, batch)
-    if not _factorial(q, pz):
+    q, pz = check_posterior("rate_per_dimension", model, transform, params, key, batch)
+    if not is_factorial(q, pz):
         got = f"{type(q).__name__} and {type(pz).__name__}"
         fix = "decompose gives the rate as a whole"
         expected = "two diagonal Normals"
         where = "rate_per_dimension: posterior and prior"
         raise wrong(where, got, expected, fix, TypeError)
     rates = _rates(model, transform, batch_size, params, key, batch.x, batch.c)
-    _finite("rate_per_dimension", "the rate", jnp.sum(rates, axis=1), batch.x)
+    check_finite("rate_per_dimension", "the rate", jnp.sum(rates, axis=1), batch.x)
     return np.asarray(rates, float).mean(axis=0)
 
 
@@ -218,17 +217,17 @@ def implied_beta(
     posterior is Normal or MultivariateNormal. Compare the constrained slope of the rate-distortion
     curve in Alemi et al., 2018, arXiv:1711.00464.
     """
-    batch = _examples("implied_beta", data, batch_size)
+    batch = checked("implied_beta", data, batch_size)
     at_least_one("implied_beta", samples=samples)
-    q, _ = _comparable("implied_beta", model, transform, params, key, batch)
+    q, _ = check_posterior("implied_beta", model, transform, params, key, batch)
     if not isinstance(q, Normal | MultivariateNormal):
         name, expected = type(q).__name__, "Normal or MultivariateNormal"
         fix = "the widths of no other are known here"
         raise wrong("implied_beta: posterior", name, expected, fix, TypeError)
     arrays = params, key, batch.x, batch.c
     dD, dR = _slopes(model, transform, batch_size, samples, *arrays)
-    dD = np.asarray(_finite("implied_beta", "dD/ds", dD, batch.x), float)
-    dR = np.asarray(_finite("implied_beta", "dR/ds", dR, batch.x), float)
+    dD = np.asarray(check_finite("implied_beta", "dD/ds", dD, batch.x), float)
+    dR = np.asarray(check_finite("implied_beta", "dR/ds", dR, batch.x), float)
     if dR.mean() == 0:
         return Estimate(np.nan, np.nan)
     beta = -dD.mean() / dR.mean()
@@ -277,7 +276,7 @@ def inference_report(
     """
     at_least_one("inference_report", particles=particles, examples=examples)
     parts_key, slope_key, gap_key, train_key, data_key, rate_key = jax.random.split(key, 6)
-    batch = _examples("inference_report", data, 1)
+    batch = checked("inference_report", data, 1)
     parts = decompose(model, params, parts_key, batch, draws=draws, transform=transform)
     units = active_units(model, params, batch, transform=transform, key=data_key, threshold=active)
     rates = rate_per_dimension(model, params, batch, transform=transform, key=rate_key)
@@ -286,7 +285,7 @@ def inference_report(
     gap = _gap(model, params, gap_key, few, particles, transform)
     train_gap = None
     if train is not None:
-        seen = _first(_examples("inference_report", train, 1), examples)
+        seen = _first(checked("inference_report", train, 1), examples)
         train_gap = _gap(model, params, train_key, seen, particles, transform)
 
     R = parts.rate.value
@@ -336,7 +335,7 @@ def rate_distortion(
     Raises ValueError for an empty population, fewer than two examples, and as `elbo_terms` does.
     Alemi et al., 2018, Fixing a broken ELBO, arXiv:1711.00464.
     """
-    batch = _examples("rate_distortion", data, batch_size)
+    batch = checked("rate_distortion", data, batch_size)
     at_least_one("rate_distortion", population=len(population))
     options = {"samples": samples, "transform": transform, "batch_size": batch_size}
     found = [
@@ -373,13 +372,13 @@ def calibration(
     and residuals that are not finite; TypeError unless p(x|z) is Normal.
     Kuleshov, Fenner and Ermon, 2018, arXiv:1807.00263.
     """
-    batch = _examples("calibration", data, batch_size)
+    batch = checked("calibration", data, batch_size)
     at_least_one("calibration", samples=samples)
     nominal = np.asarray(levels, float)
     if nominal.ndim != 1 or not nominal.size or not ((nominal > 0) & (nominal < 1)).all():
         raise wrong("calibration: levels", levels, "numbers in (0, 1)", "for instance (0.5, 0.9)")
     x, c, rest = jax.eval_shape(
-        partial(_prepared, key, transform, jnp.zeros((), int)), batch.x, batch.c
+        partial(prepared, key, transform, jnp.zeros((), int)), batch.x, batch.c
     )
     seen = jax.eval_shape(partial(draw, model), params, rest, x, c).px
     if not isinstance(seen, Normal):
@@ -388,7 +387,7 @@ def calibration(
     bounds = jnp.asarray([NormalDist().inv_cdf((1 + level) / 2) for level in nominal])
     arrays = params, key, batch.x, batch.c, bounds
     inside, square = _residuals(model, transform, batch_size, samples, *arrays)
-    square = np.asarray(_finite("calibration", "a residual", square, batch.x), float)
+    square = np.asarray(check_finite("calibration", "a residual", square, batch.x), float)
     inside = np.asarray(inside, float)
     squares = Estimate(float(square.mean()), float(_spread(square)))
     # A share seen in all or in none of N examples is still uncertain by about 1/N.
@@ -404,10 +403,10 @@ def _codes(
     model = deterministic(model)
 
     def example(index: Array) -> Array:
-        one_x, one_c, _ = _prepared(key, transform, index, x, c)
+        one_x, one_c, _ = prepared(key, transform, index, x, c)
         return model.encode(params, one_x, one_c).mean.ravel()
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -418,11 +417,11 @@ def _rates(
     model = deterministic(model)
 
     def example(index: Array) -> Array:
-        one_x, one_c, _ = _prepared(key, transform, index, x, c)
+        one_x, one_c, _ = prepared(key, transform, index, x, c)
         q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
-        return jax.vmap(kl)(_dimensions(q), _dimensions(pz))
+        return jax.vmap(kl)(dimensions_of(q), dimensions_of(pz))
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -440,7 +439,7 @@ def _slopes(
     model = deterministic(model)
 
     def example(index: Array) -> tuple[Array, Array]:
-        one_x, one_c, rest = _prepared(key, transform, index, x, c)
+        one_x, one_c, rest = prepared(key, transform, index, x, c)
         q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
 
         def terms_at(s: Array, z_key: Key) -> tuple[Array, Array]:
@@ -455,7 +454,7 @@ def _slopes(
 
         return jax.tree.map(jnp.mean, jax.vmap(slope)(jax.random.split(rest, samples)))
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -474,7 +473,7 @@ def _residuals(
     model = deterministic(model)
 
     def example(index: Array) -> tuple[Array, Array]:
-        one_x, one_c, rest = _prepared(key, transform, index, x, c)
+        one_x, one_c, rest = prepared(key, transform, index, x, c)
 
         def one(z_key: Key) -> tuple[Array, Array]:
             px = draw(model, params, z_key, one_x, one_c).px
@@ -484,7 +483,7 @@ def _residuals(
         found = jax.vmap(one)(jax.random.split(rest, samples))
         return jax.tree.map(lambda values: jnp.mean(values, axis=0), found)
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 def _gap(

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import jax
+import numpy as np
+
 
 def wrong(
     where: str, got: Any, expected: Any, fix: str, kind: type[Exception] = ValueError
@@ -15,3 +18,21 @@ def at_least_one(function: str, **counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{function}: expected {name} >= 1, got {value}")
+
+
+def check_finite(function: str, name: str, values: Any, x: Any) -> np.ndarray:
+    """The values `[n]` of a data set as numpy's, or ValueError naming the first that is not finite.
+
+    `name`: of the quantity; `x`: the examples `[n, ...]`, whose range the message gives.
+    """
+    found = np.asarray(values)
+    if not np.isfinite(found).all():
+        bad = np.flatnonzero(~np.isfinite(found))
+        leaf = np.asarray(jax.tree.leaves(x)[0])[bad[0]]
+        raise ValueError(
+            f"{function}: {name} is {found[bad[0]]} for example {bad[0]} ({len(bad)} such of "
+            f"{len(found)}), whose x lies in [{leaf.min():.4g}, {leaf.max():.4g}]; check for NaN "
+            "and that the likelihood's support holds x (a transform such as data.binarize or "
+            "data.scale), then the parameters"
+        )
+    return found

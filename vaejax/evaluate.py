@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 
 from vaejax import terms
-from vaejax.batch import as_batch, over_examples, size_of
-from vaejax.errors import at_least_one
+from vaejax.batch import as_batch, over_data, over_examples, prepared, size_of
+from vaejax.errors import at_least_one, check_finite
 from vaejax.model import Draw, Model, deterministic, draw
 from vaejax.types import Array, Key, Loss, Metrics, Params, Transform
 
@@ -54,7 +54,9 @@ def elbo_terms(
     at_least_one("elbo_terms", **counts)
     D, R = _elbo_terms(model, samples, transform, batch_size, params, key, batch.x, batch.c)
     result = {"elbo": -(D + R), "distortion": D, "rate": R}
-    return {name: _finite("elbo_terms", name, value, batch.x) for name, value in result.items()}
+    return {
+        name: check_finite("elbo_terms", name, value, batch.x) for name, value in result.items()
+    }
 
 
 def log_likelihood(
@@ -84,7 +86,7 @@ def log_likelihood(
     at_least_one("log_likelihood", **counts, chunk=chunk)
     sizes = particles, transform, batch_size, min(chunk, particles)
     log_px, ess = _log_likelihood(model, *sizes, params, key, batch.x, batch.c)
-    return Likelihood(_finite("log_likelihood", "log p(x)", log_px, batch.x), np.asarray(ess))
+    return Likelihood(check_finite("log_likelihood", "log p(x)", log_px, batch.x), np.asarray(ess))
 
 
 def mean_loss(
@@ -147,7 +149,7 @@ def _elbo_terms(
     model = deterministic(model)
 
     def example(index: Array) -> tuple[Array, Array]:
-        one_x, one_c, samples_key = _prepared(key, transform, index, x, c)
+        one_x, one_c, samples_key = prepared(key, transform, index, x, c)
 
         def one(sample_key: Key) -> tuple[Array, Array]:
             d = draw(model, params, sample_key, one_x, one_c)
@@ -155,7 +157,7 @@ def _elbo_terms(
 
         return jax.tree.map(jnp.mean, jax.vmap(one)(jax.random.split(samples_key, samples)))
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -173,7 +175,7 @@ def _log_likelihood(
     model = deterministic(model)
 
     def example(index: Array) -> tuple[Array, Array]:
-        one_x, one_c, particles_key = _prepared(key, transform, index, x, c)
+        one_x, one_c, particles_key = prepared(key, transform, index, x, c)
         q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
 
         def log_weight(particle: Array) -> Array:
@@ -195,37 +197,7 @@ def _log_likelihood(
         top, total, squares = lax.fori_loop(0, -(-particles // chunk), add, start)
         return top + jnp.log(total) - jnp.log(float(particles)), total**2 / squares
 
-    return _over_data(example, size_of(x), batch_size)
-
-
-def _over_data(example: Any, size: int, batch_size: int) -> Any:
-    """`example(index)` for every index below `size`, a chunk at a time, as one compiled loop."""
-    chunks = -(-size // batch_size)
-    width = -(-size // chunks)
-    # The last examples count again in the ragged end, rather than compiling it as a second program.
-    indices = jnp.minimum(jnp.arange(chunks * width), size - 1)
-    return jax.tree.map(lambda v: v[:size], lax.map(example, indices, batch_size=width))
-
-
-def _prepared(key: Key, transform: Any, index: Array, x: Any, c: Any) -> tuple[Any, Any, Key]:
-    """The example at an index as the model sees it, its condition, and a key for the rest."""
-    transform_key, rest = jax.random.split(jax.random.fold_in(key, index))
-    x, c = jax.tree.map(lambda leaf: leaf[index], (x, c))
-    return (x if transform is None else transform(transform_key, x)), c, rest
-
-
-def _finite(function: str, name: str, values: Array, x: Any) -> np.ndarray:
-    found = np.asarray(values)
-    if not np.isfinite(found).all():
-        bad = np.flatnonzero(~np.isfinite(found))
-        leaf = np.asarray(jax.tree.leaves(x)[0])[bad[0]]
-        raise ValueError(
-            f"{function}: {name} is {found[bad[0]]} for example {bad[0]} ({len(bad)} such of "
-            f"{len(found)}), whose x lies in [{leaf.min():.4g}, {leaf.max():.4g}]; check for NaN "
-            "and that the likelihood's support holds x (a transform such as data.binarize or "
-            "data.scale), then the parameters"
-        )
-    return found
+    return over_data(example, size_of(x), batch_size)
 
 
 __all__ = ["Likelihood", "elbo_terms", "log_likelihood", "mean_loss"]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import as_batch, size_of
+from vaejax.batch import as_batch, prepared, size_of
 from vaejax.distributions import (
     Bernoulli,
     ContinuousBernoulli,
@@ -28,8 +28,7 @@ from vaejax.distributions import (
     MultivariateNormal,
     Normal,
 )
-from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import _finite, _prepared
+from vaejax.errors import at_least_one, check_finite, wrong
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Key, Params, Transform
 
@@ -264,7 +263,7 @@ def grid_posterior(
     rule = _grid("grid_posterior", spacing, width, latent)
     static = model, latent, draws, transform, _width(batch, batch_size), chunk
     result = _grid_posterior(*static, params, key, batch.x, batch.c, *rule)
-    _finite("grid_posterior", "log p(x)", result.log_px, batch.x)
+    check_finite("grid_posterior", "log p(x)", result.log_px, batch.x)
     return jax.tree.map(np.asarray, result)
 
 
@@ -298,7 +297,7 @@ def enumerate_latents(
     at_least_one(name, values=size_of(values))
     static = model, transform, _width(batch, batch_size), min(chunk, size_of(values))
     result = _enumerate(*static, params, key, batch.x, batch.c, values)
-    _finite(name, "log p(x)", result.log_px, batch.x)
+    check_finite(name, "log p(x)", result.log_px, batch.x)
     mass = float(result.prior_mass.max())
     if mass > 1 + 1e-3:
         raise wrong(f"{name}: values", f"a prior mass of {mass:.6g}", "at most 1", "give each once")
@@ -586,8 +585,8 @@ def _over_batches(function: Any, key: Key, transform: Any, x: Any, c: Any, batch
     width = -(-size // batches)
 
     def one(indices: Array) -> Any:
-        prepared = jax.vmap(lambda index: _prepared(key, transform, index, x, c))(indices)
-        return function(prepared[0], _first(prepared[1]), prepared[2])
+        seen, given, keys = jax.vmap(lambda index: prepared(key, transform, index, x, c))(indices)
+        return function(seen, _first(given), keys)
 
     # The last example counts again in the ragged end, rather than compiling a second program.
     indices = jnp.minimum(jnp.arange(batches * width), size - 1).reshape(batches, width)
@@ -596,7 +595,7 @@ def _over_batches(function: Any, key: Key, transform: Any, x: Any, c: Any, batch
 
 
 def _measured(function: str, result: Quadrature, batch: Any, spacing: float = np.nan) -> Quadrature:
-    _finite(function, "log p(x)", result.log_px, batch.x)
+    check_finite(function, "log p(x)", result.log_px, batch.x)
     return jax.tree.map(np.asarray, result)._replace(spacing=spacing)
 
 

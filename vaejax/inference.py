@@ -16,19 +16,11 @@ import optax
 from jax import lax
 
 from vaejax import evaluate, terms
-from vaejax.batch import as_batch, size_of
+from vaejax.batch import as_batch, over_data, prepared, size_of
 from vaejax.distributions import Distribution, Mixture, MultivariateNormal, Normal
-from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import _finite, _over_data, _prepared
+from vaejax.errors import at_least_one, check_finite, wrong
 from vaejax.model import Draw, Model, deterministic
-from vaejax.types import Array, Key, Params, Transform
-
-
-class Mean(NamedTuple):
-    """A mean over examples and its standard error (over examples, sampling noise included)."""
-
-    value: float
-    error: float
+from vaejax.types import Array, Estimate, Key, Params, Transform
 
 
 class InferenceGap(NamedTuple):
@@ -43,8 +35,8 @@ class InferenceGap(NamedTuple):
     elbo_refined: np.ndarray
     elbo: np.ndarray
     ess: np.ndarray
-    approximation: Mean
-    amortisation: Mean
+    approximation: Estimate
+    amortisation: Estimate
 
 
 def refine(
@@ -80,7 +72,7 @@ def refine(
     sizes = steps, samples, transform, batch_size
     q = _refine(model, *sizes, params, key, batch.x, batch.c, learning_rate)
     for leaf in jax.tree.leaves(q):
-        _finite("refine", "q*", jnp.sum(leaf, axis=range(1, jnp.ndim(leaf))), batch.x)
+        check_finite("refine", "q*", jnp.sum(leaf, axis=range(1, jnp.ndim(leaf))), batch.x)
     return q
 
 
@@ -162,7 +154,7 @@ def _refine(
     optimizer = optax.adam(optax.cosine_decay_schedule(1.0, steps))
 
     def example(index: Array) -> Any:
-        one_x, one_c, steps_key = _prepared(key, transform, index, x, c)
+        one_x, one_c, steps_key = prepared(key, transform, index, x, c)
         pz, start = model.prior(params, one_c), model.encode(params, one_x, one_c)
 
         def negative_elbo(free: Any, sample_key: Key) -> Array:
@@ -192,7 +184,7 @@ def _refine(
         (free, _), _ = lax.scan(step, (free, optimizer.init(free)), jnp.arange(steps))
         return _constrained(free)
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -207,7 +199,7 @@ def _proposal(model: Model, batch_size: int, params: Any, q: Any, x: Any, c: Any
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), free, wide, encoded)
         return Mixture(jnp.zeros(3, free.loc.dtype), jax.vmap(_constrained)(stacked))
 
-    return _over_data(example, size_of(x), batch_size)
+    return over_data(example, size_of(x), batch_size)
 
 
 class _Free(NamedTuple):
@@ -266,12 +258,12 @@ def _given_posterior(model: Model) -> Model:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _seen(transform: Any, batch_size: int, key: Key, x: Any) -> Any:
-    return _over_data(lambda i: _prepared(key, transform, i, x, ())[0], size_of(x), batch_size)
+    return over_data(lambda i: prepared(key, transform, i, x, ())[0], size_of(x), batch_size)
 
 
-def _mean(values: np.ndarray) -> Mean:
+def _mean(values: np.ndarray) -> Estimate:
     error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Mean(float(np.mean(values)), float(error))
+    return Estimate(float(np.mean(values)), float(error))
 
 
-__all__ = ["InferenceGap", "Mean", "inference_gap", "refine"]
+__all__ = ["InferenceGap", "inference_gap", "refine"]

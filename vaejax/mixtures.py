@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import as_batch
+from vaejax.batch import as_batch, over_data, prepared
 from vaejax.distributions import Bernoulli, Distribution, Mixture, MultivariateNormal, Normal
-from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import _finite, _over_data, _prepared
+from vaejax.errors import at_least_one, check_finite, wrong
 from vaejax.types import Array, Key, Transform
 
 # Below half an example's worth a component is empty. One that was re-seeded with success holds
@@ -177,7 +176,7 @@ def fit(
     _enough("fit", jnp.size(start.logits), len(x))
     _check_family(start)
     first = e_step(start, x, batch_size=batch_size)
-    _finite("fit", "log p(x)", first.log_px, x)
+    check_finite("fit", "log p(x)", first.log_px, x)
     count, *found = _em(start, x, first, floor, tolerance, iterations, min(batch_size, len(x)))
     mixture, history, reseeded, converged = found
     history, reseeded = (np.asarray(rows)[: int(count) + 1] for rows in (history, reseeded))
@@ -228,7 +227,7 @@ def e_step(mixture: Mixture, x: Any, *, batch_size: int = 1000) -> Expectation:
         joint = log_joint(mixture, x[index])
         return Expectation(jax.nn.softmax(joint), jax.nn.logsumexp(joint))
 
-    return _over_data(example, len(x), batch_size)
+    return over_data(example, len(x), batch_size)
 
 
 @partial(jax.jit, static_argnames="batch_size")
@@ -244,7 +243,7 @@ def elbo(mixture: Mixture, q: Any, x: Any, *, batch_size: int = 1000) -> Array:
         inside = one > 0
         return jnp.sum(jnp.where(inside, one * (joint - jnp.log(jnp.where(inside, one, 1))), 0))
 
-    return _over_data(example, len(x), batch_size)
+    return over_data(example, len(x), batch_size)
 
 
 @jax.jit
@@ -474,7 +473,7 @@ def _seen(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _transformed(transform: Any, batch_size: int, key: Key, x: Any) -> Array:
-    return _over_data(lambda i: _prepared(key, transform, i, x, ())[0], len(x), batch_size)
+    return over_data(lambda i: prepared(key, transform, i, x, ())[0], len(x), batch_size)
 
 
 def _enough(where: str, components: int, examples: int) -> None:

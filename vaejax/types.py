@@ -38,6 +38,21 @@ class Batch(NamedTuple):
     weight: Any = ()
 
 
+class Estimate(NamedTuple):
+    """A number and its standard error, in the same unit; an error of 0 is a closed form."""
+
+    value: float
+    error: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% confidence interval, value -+ 1.96 error."""
+        return self.value - 1.96 * self.error, self.value + 1.96 * self.error
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.error:.3f})"
+
+
 Loss: TypeAlias = Callable[[Params, Key, Batch, Any], tuple[Array, Metrics]]
 """`(params, key, batch, step) -> (scalar, metrics)`: what is minimised, and its named parts."""
 
