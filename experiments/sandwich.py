@@ -149,12 +149,13 @@ def images_figure(values: dict[str, np.ndarray], truth: np.ndarray) -> Any:
     for line, marker in zip(axis.get_lines(), ".^v", strict=False):
         line.set(linestyle="", marker=marker, markersize=4)
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_yscale("symlog", linthresh=1)
-    axis.legend(frameon=False)
+    if max(np.abs(log_px - truth).max() for log_px in values.values()) > 3:
+        axis.set_yscale("symlog", linthresh=1)
+    axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     return figure
 
 
-def ladder_figure(found: bounds.Interval, truth: np.ndarray) -> Any:
+def ladder_figure(found: Any, truth: np.ndarray) -> Any:
     """The importance-weighted bound over K, rising towards the interval of AIS."""
     figure = plot.curves(
         {"importance weighting": found.ladder.log_px.mean(axis=1)}, steps=found.ladder.particles,
@@ -162,24 +163,32 @@ def ladder_figure(found: bounds.Interval, truth: np.ndarray) -> Any:
         title="the ladder and the interval",
     )  # fmt: skip
     axis = figure.axes[0]
-    ends = [run.log_px.mean() for run in (found.lower, found.upper) if run is not None]
-    axis.axhspan(min(ends), max(ends), color="tab:green", alpha=0.4, label="AIS to reverse AIS")
+    low, high = (run.log_px.mean() for run in (found.lower, found.upper))
+    noise = [2 * np.sqrt(np.sum(run.error**2)) / len(truth) for run in (found.lower, found.upper)]
+    axis.axhspan(low - noise[0], high + noise[1], color="tab:green", alpha=0.4,
+                 label="AIS to reverse AIS, with 2 standard errors")  # fmt: skip
     axis.axhline(truth.mean(), color="black", linewidth=0.8, linestyle="--", label="exact (grid)")
     axis.set_xscale("log")
     axis.legend(frameon=False)
     return figure
 
 
-def temperatures_figure(widths: dict[int, tuple[np.ndarray, np.ndarray]]) -> Any:
-    """What the annealed bounds miss in the mean, over the number of temperatures."""
-    names = ["AIS", "reverse AIS from exact draws"]
+def temperatures_figure(gaps: dict[int, tuple[np.ndarray, np.ndarray]]) -> Any:
+    """What the annealed bounds miss in the mean over images, over the number of temperatures."""
+    names, counts = ["AIS", "reverse AIS from exact draws"], list(gaps)
+    errors = np.array(list(gaps.values()))  # [temperatures, 2, images]
+    means, spread = errors.mean(axis=2), 2 * errors.std(axis=2) / np.sqrt(errors.shape[2])
     figure = plot.curves(
-        {name: [both[side].mean() for both in widths.values()] for side, name in enumerate(names)},
-        steps=list(widths), xlabel="temperatures", title="the gap closes",
-        ylabel="bound - exact log p(x), mean nats per image",
+        dict(zip(names, means.T, strict=True)), steps=counts, xlabel="temperatures",
+        ylabel="bound - exact log p(x), nats", title="mean over images, with 2 standard errors",
     )  # fmt: skip
-    figure.axes[0].axhline(0, color="black", linewidth=0.8)
-    figure.axes[0].set_xscale("log")
+    axis = figure.axes[0]
+    for line, side in zip(axis.get_lines(), (0, 1), strict=True):
+        axis.errorbar(counts, means[:, side], spread[:, side], color=line.get_color(), capsize=3)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.minorticks_off()
     return figure
 
 
