@@ -28,9 +28,8 @@ from vaejax.types import Batch, Key, Params
 
 @dataclass(frozen=True)
 class Config:
-    dataset: str = (
-        "toy"  # toy, or images to train on: digits, mnist, fashion_mnist, tfds:NAME, FILE.npz
-    )
+    # toy; or images to train on: digits, mnist, fashion_mnist, tfds:NAME or a FILE.npz
+    dataset: str = "toy"
     hidden: tuple[int, ...] = (50,)  # units of the encoder's layers
     latent: int = 20  # latent dimensions
     epochs: int = 50  # passes of training by the ELBO before anything is measured
@@ -38,7 +37,7 @@ class Config:
     particles: tuple[int, ...] = (2, 8, 32, 128)  # K of the importance-weighted estimators
     draws: tuple[int, ...] = (1, 4, 16)  # K of the ELBO's, pathwise and score function
     dimensions: tuple[int, ...] = (1, 4, 16, 64)  # latents of the toy beside that
-    samples: int = 1000  # gradients drawn for each number
+    samples: int = 5000  # gradients drawn for each number
     seed: int = 0  # of every random number in the run
     out: Path | None = None  # folder of the run; by default a new one under runs/
     resume: bool = False  # not for this experiment: it is short
@@ -48,7 +47,7 @@ class Config:
 TOY = Config()
 PRESETS = {
     "toy": TOY,
-    "digits": replace(TOY, dataset="digits", latent=10),
+    "digits": replace(TOY, dataset="digits", latent=10, samples=1000),
     "mnist": replace(TOY, dataset="mnist", hidden=(200, 200), latent=50, epochs=3, images=4,
                      samples=400),
 }  # fmt: skip
