@@ -30,7 +30,7 @@ def test_a_smoke_run_leaves_numbers_and_pictures(preset, tmp_path):
 
 def test_one_number_of_particles_gives_no_slope(tmp_path):
     with pytest.raises(ValueError, match="gradients: --particles: got .*two values of K"):
-        experiment.main(replace(experiment.DIGITS, particles=(3,), out=tmp_path / "run"))
+        experiment.main(replace(experiment.TOY, particles=(3,), out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
