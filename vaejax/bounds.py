@@ -94,7 +94,8 @@ class Interval(NamedTuple):
             lines.append(f"    {_chains(self.upper, self.temperatures)}")
             if self.converged:
                 gap = self.upper.log_px - self.lower.log_px
-                lines.append(f"  interval of the means: {gap.mean():.3f} wide")
+                noise = np.hypot(_pooled(self.lower.error), _pooled(self.upper.error))
+                lines.append(f"  interval of the means: {gap.mean():.3f} ({noise:.3f}) wide")
         shown = _value(log_px, self.ladder.error[-1])
         lines.append(f"  lower bound, importance weighting with K = {K}: {shown}")
         lines.append(f"    ESS median {np.median(ess):.1f}, lowest {ess.min():.1f}")
