@@ -202,6 +202,13 @@ def main(config: Config) -> dict[str, Any]:
     if isinstance(images.y, tuple) or isinstance(test.y, tuple):
         raise wrong("anomaly: --dataset", "no labels", "labels", "np.savez(path, x=..., y=...)")
     x, x_test = (np.asarray(data.scale(jax.random.key(0), part.x)) for part in (images, test))
+    absent = sorted(set(config.classes) - set(np.unique(images.y).tolist()))
+    if absent:
+        expected, fix = f"some of {np.unique(images.y).tolist()}", "leave the option out for all"
+        raise wrong("anomaly: --classes", absent, expected, fix)
+    if config.blur and x.ndim != 4:
+        fix = "add --blur 0"
+        raise wrong("anomaly: --blur", f"vectors {x.shape}", "images to blur", fix)
     chosen = np.isin(images.y, config.classes or np.unique(images.y))
     x, y = x[chosen], images.y[chosen]
     score_class = scorer(

@@ -31,7 +31,7 @@ UNITS = {"thickness": "pixels", "slant": "degrees"}
 
 @dataclass(frozen=True)
 class Config:
-    preset: str = "digits"  # of experiments.vae: network, likelihood, optimiser
+    preset: str = "digits"  # of experiments.vae: network, likelihood, batch size, Adam
     dataset: str = "digits"  # as for experiments.vae; grey images
     train_split: str = "train"  # images to train and to fit probes and directions on
     test_split: str = "test"  # images to report on
@@ -70,7 +70,8 @@ def trained(config: Config, folder: Path, images: Any, key: Key) -> tuple[Model,
     if config.trained is not None:
         return model, checkpoint.load(config.trained / "checkpoints", like=params)
     steps = config.epochs * (len(images) // preset.batch_size)
-    adam = optax.adam(optax.cosine_decay_schedule(preset.learning_rate, steps or 1))
+    falling = optax.cosine_decay_schedule(preset.learning_rate, steps or 1)
+    adam = optax.adam(falling, eps=preset.adam_epsilon)
     fitted = train.fit(
         objectives.elbo(model), adam, params, images,
         key=fit_key, epochs=config.epochs, batch_size=preset.batch_size, transform=transform,
@@ -131,7 +132,10 @@ def main(config: Config) -> dict[str, Any]:
     x, test_x = (np.asarray(data.scale(jax.random.key(0), s.x)) for s in (stored, test))
     encode = jax.jit(jax.vmap(lambda one: model.encode(params, one).mean))
     decode = jax.jit(jax.vmap(lambda z: model.decode(params, z).mean))
-    codes, test_codes = np.asarray(encode(x)), np.asarray(encode(test_x))
+    codes, test_codes = (
+        np.concatenate([encode(part[i : i + 1000]) for i in range(0, len(part), 1000)])
+        for part in (x, test_x)
+    )
     pca = representation.principal_components(x, test_x, size=codes.shape[1])
     sets = {"codes": (codes, test_codes), "pixels": (x, test_x), "pca": pca}
     summary: dict[str, Any] = {"latent": codes.shape[1], "test_images": len(test_x)}

@@ -582,3 +582,25 @@ def test_the_picture_of_calibration_has_the_diagonal_and_the_intervals(tmp_path)
 def test_pictures_refuse_what_they_cannot_draw(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_calibration_refuses_examples_of_another_shape():
+    """Checked against [4, 4] less [4, 4, 1], which broadcasts to [4, 4, 4] without a word."""
+    model, x = MODEL_OF_MAPS, jnp.zeros((6, 4, 4))
+    with pytest.raises(ValueError, match=r"calibration: data: got examples \(4, 4\)"):
+        calibration(model, (), jax.random.key(0), x)
+    assert calibration(model, (), jax.random.key(0), x[..., None]).mean_square.value == 0
+
+
+def test_weights_are_refused_where_all_examples_count_alike(key):
+    batch = Batch(jnp.zeros((6, 4, 4, 1)), weight=jnp.ones(6))
+    with pytest.raises(ValueError, match=r"active_units: data.weight: got weights"):
+        active_units(MODEL_OF_MAPS, (), batch)
+
+
+MODEL_OF_MAPS = Model(
+    lambda key, x, c=(): (),
+    lambda params, c=(): Normal(jnp.zeros(2), jnp.ones(2)),
+    lambda params, x, c=(), *, key=None: Normal(jnp.zeros(2), jnp.ones(2)),
+    lambda params, z, c=(), *, key=None: Normal(jnp.zeros((4, 4, 1)), jnp.ones((4, 4, 1))),
+)

@@ -12,7 +12,7 @@ import pytest
 from scipy import special, stats
 from sklearn.mixture import GaussianMixture
 
-from vaejax import data
+from vaejax import data, mixtures
 from vaejax.distributions import Bernoulli, Laplace, Mixture, MultivariateNormal, Normal
 from vaejax.mixtures import (
     e_step,
@@ -25,6 +25,7 @@ from vaejax.mixtures import (
     m_step,
     responsibilities,
 )
+from vaejax.types import Batch
 
 N = 240
 RNG = np.random.default_rng(0)
@@ -509,3 +510,17 @@ def test_a_few_steps_on_mnist_find_strokes(mnist_prepared):
     )
     assert -180 < fitted.history[-1] < -140
     check_monotone(fitted.history, 1e-3)
+
+
+def test_what_does_not_fit_the_mixture_is_refused():
+    mixture = Mixture(jnp.zeros(2), Bernoulli(jnp.array([[0.5, -1.0], [1.0, 0.0]])))
+    x = jnp.ones((4, 2))
+    for q in (jnp.ones((3, 2)) / 2, jnp.ones((4, 1))):
+        with pytest.raises(ValueError, match=r"elbo: q: got .*expected \(4, 2\)"):
+            mixtures.elbo(mixture, q, x)
+    with pytest.raises(ValueError, match="e_step: expected batch_size >= 1, got 0"):
+        mixtures.e_step(mixture, x, batch_size=0)
+    with pytest.raises(ValueError, match="fit: floor: got 0.9"):
+        mixtures.fit(mixture, x, floor=0.9)
+    with pytest.raises(ValueError, match="fit_bernoulli: data.weight"):
+        mixtures.fit_bernoulli(Batch(x, weight=jnp.ones(4)), 1, key=jax.random.key(0))

@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LOCAL_PATH = re.compile(r"(?<![\w.])/(tmp|home|work|root|Users|usr|var|opt)\b|[A-Z]:\\\\")
 
 # How many pictures a notebook shows, and what must hold of its variables at the end.
-PICTURES = {"vae": 8}
+PICTURES = {"vae": 8, "bounds": 5}
 CHECKS = {
     "vae": """
 # The ELBO lies well above what independent Normals reach, no pixel being surer than s.
@@ -32,7 +32,31 @@ assert measured_narrow["elbo"].mean() < measured["elbo"].mean() - 1
 # Reconstructions are closer to the images than the mean image is.
 errors = jnp.mean((reconstruct_all(best, x_test) - x_test) ** 2)
 assert errors < 0.4 * jnp.mean((pixels.mean(0)[None] - x_test) ** 2), errors
-"""
+""",
+    "bounds": """
+# After an E step the bound is tight, after an M step it is not, and log p(x) never falls.
+gaps = em_log_px - em_elbo
+assert np.all(np.abs(gaps[1::2]) < 1e-3) and np.all(gaps[2::2] > 1e-3), gaps
+assert np.all(np.diff(em_log_px) > -1e-4), em_log_px
+# Thirty components beat independent pixels on the test images.
+independent = distributions.Bernoulli(jnp.log(x.mean(0) + 1e-3) - jnp.log1p(1e-3 - x.mean(0)))
+assert mixture_log_px.mean() > jax.vmap(independent.log_prob)(x_test).mean() + 3
+# Both parts of a VAE's gap, and the ladder up to the exact value.
+assert approximation.min() > 0 and amortisation.min() > 0.02
+assert np.all(np.diff(ladder.log_px.mean(axis=1)) > 0)
+assert -0.05 < truth.log_px.mean() - ladder.log_px[-1].mean() < 0.1
+assert abs(elbo[-1] - ladder.log_px[0].mean()) < 0.2
+# The encoder's signal drowns under IWAE, not under DReG; the decoder's rises.
+iwae, dreg, decoder = ratios.values()
+assert iwae[-1] < 0.6 * iwae[0] and dreg[-1] > dreg[0] and decoder[-1] > 3 * decoder[0], ratios
+variance = {name: group["encoder"].variance for name, group in quality.items()}
+assert variance["score function"] > 30 * variance["score function, leave-one-out"], variance
+assert variance["pathwise"] < variance["score function"] / 30, variance
+# The sandwich.
+assert interval.converged and interval.upper is not None, interval
+for bound in (interval.lower, interval.upper):
+    assert abs(bound.log_px.mean() - truth.log_px[:20].mean()) < 0.15, bound
+""",
 }
 
 

@@ -604,3 +604,17 @@ def test_dreg_weighs_each_example_by_itself(x64, key):
     )[0]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, alone, other)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), two, mean)
+
+
+def test_masked_conditions_leave_no_trace(key):
+    """A NaN in the condition of a masked example is as harmless as one in its x."""
+    model = autoencoder(
+        heads.Normal(2), heads.FixedNormal(3, 1.0), Normal(jnp.zeros(2), jnp.ones(2))
+    )
+    of_c = model._replace(
+        decode=lambda p, z, c=(), *, key=None: Normal(model.decode(p, z).loc + c, 1.0)
+    )
+    params = model.init(jax.random.key(1), jnp.zeros(3))
+    c = jnp.array([[0.0] * 3, [jnp.nan] * 3])
+    batch = Batch(jnp.ones((2, 3)), c, weight=jnp.array([1.0, 0.0]))
+    assert jnp.isfinite(elbo(of_c)(params, key, batch, 0)[0])

@@ -158,6 +158,9 @@ def mutate(key: Key, x: Any, *, rate: float) -> Array:
     if x.dtype == jnp.uint8:
         levels = jax.random.bits(level_key, x.shape, jnp.uint8)
     else:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            fix = "x.astype(float)"
+            raise wrong("mutate: x", x.dtype, "uint8 levels or floats in [0, 1]", fix, TypeError)
         levels = jax.random.uniform(level_key, x.shape, x.dtype)
     return jnp.where(jax.random.bernoulli(where_key, rate, x.shape), levels, x)
 
@@ -232,6 +235,9 @@ def one_class(
         if y.shape != (len(x),):
             fix = "pass one integer label per example"
             raise wrong(f"one_class: y_{name}", y.shape, (len(x),), fix)
+        if y.dtype.kind not in "iub" or y.min(initial=0) < 0:
+            got, fix = f"{y.dtype} from {y.min(initial=0)}", "drop the unlabelled: x[y >= 0]"
+            raise wrong(f"one_class: y_{name}", got, "integers from 0", fix)
     classes = np.unique(y_train)
     missing = sorted(set(classes.tolist()) - set(y_test.tolist()))
     if len(np.unique(y_test)) < 2 or missing:
@@ -247,6 +253,10 @@ def one_class(
                 raise wrong(where, score.shape, y_test.shape, fix)
             area = auroc(score[y_test == label], score[y_test != label])
             found.setdefault(name, {})[label] = area
+    for name, areas in found.items():
+        if len(areas) != len(classes):
+            where, fix = f"one_class: score {name!r}", "return the same scores for every class"
+            raise wrong(where, f"classes {list(areas)}", classes.tolist(), fix)
     return {
         name: OneClass(float(np.mean([area.value for area in areas.values()])), areas)
         for name, areas in found.items()

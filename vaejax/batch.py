@@ -43,18 +43,20 @@ def over_examples(function: Callable[..., Any], key: Key, *arrays: Any) -> Any:
 
 
 def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Batch) -> Any:
-    """`example(params, key_i, x_i, c_i)` for every example of the batch; x is 0 where masked.
+    """`example(params, key_i, x_i, c_i)` for every example of the batch.
+
+    Where an example is masked, by a weight of 0, x and c are 0.
 
     Returns what `example` returns with a leading batch axis. Let it return numbers or plain
     arrays, never a Draw: `vmap` would copy parameters inside its distributions for each example.
     """
-    x = batch.x
+    x, c = batch.x, batch.c
     if not isinstance(batch.weight, tuple):
         # What is masked may hold anything, NaN too, and must leave no trace in the gradient.
-        x = jax.vmap(lambda w, one: jax.tree.map(lambda v: jnp.where(w > 0, v, 0), one))(
-            batch.weight, x
+        x, c = jax.vmap(lambda w, one: jax.tree.map(lambda v: jnp.where(w > 0, v, 0), one))(
+            batch.weight, (x, c)
         )
-    return over_examples(lambda k, x, c: example(params, k, x, c), key, x, batch.c)
+    return over_examples(lambda k, x, c: example(params, k, x, c), key, x, c)
 
 
 def batch_mean(values: Any, weight: Any = ()) -> Any:

@@ -98,9 +98,10 @@ def decompose(
 
     About `draws` codes z, at least two from each of as many examples (all, if N is small), are
     scored under every q(z|x_n): log q(z) is exact. With `components` = M below N only a random M of
-    them are, z's own at weight 1/N and the others at (N-1)/N/(M-1) each; q(z) is then unbiased,
-    its logarithm too low and I(x; z) too high. Errors are those of two-stage sampling, at fixed
-    examples; R and the entropies have none where the posterior and prior have closed forms.
+    them are, z's own at weight 1/N and the m others among them at (N-1)/N/m each; q(z) is then
+    unbiased, its logarithm too low and I(x; z) too high, and neither that bias nor the spread of
+    the choice is in the errors. Errors are those of two-stage sampling, at fixed examples; R and
+    the entropies have none where the posterior and prior have closed forms.
     The last line holds for a diagonal Normal posterior and prior.
 
     `data`: N examples `[N, ...]`, of one condition c if there is any, as q(z) is one for each c.
@@ -303,6 +304,9 @@ def checked(function: str, data: Any, batch_size: int) -> Batch:
     batch = as_batch(data)
     size = size_of(batch.x)
     at_least_one(function, batch_size=batch_size)
+    if not isinstance(batch.weight, tuple):
+        fix = "choose them first, and leave weight=()"
+        raise wrong(f"{function}: data.weight", "weights", "none: all examples count alike", fix)
     if size < 2:
         fix = "an average over data needs some"
         raise wrong(f"{function}: data", f"{size} examples", "2 or more", fix)

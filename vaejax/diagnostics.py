@@ -295,6 +295,9 @@ def inference_report(
     cheap = not gone and beta.interval[1] < prices[0]
     behind = not dear and gap.interval[0] > allowed
     also = "" if train_gap is None else f"; on training examples {train_gap}"
+    limit = f"up to {allowed:.3f} is allowed"
+    if dear:
+        limit = "not judged: an over-regularised q(z|x) is too wide anyway"
     priced = f"the implied beta is {beta}"
     if gone:
         priced = "not judged: where there is no rate, no beta is implied"
@@ -302,7 +305,7 @@ def inference_report(
         "collapsed": (gone, f"the rate is {R:.3f} nats, and below {collapsed:g} the code is empty; "
                             f"I(x; z) is {parts.information} nats"),
         "encoder lags": (behind, f"the bound at K = {particles} is {gap} nats above the ELBO"
-                                 f"{also}; up to {allowed:.3f} is allowed"),
+                                 f"{also}; {limit}"),
         "over-regularised": (dear, f"{priced}; up to {prices[1]:g} is allowed"),
         "under-regularised": (cheap, f"{priced}; from {prices[0]:g} is allowed"),
     }  # fmt: skip
@@ -384,6 +387,9 @@ def calibration(
     if not isinstance(seen, Normal):
         name, fix = type(seen).__name__, "only a Normal decoder predicts a variance"
         raise wrong("calibration: likelihood", name, "Normal", fix, TypeError)
+    if x.shape != seen.event_shape:
+        expected, fix = f"{seen.event_shape}, as p(x|z)", "give x the decoder's shape"
+        raise wrong("calibration: data", f"examples {x.shape}", expected, fix)
     bounds = jnp.asarray([NormalDist().inv_cdf((1 + level) / 2) for level in nominal])
     arrays = params, key, batch.x, batch.c, bounds
     inside, square = _residuals(model, transform, batch_size, samples, *arrays)

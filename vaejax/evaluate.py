@@ -16,7 +16,7 @@ from jax import lax
 
 from vaejax import terms
 from vaejax.batch import as_batch, over_data, over_examples, prepared, size_of
-from vaejax.errors import at_least_one, check_finite
+from vaejax.errors import at_least_one, check_finite, wrong
 from vaejax.model import Draw, Model, deterministic, draw
 from vaejax.types import Array, Key, Loss, Metrics, Params, Transform
 
@@ -121,6 +121,9 @@ def mean_loss(
         for name, value in jax.device_get(metrics).items():
             totals[name] = totals.get(name, 0.0) + float(value) * share
         whole += share
+    if whole == 0:
+        fix = "give at least one example a weight"
+        raise wrong("mean_loss: data.weight", "no weight above 0", "a positive sum", fix)
     return {name: total / whole for name, total in totals.items()}
 
 

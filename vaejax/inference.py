@@ -69,6 +69,8 @@ def refine(
     batch = as_batch(data)
     counts = {"steps": steps, "samples": samples, "batch_size": batch_size}
     at_least_one("refine", **counts, examples=size_of(batch.x))
+    if not learning_rate > 0:
+        raise wrong("refine: learning_rate", learning_rate, "> 0", "0.05 is a start")
     sizes = steps, samples, transform, batch_size
     q = _refine(model, *sizes, params, key, batch.x, batch.c, learning_rate)
     for leaf in jax.tree.leaves(q):
@@ -108,11 +110,14 @@ def inference_gap(
     """
     batch = as_batch(data)
     n = size_of(batch.x)
-    at_least_one("inference_gap", particles=particles, batch_size=batch_size, examples=n)
+    counts = {"particles": particles, "samples": samples, "steps": steps, "examples": n}
+    at_least_one("inference_gap", **counts, batch_size=batch_size)
     if log_px is not None and (np.shape(log_px) != (n,) or transform is not None):
         got = f"shape {np.shape(log_px)}{'' if transform is None else ' with a transform'}"
         fix = "transform the data first, so that log_px is that of the x that is measured here"
         raise wrong("inference_gap: log_px", got, f"[{n}] of untransformed data", fix)
+    if log_px is not None:
+        log_px = check_finite("inference_gap", "log_px", log_px, batch.x)
     seen_key, refine_key, elbo_key, weight_key = jax.random.split(key, 4)
     if transform is not None:
         batch = batch._replace(x=_seen(transform, batch_size, seen_key, batch.x))

@@ -171,7 +171,13 @@ def fit(
     Returns Fitted, nats per example. Raises ValueError where log p(x) of an example is not finite
     at the start, with its index, and for counts < 1; TypeError for other components.
     """
+    x = as_batch(x).x
     x = jnp.asarray(x, jnp.result_type(x, 1.0))
+    top = 0.5 if isinstance(start.components, Bernoulli) else np.inf
+    if not 0 < floor < top:
+        raise wrong("fit: floor", floor, f"0 < floor < {top}", "the default is 1e-3")
+    if np.isnan(tolerance):
+        raise wrong("fit: tolerance", tolerance, "a number, nats per example", "take 1e-3")
     at_least_one("fit", iterations=iterations, batch_size=batch_size, examples=len(x))
     _enough("fit", jnp.size(start.logits), len(x))
     _check_family(start)
@@ -222,6 +228,7 @@ def e_step(mixture: Mixture, x: Any, *, batch_size: int = 1000) -> Expectation:
     Any Mixture; memory is that of `batch_size` examples beside the result, of shape `[n, k]` and
     `[n]`, nats.
     """
+    at_least_one("e_step", batch_size=batch_size, examples=len(x))
 
     def example(index: Array) -> Expectation:
         joint = log_joint(mixture, x[index])
@@ -236,7 +243,12 @@ def elbo(mixture: Mixture, q: Any, x: Any, *, batch_size: int = 1000) -> Array:
 
     `q` `[n, k]`: rows of probabilities, 0 log 0 = 0; `x` `[n, ...]`; returns `[n]`. It equals
     log p(x_n) - KL(q_n || p(j|x_n)), so it is log p(x_n) after the E step and never above it.
+    Raises ValueError for a q of another shape.
     """
+    at_least_one("elbo", batch_size=batch_size, examples=len(x))
+    if jnp.shape(q) != (len(x), jnp.size(mixture.logits)):
+        expected = f"{(len(x), jnp.size(mixture.logits))}, a row for each example"
+        raise wrong("elbo: q", jnp.shape(q), expected, "take e_step(...).responsibilities")
 
     def example(index: Array) -> Array:
         joint, one = log_joint(mixture, x[index]), q[index]
@@ -454,7 +466,11 @@ def _seen(
     where: str, data: Any, components: int, transform: Any, key: Key, batch_size: int
 ) -> tuple[Array, Key]:
     """The data as the mixture sees them, checked, as floats, and a key for the rest."""
-    x = as_batch(data).x
+    batch = as_batch(data)
+    if not isinstance(batch.weight, tuple):
+        fix = "choose them first, and leave weight=()"
+        raise wrong(f"{where}: data.weight", "weights", "none: all examples count alike", fix)
+    x = batch.x
     if jnp.ndim(x) < 2 or not jnp.size(x):
         fix = "numbers need an axis of their own: x[:, None]"
         raise wrong(f"{where}: data", f"shape {jnp.shape(x)}", "[n, ...] with an event axis", fix)

@@ -163,7 +163,8 @@ def slant(images: Any) -> np.ndarray:
     row = row - (ink * row).sum((1, 2), keepdims=True)
     column = column - (ink * column).sum((1, 2), keepdims=True)
     covariance, variance = (ink * row * column).sum((1, 2)), (ink * row**2).sum((1, 2))
-    return np.degrees(np.arctan2(-covariance, variance))
+    rows = (ink > 0).any(axis=2).sum(axis=1)  # one row has no variance but that of rounding
+    return np.where(rows > 1, np.degrees(np.arctan2(-covariance, variance)), 0.0)
 
 
 def _accuracy(classifier: Any, codes: Any, labels: Any, test_codes: Any, test_labels: Any) -> float:
