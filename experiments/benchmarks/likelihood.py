@@ -35,7 +35,7 @@ class Config:
     size: tuple[int, int] = (28, 28)  # height and width of the binary images
     images: int = 100  # images scored
     particles: int = 1000  # importance samples per image
-    batch_size: int = 100  # images at a time, in both libraries
+    batch_size: int = 20  # images at a time, in both libraries
     chunk: int = 50  # particles at a time, in both libraries
     compare: bool = True  # with PyTorch; else one timed call of log_likelihood
     rounds: int = 11  # times that the programs are run, in turn
