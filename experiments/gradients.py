@@ -148,7 +148,9 @@ def main(config: Config) -> dict[str, Any]:
     if len(set(config.particles)) < 2:
         raise wrong("gradients: --particles", config.particles, "two values of K", "add another")
     folder = run.open_folder(config, name=f"gradients-{Path(config.dataset).stem}")
-    point_key, weighted_key, elbo_key, toy_key = jax.random.split(jax.random.key(config.seed), 4)
+    point_key, small_key, weighted_key, elbo_key, toy_key = jax.random.split(
+        jax.random.key(config.seed), 5
+    )
     is_toy = config.dataset == "toy"
     model, params, x = (partial(toy, dimension=config.latent, images=config.images) if is_toy
                         else partial(trained, config))(point_key)  # fmt: skip
@@ -172,7 +174,7 @@ def main(config: Config) -> dict[str, Any]:
     for k in config.draws:
         measure("draws", k, elbos(model, k), params, elbo_key, x)
     for d in config.dimensions:
-        small, near, point = toy(jax.random.fold_in(point_key, d), d, 1)
+        small, near, point = toy(jax.random.fold_in(small_key, d), d, 1)
         near["encoder"]["b"] += 0.5  # close to the optimum the score function has no noise either
         measure("dimensions", d, elbos(small, 4), near, toy_key, point)
     run.write_json(folder / "measurements.json", jax.tree.map(

@@ -65,8 +65,8 @@ def main(config: Config) -> dict[str, Any]:
     test = data.load(config.dataset, config.test_split).x
     init_key, fit_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed), 4)
     # Every objective gets the same keys on purpose: their differences are paired.
-    steps = len(images) // config.batch_size
     train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
+    steps = len(images) // config.batch_size
     mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
     network = replace(vae.PRESETS["burda"], hidden=config.hidden, latent=config.latent)
     model = vae.build(network, images.shape[1:], mean)

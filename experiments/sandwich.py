@@ -62,6 +62,7 @@ def main(config: Config) -> dict[str, Any]:
     at_least_one("sandwich", epochs=config.epochs, chains=config.chains)
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split).x
+    train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
     init_key, fit_key, key = jax.random.split(jax.random.key(config.seed), 3)
     like = vae.PRESETS["mnist"]  # binarised pixels: log p(x) is at most 0
     # Smooth in z: at the kinks of a relu a grid converges slowly.

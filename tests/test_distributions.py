@@ -756,3 +756,23 @@ def test_public_docstrings_say_something():
     assert len(kl.__doc__) >= 60
     for method in ("sample", "log_prob", "sample_and_log_prob"):
         assert len(getattr(vd.Distribution, method).__doc__) >= 60
+
+
+def structures_differ(classes):
+    """As many fields, but never one structure, which is what compiled functions go by."""
+    trees = [jax.tree.structure(cls(1.0, 2.0)) for cls in classes]
+    assert all(a != b for a, b in itertools.combinations(trees, 2)), trees
+
+
+def test_two_distributions_never_share_a_compiled_program():
+    """Checked against structures that compare equal whatever the class, as in jax 0.10.2."""
+    structures_differ([vd.Normal, vd.Laplace, vd.Uniform])
+    coins = jax.tree.structure(vd.Bernoulli(1.0)), jax.tree.structure(vd.ContinuousBernoulli(1.0))
+    assert coins[0] != coins[1]
+    sixteen, more = (vd.DiscretizedLogistic(0.0, 1.0, levels) for levels in (16, 256))
+    assert jax.tree.structure(sixteen) != jax.tree.structure(more)
+    with pytest.raises(AssertionError):
+        structures_differ([vd.Normal, lambda *args: vd.Normal(*args)])
+    assert jax.tree_util.keystr(jax.tree_util.tree_leaves_with_path(vd.Normal(1.0, 2.0))[1][0]) == (
+        ".scale"
+    )

@@ -32,6 +32,7 @@ from vaejax.distributions import (
     Mixture,
     MultivariateNormal,
     Normal,
+    distribution,
     kl,
 )
 from vaejax.evaluate import log_likelihood
@@ -117,8 +118,7 @@ class CausalNet(nn.Module):
         return jnp.tril(w, -1) @ x + nn.Dense(self.pixels)(MLP((16,))(z))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@distribution
 class ChainRule(Distribution):
     """p(x|z) = prod_i p(x_i|x_{<i}, z), binary x (Larochelle and Murray, 2011, NADE)."""
 

@@ -263,7 +263,7 @@ def _run(
     log_mean, ess = _log_mean_exp(signed)
     check_finite(function, "log p(x)", log_mean, batch.x)
     _check_moves(function, chains, accepted, moved_by)
-    error = np.sqrt(np.maximum(1 / ess - 1 / chains, 0))
+    error = np.sqrt(np.maximum(1 / ess - 1 / chains, 0)) if chains > 1 else np.full(n, np.nan)
     if posterior is None:
         return Annealed(log_mean, error, ess, signed, accepted, moved_by)
     return Annealed(-log_mean, error, ess, -signed, accepted[:, ::-1], moved_by)

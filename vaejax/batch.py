@@ -27,7 +27,13 @@ def size_of(tree: Any) -> int:
 
 def as_batch(data: Any) -> Batch:
     """A Batch as it is, or an array (or pytree) of examples `[n, ...]` as the x of one."""
-    return data if isinstance(data, Batch) else Batch(data)
+    batch = data if isinstance(data, Batch) else Batch(data)
+    if jax.tree.leaves(batch.c) and size_of(batch.c) != size_of(batch.x):
+        raise ValueError(
+            f"Batch: got {size_of(batch.c)} conditions c for {size_of(batch.x)} examples x, "
+            "expected as many; give one for each example"
+        )
+    return batch
 
 
 def keys_of(key: Key, indices: Array) -> Key:
@@ -45,7 +51,7 @@ def over_examples(function: Callable[..., Any], key: Key, *arrays: Any) -> Any:
 def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Batch) -> Any:
     """`example(params, key_i, x_i, c_i)` for every example of the batch.
 
-    Where an example is masked, by a weight of 0, x and c are 0.
+    An example that is masked, by a weight of 0, is replaced by one that counts.
 
     Returns what `example` returns with a leading batch axis. Let it return numbers or plain
     arrays, never a Draw: `vmap` would copy parameters inside its distributions for each example.
@@ -53,9 +59,14 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
     x, c = batch.x, batch.c
     if not isinstance(batch.weight, tuple):
         # What is masked may hold anything, NaN too, and must leave no trace in the gradient.
-        x, c = jax.vmap(lambda w, one: jax.tree.map(lambda v: jnp.where(w > 0, v, 0), one))(
-            batch.weight, (x, c)
-        )
+        # By zeros it would not do: they need not lie in the likelihood's support.
+        counts = batch.weight > 0
+        first = jnp.argmax(counts)
+
+        def filled(leaf: Array) -> Array:
+            return jax.vmap(lambda counted, one: jnp.where(counted, one, leaf[first]))(counts, leaf)
+
+        x, c = jax.tree.map(filled, (x, c))
     return over_examples(lambda k, x, c: example(params, k, x, c), key, x, c)
 
 
@@ -63,7 +74,9 @@ def batch_mean(values: Any, weight: Any = ()) -> Any:
     """Mean over the batch of every leaf `[batch]`, `sum_i w_i v_i / sum_i w_i` under weights."""
     if isinstance(weight, tuple):
         return jax.tree.map(jnp.mean, values)
-    return jax.tree.map(lambda v: jnp.sum(weight * v) / jnp.sum(weight), values)
+    return jax.tree.map(
+        lambda v: jnp.sum(jnp.where(weight > 0, weight * v, 0)) / jnp.sum(weight), values
+    )
 
 
 def over_data(example: Callable[[Array], Any], size: int, batch_size: int) -> Any:

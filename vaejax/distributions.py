@@ -14,7 +14,7 @@ at use, while tracing.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,40 @@ import numpy as np
 
 from vaejax.types import Array, Key
 
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def distribution(cls: Class) -> Class:
+    """Decorator of a class of distributions: a frozen dataclass, registered as a pytree.
+
+    Its fields are the parameters, leaves or trees of them, but for those that are declared with
+    `dataclasses.field(metadata={"static": True})`, which are part of the structure. Use it rather
+    than `jax.tree_util.register_dataclass`: with some versions of JAX (0.10.2 for one) two classes
+    so registered that have as many fields count as one structure, and now and then a compiled
+    function runs the program of one on the parameters of the other.
+    """
+    dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields: Any = dataclasses.fields(cls)
+    static = [f.name for f in fields if f.metadata.get("static", False)]
+    leaves = [f.name for f in fields if f.name not in static]
+
+    def flatten(d: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(d, name) for name in leaves], tuple(getattr(d, name) for name in static)
+
+    def flatten_with_keys(d: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        values, rest = flatten(d)
+        return list(zip(map(jax.tree_util.GetAttrKey, leaves), values, strict=True)), rest
+
+    def unflatten(rest: Any, values: Any) -> Any:
+        return cls(**dict(zip([*leaves, *static], [*values, *rest], strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
 
 class Distribution:
-    """What every distribution can do; a subclass is a frozen dataclass registered as a pytree.
+    """What every distribution can do; a subclass has the decorator `distribution`.
 
     A subclass gives `sample` and `log_prob`; `mean` where there is a closed form; and a property
     `event_shape` where its parameters do not simply broadcast to it. `discrete` says what
@@ -64,8 +95,7 @@ class Distribution:
         return np.broadcast_shapes(*map(np.shape, jax.tree.leaves(self)))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@distribution
 class Normal(Distribution):
     """Independent Gaussians: log p(x) = sum_i -((x_i - loc_i) / scale_i)^2 / 2 - log(scale_i) - c.
 
@@ -90,8 +120,7 @@ class Normal(Distribution):
         return _broadcast(self, self.loc)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@distribution
 class MultivariateNormal(Distribution):
     """A Gaussian with covariance L L^T: x = loc + L e, with e standard normal.
 
@@ -125,8 +154,7 @@ class MultivariateNormal(Distribution):
         return np.broadcast_shapes(np.shape(self.loc), np.shape(self.scale_tril)[-1:])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@distribution
 class Laplace(Distribution):
     """Independent double exponentials: log p(x) = sum_i -|x_i - loc_i| / scale_i - log(2 scale_i).
 
@@ -150,8 +178,7 @@ class Laplace(Distribution):
         return _broadcast(self, self.loc)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@distribution
 class Uniform(Distribution):
     """Independent uniforms on the closed intervals: log p(x) = -sum_i log(high_i - low_i).
 
@@ -177,8 +204,7 @@ class Uniform(Distribution):
         return _broadcast(self, 0.5 * self.low + 0.5 * self.high)  # low + high may overflow
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@distribution
 class Bernoulli(Distribution):
     """Independent coins, from logits: log p(x) = sum_i x_i logits_i - log(1 + exp(logits_i)).
 
@@ -208,8 +234,7 @@ class Bernoulli(Distribution):
         return jax.nn.sigmoid(_float(self.logits))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@distribution
 class ContinuousBernoulli(Distribution):
     """The density on [0, 1] proportional to exp(logits x), for grey images.
 
@@ -251,8 +276,7 @@ class ContinuousBernoulli(Distribution):
         return slope + pull(jnp.ones_like(rest))[0]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@distribution
 class Categorical(Distribution):
     """Independent choices among k classes: log p(x) = sum_i log softmax(logits_i)[x_i].
 
@@ -288,8 +312,7 @@ class Categorical(Distribution):
         return np.shape(self.logits)[:-1]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@distribution
 class Delta(Distribution):
     """All mass on one value: log p(x) = 0 where x equals `value`, -inf elsewhere.
 
@@ -314,8 +337,7 @@ class Delta(Distribution):
         return jnp.asarray(self.value)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@distribution
 class DiscretizedLogistic(Distribution):
     """Independent logistics rounded to the grid k / (levels - 1), k = 0..levels-1, in [0, 1].
 
@@ -364,8 +386,7 @@ class DiscretizedLogistic(Distribution):
         return jnp.mean(above, axis=0)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@distribution
 class Mixture(Distribution):
     """One of k components, chosen once for the whole event: p(x) = sum_j softmax(logits)_j p_j(x).
 

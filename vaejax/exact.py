@@ -187,9 +187,15 @@ def local_quadrature(
         raise wrong(f"{name}: around", np.shape(around.mean), f"means {expected}", fix)
     if not 0 < deviations < np.inf:
         raise wrong(f"{name}: deviations", deviations, "> 0", "12 is usual")
+    if points < 2 or points**latent > MOST_POINTS:
+        expected = f"2 to {int(MOST_POINTS ** (1 / latent) + 1e-9)} per dimension"
+        raise wrong(f"{name}: points", points, expected, "200 is usual")
     rule = _grid(name, 2 / points, 1.0, latent)
     # A posterior that one cell holds has deviation 0 on the grid: the cell is what is known of it.
     half = deviations * np.maximum(around.deviation, np.nan_to_num(around.spacing) / 2)
+    if not np.all(half > 0):
+        fix = "pass quadrature(...), whose spacing bounds it from below"
+        raise wrong(f"{name}: around", "a deviation of 0", "> 0", fix)
     box = jnp.asarray(around.mean), jnp.asarray(half)
     static = model, _on_its_own_grid, latent, transform, 1, chunk
     return _measured(name, _integral(*static, params, key, batch.x, batch.c, box, *rule), batch)

@@ -116,6 +116,10 @@ def compare(
     if not isinstance(reference, Moments):
         loss = next(iter(losses.values())) if reference is None else reference
         reference = measure(loss, key=reference_key, samples=reference_samples or 10 * samples)
+    shapes, expected = (jax.tree.map(jnp.shape, tree) for tree in (reference.mean, params))
+    if shapes != expected:
+        fix = "pass the gradient of all of params"
+        raise wrong("compare: reference", shapes, f"the shapes of params, {expected}", fix)
     labels = jax.tree.leaves(_labels(groups, params))
     found = {}
     for loss_key, (name, loss) in zip(keys, losses.items(), strict=True):

@@ -199,7 +199,7 @@ def ciwae(model: Model, *, particles: int, beta: Schedule, draw: Callable[..., A
         weight = schedule(beta, step)
         # One zero weight makes the ELBO -inf, which counts only where it has a share.
         share = jnp.where(weight > 0, weight * metrics["elbo"], 0.0)
-        bound = share + (1 - weight) * metrics["bound"]
+        bound = share + jnp.where(weight < 1, (1 - weight) * metrics["bound"], 0.0)
         return -bound, {**metrics, "bound": bound, "iwae": metrics["bound"], "beta": weight}
 
     return loss
@@ -252,7 +252,10 @@ def score_function(
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
         log_p, log_q = _at_fixed_draws(model, params, key, x, c, samples)
         signal = jax.lax.stop_gradient(log_p - log_q)
-        advantage = jax.lax.stop_gradient(signal - baseline(signal))
+        # A draw of weight zero makes the value -inf, and its gradient one of nothing: none.
+        finite = jnp.all(jnp.isfinite(signal))
+        advantage = jnp.where(finite, signal - baseline(signal), 0.0)
+        advantage = jax.lax.stop_gradient(advantage)
         metrics = _bound(signal)
         bound = _with_gradient_of(metrics["elbo"], jnp.mean(log_p + advantage * log_q))
         return {**metrics, "bound": bound, "iwae": metrics["bound"]}

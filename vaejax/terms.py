@@ -49,7 +49,8 @@ def log_mean_exp(log_w: Array) -> Array:
 
 def effective_sample_size(log_w: Array) -> Array:
     """`(sum_k w_k)^2 / sum_k w_k^2` of log-weights `[K]`, between 1 and K, `()`."""
-    return jnp.exp(2 * jax.nn.logsumexp(log_w) - jax.nn.logsumexp(2 * log_w))
+    w = jnp.exp(log_w - jax.lax.stop_gradient(jnp.max(log_w)))
+    return jnp.sum(w) ** 2 / jnp.sum(w**2)
 
 
 def _has_prior(function: str, d: Draw) -> None:
