@@ -188,8 +188,8 @@ def local_quadrature(
     if not 0 < deviations < np.inf:
         raise wrong(f"{name}: deviations", deviations, "> 0", "12 is usual")
     if points < 2 or points**latent > MOST_POINTS:
-        expected = f"2 to {int(MOST_POINTS ** (1 / latent) + 1e-9)} per dimension"
-        raise wrong(f"{name}: points", points, expected, "200 is usual")
+        most = int(MOST_POINTS ** (1 / latent) + 1e-9)
+        raise wrong(f"{name}: points", points, f"2 to {most} per dimension", "200 is usual")
     rule = _grid(name, 2 / points, 1.0, latent)
     # A posterior that one cell holds has deviation 0 on the grid: the cell is what is known of it.
     half = deviations * np.maximum(around.deviation, np.nan_to_num(around.spacing) / 2)
