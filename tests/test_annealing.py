@@ -93,7 +93,7 @@ def test_from_the_exact_posterior_every_weight_is_the_exact_value(chains, temper
         np.testing.assert_allclose(run.log_weights, EXACT[:, None] * np.ones(chains), atol=2e-3)
         np.testing.assert_allclose(run.log_px, EXACT, atol=2e-3)
         np.testing.assert_allclose(run.ess, chains, rtol=1e-3)
-        assert run.error.max() < 0.05
+        assert run.error.max() < 0.05 if chains > 1 else np.isnan(run.error).all()
 
 
 def curved():

@@ -612,7 +612,8 @@ def test_masked_conditions_leave_no_trace(key):
         heads.Normal(2), heads.FixedNormal(3, 1.0), Normal(jnp.zeros(2), jnp.ones(2))
     )
     of_c = model._replace(
-        decode=lambda p, z, c=(), *, key=None: Normal(model.decode(p, z).loc + c, 1.0)
+        encode=lambda params, x, c=(), *, key=None: model.encode(params, x),
+        decode=lambda params, z, c=(), *, key=None: Normal(model.decode(params, z).loc + c, 1.0),
     )
     params = model.init(jax.random.key(1), jnp.zeros(3))
     c = jnp.array([[0.0] * 3, [jnp.nan] * 3])
