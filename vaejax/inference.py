@@ -69,8 +69,8 @@ def refine(
     batch = as_batch(data)
     counts = {"steps": steps, "samples": samples, "batch_size": batch_size}
     at_least_one("refine", **counts, examples=size_of(batch.x))
-    if not learning_rate > 0:
-        raise wrong("refine: learning_rate", learning_rate, "> 0", "0.05 is a start")
+    if not learning_rate >= 0:
+        raise wrong("refine: learning_rate", learning_rate, "0 or more", "0.05 is a start")
     sizes = steps, samples, transform, batch_size
     q = _refine(model, *sizes, params, key, batch.x, batch.c, learning_rate)
     for leaf in jax.tree.leaves(q):
