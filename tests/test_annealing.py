@@ -377,3 +377,13 @@ def test_stored_images_and_batches_are_taken():
     run = ais(model, params, jax.random.key(1), Batch(grey), chains=1, temperatures=4,
               transform=data.binarize)  # fmt: skip
     assert run.log_px.shape == (3,) and (run.log_px < 0).all()
+
+
+def test_the_posterior_is_given_by_its_draws(key):
+    class GridPosterior:
+        z = jnp.zeros((3, 2, 2))
+
+    with pytest.raises(
+        TypeError, match=r"reverse_ais: posterior: got GridPosterior.*its draws, .z"
+    ):
+        reverse_ais(MODEL, PARAMS, key, X[:3], GridPosterior())

@@ -185,7 +185,7 @@ def test_what_has_not_converged_says_so_instead_of_printing_a_number():
     assert f"lower bound, AIS: not converged: {reasons}" in text
     assert f"{found.lower.log_px.mean():.3f}" not in text
     for reason in (
-        "on simulated data the bounds are ",
+        "on simulated data the upper bound is ",
         "AIS has an ESS of ",
         "importance weighting is ",
     ):

@@ -126,6 +126,10 @@ def reverse_ais(
     Returns Annealed, of the upper bound. Raises as `ais`, and ValueError for draws of wrong shape.
     Grosse, Ghahramani and Adams, 2015, arXiv:1511.02543.
     """
+    if hasattr(posterior, "z"):
+        fix = "pass its draws, .z"
+        got = type(posterior).__name__
+        raise wrong("reverse_ais: posterior", got, "draws [n, chains, *latent]", fix, TypeError)
     draws = jnp.asarray(posterior)
     chains = draws.shape[1] if draws.ndim > 1 else 0
     sizes = start, chains, leapfrog_steps, transform, batch_size

@@ -89,7 +89,8 @@ class Report(NamedTuple):
             rows.append(("implied beta (no unit)", self.implied_beta, ""))
         return "\n".join([
             f"{' and '.join(self.verdicts)}", *(f"- {reason}" for reason in self.reasons),
-            "nats per example (standard error):", str(self.decomposition), table(rows),
+            "nats per example (standard error over draws; of gap and beta over examples):",
+            str(self.decomposition), table(rows),
             f"  {above} ({low} to {high} within errors); by KL: {self.used}",
         ])  # fmt: skip
 
@@ -300,9 +301,10 @@ def inference_report(
         limit = "not judged: an over-regularised q(z|x) is too wide anyway"
     priced = f"the implied beta is {beta}"
     if gone:
-        priced = "not judged: where there is no rate, no beta is implied"
+        priced = "not judged: a code with so low a rate implies no beta"
     found = {
-        "collapsed": (gone, f"the rate is {R:.3f} nats, and below {collapsed:g} the code is empty; "
+        "collapsed": (gone, f"the rate is {R:.3f} nats, and below {collapsed:g} a code "
+                            f"counts as empty; "
                             f"I(x; z) is {parts.information} nats"),
         "encoder lags": (behind, f"the bound at K = {particles} is {gap} nats above the ELBO"
                                  f"{also}; {limit}"),

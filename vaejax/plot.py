@@ -258,9 +258,10 @@ def bound(
         if len(part) != len(places):
             fix = "give one for each bar"
             raise wrong(f"bound: parts[{name!r}]", f"{len(part)} values", len(places), fix)
+    rounding = 1e-5 * max(1.0, float(np.abs(values[0]).max()))
     for name, part in list(zip(parts, values, strict=True))[1:]:
-        if part.min() < 0:
-            fix = "noise of few samples: take more, or np.maximum(part, 0)"
+        if part.min() < -rounding:
+            fix = "if that is noise of few samples, take more of them"
             raise wrong(f"bound: parts[{name!r}]", part.min(), "at least 0", fix)
     figure = _figure(7.2, 4.2)
     axis = figure.add_subplot(xlabel=xlabel, ylabel="nats per example (axis cut)", title=title)
