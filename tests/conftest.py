@@ -1,5 +1,6 @@
 """Strict settings for every test: no broadcasting of ranks, no key used twice, no warning."""
 
+import gc
 import os
 import pathlib
 
@@ -18,6 +19,14 @@ if "TFDS_DATA_DIR" not in os.environ and (SHARED / "tfds").is_dir():
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Every compiled program holds memory maps, of which a process may have some 65,000."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
