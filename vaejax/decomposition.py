@@ -264,6 +264,7 @@ def _entropy(q: Any, log_q: Array) -> Array:
 
 
 def is_factorial(q: Any, pz: Any) -> bool:
+    """Whether posterior and prior are diagonal Normals: each dimension then has its own KL."""
     return isinstance(q, Normal) and isinstance(pz, Normal)
 
 
@@ -294,6 +295,7 @@ def _minus(a: Estimate, b: Estimate) -> Estimate:
 
 
 def table(rows: Sequence[tuple[str, Estimate, str]]) -> str:
+    """Lines of name, value (standard error), note; value and error in one unit."""
     return "\n".join(
         f"  {name:30s} {one.value:9.3f} ({one.error:.3f}) {note}".rstrip()
         for name, one, note in rows
@@ -301,6 +303,7 @@ def table(rows: Sequence[tuple[str, Estimate, str]]) -> str:
 
 
 def checked(function: str, data: Any, batch_size: int) -> Batch:
+    """The data as a Batch; ValueError for weights, fewer than two examples or a batch_size < 1."""
     batch = as_batch(data)
     size = size_of(batch.x)
     at_least_one(function, batch_size=batch_size)
@@ -326,6 +329,7 @@ def shapes_of(model: Model, transform: Any, params: Params, key: Key, batch: Bat
 def check_posterior(
     function: str, model: Model, transform: Any, params: Params, key: Key, batch: Batch
 ) -> Any:
+    """`shapes_of`; ValueError without a prior, TypeError where log q - log p has no meaning."""
     q, pz = shapes_of(model, transform, params, key, batch)
     if pz is None:
         fix = "give autoencoder(..., prior=...)"
