@@ -8,6 +8,7 @@ probability is in nats.
 from vaejax import (
     annealing,
     anomaly,
+    autoencoders,
     bounds,
     checkpoint,
     data,
@@ -39,6 +40,7 @@ from vaejax.model import (
     generate,
     interpolate,
     reconstruct,
+    tied,
 )
 from vaejax.types import Array, Batch, Estimate, Key, Loss, Metrics, Params, Transform
 
@@ -59,6 +61,7 @@ __all__ = [
     "annealing",
     "anomaly",
     "autoencoder",
+    "autoencoders",
     "batch_mean",
     "bounds",
     "checkpoint",
@@ -85,5 +88,6 @@ __all__ = [
     "reconstruct",
     "representation",
     "terms",
+    "tied",
     "train",
 ]

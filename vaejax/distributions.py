@@ -338,6 +338,13 @@ class Delta(Distribution):
 
 
 @distribution
+class SparseDelta(Delta):
+    """A Delta at a `value` of which at most `active` entries are not zero."""
+
+    active: int = dataclasses.field(metadata={"static": True})
+
+
+@distribution
 class DiscretizedLogistic(Distribution):
     """Independent logistics rounded to the grid k / (levels - 1), k = 0..levels-1, in [0, 1].
 

@@ -13,25 +13,55 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from vaejax import distributions
+from vaejax.errors import wrong
 from vaejax.types import Array
 
 Shape = int | Sequence[int]
 
 
 class Code(nn.Module):
-    """A point: the code of a deterministic autoencoder, z = W h + b, as a `Delta` of `shape`."""
+    """A point: the code of a deterministic autoencoder, z = s(W h + b), as a `Delta` of `shape`.
+
+    `activation`: s, elementwise; the identity by default. `nn.sigmoid` and `nn.relu` make the codes
+    of sparse and contractive autoencoders.
+    """
 
     shape: Shape
+    activation: Callable[[Array], Array] = jax.nn.identity
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Delta:
-        return distributions.Delta(_linear(self, "code", h))
+        return distributions.Delta(self.activation(_linear(self, "code", h)))
+
+
+class TopK(nn.Module):
+    """A sparse point: z = the k largest entries of W h + b where they stand, zero elsewhere.
+
+    Exactly k entries are kept (the first ones of equals), whatever their sign: a `SparseDelta` of
+    `[size]`. The gradient is that of the kept entries. Raises ValueError unless 1 <= k <= size.
+    Makhzani and Frey, 2014, k-sparse autoencoders, arXiv:1312.5663.
+    """
+
+    size: int
+    k: int
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, h: Array) -> distributions.SparseDelta:
+        if not 1 <= self.k <= self.size:
+            fix = "lower k or widen the code"
+            raise wrong("heads.TopK: k", self.k, f"1 to {self.size}, the code's size", fix)
+        code = nn.Dense(self.size, kernel_init=self.kernel_init, name="code")(h.ravel())
+        _, kept = jax.lax.top_k(code, self.k)
+        value = jnp.zeros_like(code).at[kept].set(code[kept])
+        return distributions.SparseDelta(value, self.k)
 
 
 class Normal(nn.Module):
@@ -255,5 +285,6 @@ __all__ = [
     "FullNormal",
     "Normal",
     "SharedNormal",
+    "TopK",
     "logit_of",
 ]

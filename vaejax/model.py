@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.errors import ScopeParamShapeError
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vaejax.distributions import Distribution
 from vaejax.errors import wrong
+from vaejax.networks import kernels
 from vaejax.types import Array, Key, Params
 
 
@@ -173,6 +175,36 @@ def deterministic(model: Model) -> Model:
     return model._replace(encode=encode, decode=decode)
 
 
+def tied(model: Model) -> Model:
+    """The same autoencoder with each of the decoder's dense layers the transpose of the encoder's.
+
+    `W'_l = W_{L+1-l}^T` for the L layers of both. The decoder keeps its biases; its kernels are
+    None in the parameters. For Linen modules of dense layers.
+    Raises ValueError at `init` where the layers are not each other's mirror image.
+    Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
+    """
+
+    def init(key: Key, x: Any, c: Any = ()) -> Params:
+        params = model.init(key, x, c)
+        own = kernels(params["decoder"])
+        mirrored = [k.shape[::-1] for k in kernels(params["encoder"]).values()][::-1]
+        if not own or [k.shape for k in own.values()] != mirrored:
+            got = f"kernels {[k.shape for k in own.values()]}"
+            fix = "mirror the encoder's widths, and end the decoder with one dense layer"
+            raise wrong("tied: the decoder", got, f"{mirrored}, as the encoder has", fix)
+        decoder = flatten_dict(params["decoder"]) | dict.fromkeys(own)
+        return {**params, "decoder": unflatten_dict(decoder)}
+
+    def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        last_first = list(kernels(params["encoder"]).values())[::-1]
+        places = kernels(params["decoder"])
+        mirrored = {path: k.T for path, k in zip(places, last_first, strict=True)}
+        decoder = unflatten_dict(flatten_dict(params["decoder"]) | mirrored)
+        return model.decode({**params, "decoder": decoder}, z, c, key=key)
+
+    return model._replace(init=init, decode=decode)
+
+
 def _given(c: Any) -> tuple[Any, ...]:
     return () if isinstance(c, tuple) and not c else (c,)
 
@@ -238,4 +270,5 @@ __all__ = [
     "generate",
     "interpolate",
     "reconstruct",
+    "tied",
 ]

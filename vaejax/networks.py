@@ -6,6 +6,7 @@ What the features mean is said by the head behind it:
 Dropout is active where the caller passes a key to `encode` or `decode`, and only there.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax import lax
 
 from vaejax.types import Array
@@ -160,9 +162,26 @@ def depth_to_space(x: Array) -> Array:
     return blocks.reshape(2 * height, 2 * width, channels // 4)
 
 
+def kernels(params: Any) -> dict[tuple[str, ...], Any]:
+    """The matrices of the dense layers in a tree of Linen parameters, by path, first layer first.
+
+    Every entry called "kernel" that is of rank 2, `[inputs, outputs]`, or None (see `model.tied`).
+    With `params["encoder"]` of one layer, the columns are the filters. Layers come in the order of
+    their names, numbers by value, as they stand in `nn.Sequential` and in `MLP`.
+    """
+    found = {p: k for p, k in flatten_dict(params).items() if p[-1] == "kernel"}
+    ordered = sorted(found, key=lambda path: [_natural(name) for name in path])
+    return {path: found[path] for path in ordered if found[path] is None or found[path].ndim == 2}
+
+
 def join(x: Any, c: Any = ()) -> Array:
     """The leaves of one example and its condition, flattened and side by side: `[total size]`."""
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves((x, c))])
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts layers_10 behind layers_9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _windows(x: Array, axis: int, side: int, stride: int) -> Array:

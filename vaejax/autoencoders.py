@@ -1,0 +1,173 @@
+"""Losses of deterministic autoencoders: the reconstruction, and what forces structure on the code.
+
+The code is z = f(x), the distortion D = -log p(x|z): squared error over 2 scale^2 under a Normal,
+cross-entropy under a Bernoulli, summed over the event, in nats. Each loss is D averaged over the
+batch, and one thing more:
+
+| loss | what forces structure |
+| --- | --- |
+| `reconstruction` | the size of the code alone |
+| `denoising` | the code is of a corrupted x, the target is the clean one |
+| `sparse` | weight * Omega(z), a penalty on the codes of the batch |
+| `batch_top_k` | k active units per example in the mean over the batch |
+| `contractive` | weight * |df/dx|_F^2 |
+| `higher_order_contractive` | that, and how much df/dx changes nearby |
+
+Corruptions are in `corruption`, penalties in `sparsity`, norms of Jacobians in `contraction`; a
+prior on the code instead makes it a VAE (`objectives.elbo`).
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vaejax import terms
+from vaejax.batch import batch_mean, over_batch
+from vaejax.distributions import Delta, SparseDelta
+from vaejax.errors import wrong
+from vaejax.model import Draw, Model, draw
+from vaejax.objectives import Schedule, schedule
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
+
+plainly = draw
+
+
+def reconstruction(model: Model, *, draw: Callable[..., Any] = draw) -> Loss:
+    """The distortion alone, D = -log p(x | z = f(x)), averaged over the batch, nats per example.
+
+    `draw`: how a Draw is made. The metric is `distortion`. Warns, while tracing, of a code larger
+    than x: nothing then keeps the autoencoder from the identity, which reconstructs everything and
+    has learned nothing. Rumelhart, Hinton and Williams, 1986; Hinton and Salakhutdinov, 2006.
+    """
+
+    def example(params: Params, key: Key, x: Any, c: Any) -> Array:
+        d = draw(model, params, key, x, c)
+        if draw is plainly:
+            _warn_of_identity(d)
+        return terms.distortion(d)
+
+    def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        D = batch_mean(over_batch(example, params, key, batch), batch.weight)
+        return D, {"distortion": D}
+
+    return loss
+
+
+def denoising(model: Model, *, corrupt: Callable[[Key, Any], Any]) -> Loss:
+    """The distortion of the clean x given the code of a corrupted one, nats per example.
+
+    `D = -log p(x | z = f(x~))`, `x~ ~ corrupt(key, x)`, drawn anew for every example and step.
+
+    `corrupt`: a pure function of one example, such as `corruption.masking(0.5)`; the metric is
+    `distortion`. Raises ValueError for a corrupted example of another shape.
+    Vincent, Larochelle, Bengio and Manzagol, 2008, Extracting and composing robust features with
+    denoising autoencoders; 2010, JMLR 11.
+    """
+    return reconstruction(model, draw=corrupted(corrupt))
+
+
+def corrupted(
+    corrupt: Callable[[Key, Any], Any], *, draw: Callable[..., Any] = draw
+) -> Callable[..., Any]:
+    """A `draw` whose encoder sees `corrupt(key, x)` while the Draw's x stays the clean target.
+
+    For any loss that takes a draw: `objectives.elbo(model, draw=corrupted(...))` is a denoising
+    VAE (Im et al., 2017, arXiv:1511.06406). Raises ValueError for a corrupted x of another shape.
+    """
+
+    def corrupted_draw(model: Model, params: Params, key: Key, x: Any, c: Any = ()) -> Any:
+        corrupt_key, draw_key = jax.random.split(key)
+        given = corrupt(corrupt_key, x)
+        got, expected = (jax.tree.map(jnp.shape, v) for v in (given, x))
+        if got != expected:
+            fix = "return the corrupted example in the shape of the clean one"
+            raise wrong("denoising: corrupt(key, x)", f"shape {got}", f"{expected}", fix)
+        return draw(model, params, draw_key, x, c, given=given)
+
+    return corrupted_draw
+
+
+def sparse(
+    model: Model,
+    *,
+    penalty: Callable[..., Array],
+    weight: Schedule,
+    draw: Callable[..., Any] = draw,
+) -> Loss:
+    """The distortion and a penalty on the codes of the batch, D + weight Omega(z).
+
+    `penalty(z, w) -> ()`: of codes `[batch, latent]` and the examples' weights `[batch]` or `()`:
+    `sparsity.l1`, `sparsity.kl(rho)`, `sparsity.squared(rho)`; `weight`: a number or a schedule of
+    the step; `draw`: how a Draw is made. The metrics are `distortion` (nats per example),
+    `penalty` (Omega) and `active` (share of the code's entries that are not zero).
+    Lee, Ekanadham and Ng, 2007, Sparse deep belief net model for visual area V2; Ng, 2011.
+    """
+
+    def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:
+        d = draw(model, params, key, x, c)
+        return terms.distortion(d), jnp.ravel(d.z)
+
+    def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        D, z = over_batch(example, params, key, batch)
+        active = batch_mean(jnp.mean(z != 0, axis=1), batch.weight)
+        D, Omega = batch_mean(D, batch.weight), penalty(z, batch.weight)
+        metrics = {"distortion": D, "penalty": Omega, "active": active}
+        return D + schedule(weight, step) * Omega, metrics
+
+    return loss
+
+
+def contractive(
+    model: Model,
+    *,
+    norm: Callable[..., Array],
+    weight: Schedule,
+    draw: Callable[..., Any] = draw,
+) -> Loss:
+    """The distortion and the squared norm of the encoder's Jacobian, D + weight |df/dx|_F^2.
+
+    `norm(model, params, key, x, c) -> ()`: `contraction.closed_form` (an encoder of one layer),
+    `contraction.exact` (small codes) or `contraction.hutchinson(probes)` (an unbiased estimate);
+    `weight`: a number or a schedule of the step; `draw`: how a Draw is made. The metrics are
+    `distortion` (nats per example) and `jacobian_NAME`, the mean of |df/dx|_F^2, which says by its
+    name what computed it. Rifai, Vincent, Muller, Glorot and Bengio, 2011, Contractive
+    auto-encoders: explicit invariance during feature extraction.
+    """
+
+    def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:
+        draw_key, norm_key = jax.random.split(key)
+        d = draw(model, params, draw_key, x, c)
+        return terms.distortion(d), norm(model, params, norm_key, x, c)
+
+    def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        D, J = batch_mean(over_batch(example, params, key, batch), batch.weight)
+        metrics = {"distortion": D, f"jacobian_{norm.__name__}": J}
+        return D + schedule(weight, step) * J, metrics
+
+    return loss
+
+
+def _warn_of_identity(d: Draw) -> None:
+    if not isinstance(d.q, Delta):
+        return
+    code = d.q.active if isinstance(d.q, SparseDelta) else d.z.size
+    size = sum(leaf.size for leaf in jax.tree.leaves(d.x))
+    if code > size:
+        warnings.warn(
+            f"reconstruction: the code has {code} entries for an x of {size} and nothing "
+            "regularises it, so the identity is a solution that has learned nothing; make the code "
+            "smaller, or use autoencoders.denoising, sparse or contractive, or heads.TopK",
+            stacklevel=2,
+        )
+
+
+__all__ = [
+    "contractive",
+    "corrupted",
+    "denoising",
+    "reconstruction",
+    "sparse",
+]
