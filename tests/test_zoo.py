@@ -1,6 +1,7 @@
 """Every family of the library through one suite: gradients, one trace, shapes, training, storage.
 
-A member is a function that builds a model, and the objective that trains it; what is particular to it is tested where it lives.
+A member is a function that builds a model, and the objective that trains it; what is particular to
+it is tested where it lives.
 """
 
 from collections.abc import Callable
