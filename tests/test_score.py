@@ -197,7 +197,7 @@ def test_small_steps_lose_the_bias_and_too_large_ones_diverge():
     start = jnp.full((4000, 2), 1.0)
     small = np.asarray(chains(langevin, jax.random.key(1), start, 600, 0.05))
     assert abs(small[:, 0].var() - 1) <= 0.0127 + 4 * np.sqrt(2 / 4000)
-    diverged = np.asarray(chains(langevin, jax.random.key(2), start, 600, 4.4))
+    diverged = np.asarray(chains(langevin, jax.random.key(2), start, 100, 4.4))
     assert np.abs(diverged[:, 0]).max() > 1e6 and diverged[:, 1].var() < 100
 
 
