@@ -72,6 +72,12 @@ def build(config: Config, shape: tuple[int, ...], mean: Any) -> Any:
                        nn.Sequential([layers(config.hidden[::-1]), likelihood]))  # fmt: skip
 
 
+def corruption_of(config: Config) -> Any:
+    """`corrupt(key, x)`; pixels are counted in whole numbers where the level is one."""
+    counted = config.corruption in ("erased_block", "low_resolution") and config.level % 1 == 0
+    return getattr(corruption, config.corruption)(int(config.level) if counted else config.level)
+
+
 def together(losses: dict[str, Any]) -> Any:
     """Several networks trained in one scalar, each as if alone, Adam being elementwise."""
 
@@ -107,13 +113,12 @@ def main(config: Config) -> dict[str, Any]:
     if images.dtype != np.uint8 and not 0 <= images.min() <= images.max() <= 1:
         got = f"floats in [{images.min():.4g}, {images.max():.4g}]"
         raise wrong("denoising: --dataset", got, "[0, 1]", "store uint8, or scale them")
-    whole = config.corruption in ("erased_block", "low_resolution") and config.level % 1 == 0
-    corrupt = getattr(corruption, config.corruption)(int(config.level) if whole else config.level)
-    keys = jax.random.split(jax.random.key(config.seed), 3)
+    corrupt = corruption_of(config)
+    init_key, fit_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
-    jax.eval_shape(corrupt, keys[0], jnp.asarray(mean, jnp.float32))  # refuses what does not fit
+    jax.eval_shape(corrupt, init_key, jnp.asarray(mean, jnp.float32))  # refuses what does not fit
     model = build(config, images.shape[1:], mean)
-    start = model.init(keys[0], jnp.asarray(mean, jnp.float32))
+    start = model.init(init_key, jnp.asarray(mean, jnp.float32))
     folder = run.open_folder(config, name=f"denoising-{Path(config.dataset).stem}")
 
     steps = len(images) // config.batch_size
@@ -122,17 +127,18 @@ def main(config: Config) -> dict[str, Any]:
     loss = together({"plain": plain(model), "denoising": denoising(model, corrupt=corrupt)})
     fitted = train.fit(
         loss, adam, {"plain": start, "denoising": start}, images,
-        key=keys[1], epochs=config.epochs, batch_size=config.batch_size, transform=data.scale,
+        key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.scale,
         evaluate=partial(evaluate.mean_loss, loss, data=test, transform=data.scale),
         evaluate_every=config.evaluate_every,
         directory=folder / "checkpoints", checkpoint_every=config.checkpoint_every,
         resume=config.resume, log=run.logger(folder), progress=config.progress,
     )  # fmt: skip
 
-    clean = np.asarray(data.scale(keys[2], test))
-    rows = {"corrupted": mapped(corrupt, keys_of(keys[2], jnp.arange(len(test))), clean)}
-    for name, params in fitted.params.items():
-        rows[name] = mapped(partial(reconstruct, model, params), rows["corrupted"])
+    clean = np.asarray(data.scale(test_key, test))
+    rows = {"corrupted": mapped(corrupt, keys_of(test_key, jnp.arange(len(test))), clean)}
+    for name in ("plain", "denoising"):
+        repair = partial(reconstruct, model, fitted.params[name])
+        rows[name] = mapped(repair, rows["corrupted"])
     found = {f"{name}_psnr_db": psnr(clean, row).mean() for name, row in rows.items()}
     of_clean = mapped(partial(reconstruct, model, fitted.params["plain"]), clean)
     gain = {f"gain_over_{name}_db": found["denoising_psnr_db"] - found[f"{name}_psnr_db"]
