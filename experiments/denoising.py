@@ -95,10 +95,10 @@ def psnr(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
     return -10 * np.log10(np.maximum(error, 10 ** (-EXACT / 10)))
 
 
-def mapped(function: Any, *arrays: Any) -> np.ndarray:
-    """`function` of every example, compiled, 500 of them at a time."""
-    over_all = partial(jax.lax.map, lambda one: function(*one), batch_size=500)
-    return np.asarray(jax.jit(over_all)(arrays))
+@partial(jax.jit, static_argnums=0)
+def mapped(function: Any, fixed: tuple[Any, ...], *arrays: Any) -> Any:
+    """`function(*fixed, *example)` of every example, 500 of them at a time."""
+    return jax.lax.map(lambda one: function(*fixed, *one), arrays, batch_size=500)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -135,12 +135,12 @@ def main(config: Config) -> dict[str, Any]:
     )  # fmt: skip
 
     clean = np.asarray(data.scale(test_key, test))
-    rows = {"corrupted": mapped(corrupt, keys_of(test_key, jnp.arange(len(test))), clean)}
+    seen = mapped(corrupt, (), keys_of(test_key, jnp.arange(len(test))), clean)
+    rows, repair = {"corrupted": np.asarray(seen)}, partial(reconstruct, model)
     for name in ("plain", "denoising"):
-        repair = partial(reconstruct, model, fitted.params[name])
-        rows[name] = mapped(repair, rows["corrupted"])
+        rows[name] = np.asarray(mapped(repair, (fitted.params[name],), seen))
     found = {f"{name}_psnr_db": psnr(clean, row).mean() for name, row in rows.items()}
-    of_clean = mapped(partial(reconstruct, model, fitted.params["plain"]), clean)
+    of_clean = np.asarray(mapped(repair, (fitted.params["plain"],), clean))
     gain = {f"gain_over_{name}_db": found["denoising_psnr_db"] - found[f"{name}_psnr_db"]
             for name in ("corrupted", "plain")}  # fmt: skip
     summary = {k: float(v) for k, v in {**found, **gain}.items()} | {

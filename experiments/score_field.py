@@ -109,7 +109,7 @@ def grid(box: np.ndarray, n: int) -> np.ndarray:
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """`2 E|X - Y| - E|X - X'| - E|Y - Y'|`, at least 0; 0 only for equal distributions."""
+    """`2 E|X - Y| - E|X - X'| - E|Y - Y'|`, unbiased: 0 in the mean for equal distributions."""
     from scipy.spatial.distance import cdist
 
     own = (cdist(a, a).sum() / (len(a) * (len(a) - 1)) for a in (x, y))
@@ -174,7 +174,8 @@ def main(config: Config) -> dict[str, Any]:
     fields = {"learned: (r(x) - x) / scale^2": learned, "true, of the smoothed density": true}
 
     noisy = np.asarray(jax.vmap(corrupt)(jax.random.split(keys[2], len(new)), new))
-    box = np.stack([x.min(axis=0), x.max(axis=0)]) + config.scale * np.array([[-2.5], [2.5]])
+    half = np.ptp(x, axis=0).max() / 2 + 2.5 * config.scale
+    box = (x.min(axis=0) + x.max(axis=0)) / 2 + half * np.array([[-1.0], [1.0]])
     start = rng.uniform(box[0], box[1], (config.chains, 2)).astype(np.float32)
     walk = partial(score.langevin, learned, step_size=config.step_share * config.scale**2,
                    steps=config.walk)  # fmt: skip

@@ -129,7 +129,8 @@ def _leaf_by_leaf(corrupt: Callable[[Key, Array], Array]) -> Corrupt:
     def of_tree(key: Key, x: Any) -> Any:
         leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, x))
         keys = jax.random.split(key, len(leaves))
-        return tree.unflatten([corrupt(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
+        found = [corrupt(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(tree, found)
 
     return of_tree
 
