@@ -70,6 +70,26 @@ def images(
     return figure
 
 
+def filters(
+    weights: Any,
+    *,
+    columns: int | None = None,
+    title: str = "",
+    labels: Sequence[str] | None = None,
+) -> "Figure":
+    """Draw weight vectors, or directions in the space of images, as images: zero is grey.
+
+    Each is scaled by its own largest magnitude, so that white is that and black is minus that.
+
+    Args: weights: `[n, height, width, channels]` or `[n, height, width]`, of any sign and size;
+    the rest as for `images`. Returns and raises as `images` does.
+    """
+    weights = _numbers("filters: weights", weights, 3, 4)
+    largest = np.abs(weights).reshape(len(weights), -1).max(axis=1)
+    largest = np.where(largest == 0, 1.0, largest).reshape(-1, *[1] * (weights.ndim - 1))
+    return images(0.5 + 0.5 * weights / largest, columns=columns, title=title, labels=labels)
+
+
 def interpolations(x: Any) -> "Figure":
     """Draw decoded paths between pairs of examples, one path in each row, its ends at the sides.
 
