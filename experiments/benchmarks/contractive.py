@@ -64,7 +64,7 @@ def programs(config: Config) -> dict[str, paired.Program]:
         function = jax.value_and_grad(penalty) if config.gradient else penalty
         compiled = jax.jit(function).lower(params, key, x).compile()
 
-        def evaluate(_: None) -> Any:
+        def evaluate(_: Any) -> Any:
             for _ in range(calls):
                 result = jax.block_until_ready(compiled(params, jax.random.clone(key), x))
             return result[0] if config.gradient else result
