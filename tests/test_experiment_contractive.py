@@ -15,8 +15,9 @@ from vaejax.types import Batch
 
 
 def test_it_runs_and_leaves_what_it_promises(tmp_path):
-    config = replace(contractive.Config(), smoke=True, progress=False, out=tmp_path / "run",
-                     methods=("plain", "masking", "contractive"), seeds=1, weight=10.0, learning_rate=0.05)  # fmt: skip
+    some = ("plain", "masking", "contractive")
+    config = replace(contractive.Config(), smoke=True, out=tmp_path / "run", methods=some,
+                     seeds=1, weight=10.0, learning_rate=0.05)  # fmt: skip
     summary = contractive.main(config)
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
     for method in config.methods:
@@ -41,9 +42,7 @@ def test_the_order_of_errors_is_counted_seed_by_seed():
         "contractive": rows(2.0, 1.0, 2.5, norm=2.0),
     }
     summary = contractive.summarise(table)
-    assert (
-        summary["seeds_in_order_gaussian"] == "1 of 3"
-    )  # a tie with plain is none
+    assert summary["seeds_in_order_gaussian"] == "1 of 3"  # a tie with plain is none
     assert summary["plain_over_contractive_jacobian_norm"] == 4.0
     assert summary["gaussian_error_percent"] == pytest.approx(7 / 3)
     assert summary["gaussian_error_percent_sd"] == pytest.approx(np.sqrt(1 / 3))
