@@ -1,7 +1,7 @@
 """Names and arrays in, arrays out; and transforms of one stored example into what a model sees.
 
-`load` reads, `stream` reads what does not fit memory; `binarize`, `scale` and `dequantize` are the `transform` of a training step;
-`python -m vaejax.prepare NAME` prepares a TFDS set for its first use.
+`load` reads, `stream` reads what does not fit memory; `binarize`, `scale` and `dequantize` are the
+`transform` of a training step; `python -m vaejax.prepare NAME` prepares a TFDS set for first use.
 """
 
 import contextlib
@@ -105,15 +105,15 @@ def stream(
     on exactly where one that had given s batches would.
 
     Args:
-      source: a path to a `.npy` file, which is memory-mapped, or anything with a shape `[n, ...]`, a
-        dtype and slices of rows: an array, a memory map, an HDF5 or Zarr data set.
+      source: a path to a `.npy` file, which is memory-mapped, or anything with a shape `[n, ...]`,
+        a dtype and slices of rows: an array, a memory map, an HDF5 or Zarr data set.
       key: of the order; batch_size: rows of a batch; epochs: passes over the rows, None: endless.
       start: batches to leave out, counted over the epochs; nothing of them is read.
       block, mixed: neighbouring rows read at once, and blocks shuffled together.
 
     Returns: an iterator of numpy `Batch(x [batch_size, ...])`, floats as float32, uint8 as it is,
-    `ceil(n / batch_size)` of them per epoch. Where that is not even, every batch has a `weight`, and
-    the last one of an epoch is filled up with rows of weight 0: one shape, one compiled step.
+    `ceil(n / batch_size)` of them per epoch. Where n / batch_size is not whole, every batch has a
+    `weight`, and the last of an epoch is filled up with rows of weight 0: one shape, one program.
     Raises: ValueError for other types and for rows with NaN or infinity, when their batch is due,
     naming the row and the file; FileNotFoundError.
     """

@@ -1,4 +1,4 @@
-"""Sparsity: penalties on the codes of a batch, dictionaries of unit norm, and units that never fire.
+"""Sparsity: penalties on the codes of a batch, dictionaries of unit norm, units that never fire.
 
 Penalties, `penalty(z [batch, latent], weight=()) -> ()`, for `autoencoders.sparse`:
 
@@ -8,8 +8,8 @@ Penalties, `penalty(z [batch, latent], weight=()) -> ()`, for `autoencoders.spar
 | `kl(rho)` | `sum_j KL(Bernoulli(rho) || Bernoulli(mean of z_j))`, codes in (0, 1) |
 | `squared(rho)` | `sum_j (mean of z_j - rho)^2` |
 
-The means are of each unit over the batch, so the last two say nothing about one example alone. Codes
-of exactly k active units are `heads.TopK`; `autoencoders.batch_top_k` has k in the mean.
+The means are of each unit over the batch, so the last two say nothing about one example alone.
+Codes of exactly k active units are `heads.TopK`; `autoencoders.batch_top_k` has k in the mean.
 
 A dictionary is the kernel of a decoder of one dense layer: unit j's atom is what the decoder adds
 to x for each unit of z_j.
@@ -41,10 +41,10 @@ def l1(z: Array, weight: Any = ()) -> Array:
     """The mean over the batch of `||z||_1 = sum_j |z_j|`, in the units of z, `()`.
 
     Under `lambda = weight` of `autoencoders.sparse` it is the prior of the code read as a density:
-    for n independent Laplace units `-log p(z) = lambda ||z||_1 - n log(lambda / 2)` nats, whose last
-    part is constant in z, so that D + lambda ||z||_1 is -log p(x, z) at the code, up to that.
+    for n independent Laplace units `-log p(z) = lambda ||z||_1 - n log(lambda / 2)` nats, the last
+    part constant in z, so that D + lambda ||z||_1 is -log p(x, z) at the code, up to that.
     The decoder's atoms need a fixed norm (`unit_columns`): else small codes and large atoms satisfy
-    the penalty and nothing is sparse.
+    the penalty, and nothing is sparse.
     `z`: codes `[batch, latent]`; `weight`: of the examples, `[batch]` or `()`.
     Olshausen and Field, 1996, Nature 381.
     """
@@ -54,8 +54,8 @@ def l1(z: Array, weight: Any = ()) -> Array:
 def kl(rho: float) -> Penalty:
     """The penalty that pulls the mean activation of sigmoid codes to rho, in nats.
 
-    `Omega = sum_j rho log(rho / m_j) + (1 - rho) log((1 - rho) / (1 - m_j))`, m_j the mean of unit j
-    over the batch: KL(Bernoulli(rho) || Bernoulli(m_j)).
+    `Omega = sum_j rho log(rho / m_j) + (1 - rho) log((1 - rho) / (1 - m_j))`, m_j the mean of unit
+    j over the batch: KL(Bernoulli(rho) || Bernoulli(m_j)).
 
     m_j is squeezed into [eps, 1 - eps] by `eps + (1 - 2 eps) m_j`, eps of the float type (1.2e-7):
     a unit that is dead or stuck has a large finite gradient, and the one that mends it, where a
@@ -121,8 +121,8 @@ def threshold(
     k of its units active in the mean over the data, see `thresholded`.
 
     `data`: a Batch or the x of one, `[n, ...]`, in a random order; batches of `batch_size` as in
-    training, what is left over unused. `transform`: as in `evaluate.elbo_terms`. Returns theta > 0 in
-    the units of z. Raises ValueError for k outside the code's size, or where nothing is active.
+    training, what is left over unused. `transform`: as in `evaluate.elbo_terms`. Returns theta > 0,
+    in the units of z. Raises ValueError for k outside the code's size, or where nothing is active.
     Bussmann, Leask and Nanda, 2024, arXiv:2412.06410.
     """
     batch = as_batch(data)
@@ -137,7 +137,7 @@ def threshold(
 
 
 def thresholded(model: Model, theta: float) -> Model:
-    """The model whose code keeps of each example the entries above theta: z_j if z_j > theta else 0.
+    """The model whose code keeps the entries above theta: z_j where z_j > theta, else 0.
 
     `theta`: a number or one per unit `[latent]`, for instance from `threshold`. Examples are coded
     each by itself. Bussmann, Leask and Nanda, 2024, arXiv:2412.06410.
@@ -176,6 +176,22 @@ def atoms(params: Params) -> Array:
     (kernel,) = _dense("atoms", params, "decoder").values()
     # An atom of zeros stays one, with a finite gradient.
     return kernel * lax.rsqrt(jnp.sum(kernel**2, axis=1, keepdims=True) + 1e-24)
+
+
+def transposed(params: Params) -> Params:
+    """The parameters with the transpose of the dictionary for the encoder's kernel: a better start.
+
+    `W = atoms(params)^T`, once; the two are free afterwards (`model.tied` holds them together). A
+    unit is then active where its own atom is, so that far fewer die. For encoders and decoders of
+    one dense layer each; raises ValueError for others.
+    Gao et al., 2024, Scaling and evaluating sparse autoencoders, arXiv:2406.04093.
+    """
+    (path, kernel) = next(iter(_dense("transposed", params, "encoder").items()))
+    dictionary = atoms(params)
+    if kernel.shape != dictionary.shape[::-1]:
+        raise _not_mirrored("transposed", kernel, dictionary)
+    encoder = flatten_dict(params["encoder"]) | {path: dictionary.T}
+    return {**params, "encoder": unflatten_dict(encoder)}
 
 
 def firing(
@@ -246,8 +262,7 @@ def _revived(
     )
     latent = v.shape[0]
     if w.shape != v.shape[::-1]:
-        fix = "use an encoder and a decoder of one dense layer each"
-        raise wrong("revive: kernels", f"{w.shape} and {v.shape}", "each other's mirror", fix)
+        raise _not_mirrored("revive", w, v)
     if examples < latent:
         fix = "give more, so that no two units start alike"
         raise wrong("revive: examples", examples, f"at least {latent}, the units", fix)
@@ -335,6 +350,12 @@ def _dense(function: str, params: Params, part: str) -> dict[tuple[str, ...], Ar
     return found
 
 
+def _not_mirrored(function: str, encoder: Array, decoder: Array) -> Exception:
+    got = f"kernels {encoder.shape} and {decoder.shape}"
+    fix = "use an encoder and a decoder of one dense layer each, with no condition"
+    return wrong(f"{function}: params", got, "each other's mirror", fix)
+
+
 def _with_atoms(params: Params) -> Params:
     (path,) = _dense("unit_columns", params, "decoder")
     decoder = flatten_dict(params["decoder"]) | {path: atoms(params)}
@@ -362,5 +383,6 @@ __all__ = [
     "squared",
     "threshold",
     "thresholded",
+    "transposed",
     "unit_columns",
 ]
