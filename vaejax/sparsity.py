@@ -277,7 +277,8 @@ def _revived(
     dead = jnp.mean(fires, axis=0) <= share
     log_error = jnp.log(jnp.sum(residual**2, axis=1) + 1e-30)
     # The largest of log p + Gumbel noise: draws without replacement, p proportional to error^2.
-    _, own = lax.top_k(2 * log_error + jax.random.gumbel(unit_key, (examples,)), latent)
+    _, drawn = lax.top_k(2 * log_error + jax.random.gumbel(unit_key, (examples,)), latent)
+    own = drawn[jnp.cumsum(dead) - 1]  # the first drawn are the worst: for the dead, in their order
     u = residual[own] * jnp.exp(-0.5 * log_error[own])[:, None]
     norms = jnp.linalg.norm(w, axis=0)
     alive = jnp.where(jnp.any(~dead), ~dead, True)
