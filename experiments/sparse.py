@@ -62,7 +62,7 @@ class Config(Code):
 PRESETS = {
     "digits": Config(),
     "mnist": Config(
-        "kl", 196, weight=3.0, weight_decay=0.3, batch_size=256, dataset="mnist", epochs=40
+        "kl", 196, weight=10.0, weight_decay=0.2, batch_size=256, dataset="mnist", epochs=40
     ),
     "dictionary": Config("top_k", 256, k=3, batch_size=512, dataset="dictionary", epochs=40),
 }
