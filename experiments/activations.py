@@ -34,7 +34,7 @@ class Config(sparse.Code):
     dataset: Path = Path("activations.npy")  # rows [n, size]
     epochs: int = 1  # passes over the rows
     sample: int = 8192  # rows in memory: for the scale, dead units and the final numbers
-    every: int = 200  # steps between rows of metrics.jsonl, and between revivals
+    every: int = 200  # steps between rows of metrics.jsonl, and between looks for dead units
     resume = False  # a pass starts anew; data.stream(start=...) would continue one
 
 
@@ -68,7 +68,9 @@ def main(config: Config) -> dict[str, Any]:
     rows = len(np.load(config.dataset, mmap_mode="r"))
     steps = config.epochs * -(-rows // config.batch_size)
     loss, adam = sparse.loss_for(config, model), sparse.adam_for(config, steps)
-    hook = sparse.reviving(config, model, adam, sample, steps, transform=transform)
+    hook = sparse.reviving(
+        config, model, adam, sample, steps, between=config.every, transform=transform
+    )
     init, step = train.make_step(loss, adam, transform=transform)
     step, log, history = jax.jit(step, donate_argnums=0), run.logger(folder), []
     state = init(fit_key, params)

@@ -38,6 +38,7 @@ class Code:
     weight: float = 0.1  # of the penalty: kl, squared, l1
     transposed: bool = True  # start the encoder as the transpose of the decoder (not kl)
     revive: bool = True  # give dead units a new start, during the first two thirds (not kl)
+    revive_every: int = 150  # steps that they are given to fire again
     learning_rate: float = 3e-3  # Adam's step size, falling to 0 over the last half
     weight_decay: float = 0.0  # of the kernels, decoupled from the gradient (AdamW)
     batch_size: int = 128  # examples per step
@@ -60,7 +61,7 @@ class Config(Code):
 
 
 PRESETS = {
-    "digits": Config(),
+    "digits": Config(latent=100, learning_rate=1e-3, weight_decay=0.3),
     "mnist": Config(
         "kl", 196, weight=10.0, weight_decay=0.2, batch_size=256, dataset="mnist", epochs=40
     ),
@@ -107,12 +108,21 @@ def adam_for(config: Code, steps: int) -> optax.GradientTransformation:
     return optax.adamw(rate, weight_decay=config.weight_decay, mask=kernels)
 
 
-def reviving(config: Code, model: Model, adam: Any, x: Any, steps: int, **options: Any) -> Any:
-    """A hook: dead units start anew while there is time to learn from it. None if not asked for."""
+def reviving(
+    config: Code, model: Model, adam: Any, x: Any, steps: int, *, between: int, transform: Any
+) -> Any:
+    """A hook: dead units start anew while there is time to learn from it. None if not asked for.
+
+    It is called every `between` of the run's `steps`.
+    """
     if config.code == "kl" or not config.revive:
         return None
-    hook = sparsity.revive(model, adam, x, examples=max(8192, config.latent), **options)
-    return lambda state: hook(state) if 3 * int(state.step) < 2 * steps else state
+    hook = sparsity.revive(model, adam, x, examples=max(8192, config.latent), transform=transform)
+
+    def due(step: int) -> bool:
+        return 3 * step < 2 * steps and step % config.revive_every < between
+
+    return lambda state: hook(state) if due(int(state.step)) else state
 
 
 def make_dictionary(config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -213,8 +223,11 @@ def main(config: Config) -> dict[str, Any]:
     model = build(config, x.shape[1:])
     params = begin(config, model, init_key, jnp.asarray(seen[0]))
     folder = run.open_folder(config, name=f"sparse-{Path(config.dataset).stem}")
-    steps = config.epochs * (len(x) // config.batch_size)
+    between = len(x) // config.batch_size
+    steps = config.epochs * between
     loss, adam = loss_for(config, model), adam_for(config, steps)
+
+    hook = reviving(config, model, adam, x, steps, between=between, transform=transform)
 
     def evaluated(params: Params, key: Key) -> dict[str, Any]:
         found = evaluate.mean_loss(loss, params, key, test, transform=transform)
@@ -222,7 +235,7 @@ def main(config: Config) -> dict[str, Any]:
 
     fitted = train.fit(
         loss, adam, params, x, key=fit_key, epochs=config.epochs, batch_size=config.batch_size,
-        transform=transform, hook=reviving(config, model, adam, x, steps, transform=transform),
+        transform=transform, hook=hook,
         evaluate=evaluated, evaluate_every=max(1, config.epochs // 40),
         directory=folder / "checkpoints", checkpoint_every=max(1, config.epochs // 4),
         resume=config.resume, log=run.logger(folder), progress=config.progress,
