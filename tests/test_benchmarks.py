@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import run
-from experiments.benchmarks import convolution, likelihood
+from experiments.benchmarks import convolution, likelihood, paired
 from vaejax import evaluate
 
 
@@ -83,7 +83,7 @@ def test_likelihood_benchmark_without_torch_says_what_to_install(monkeypatch):
 
 
 def test_the_peak_of_memory_is_seen_after_it_has_gone():
-    with likelihood.peak_memory() as peak:
+    with paired.peak_memory() as peak:
         time.sleep(0.2)
         before = peak()
         block = np.ones(50_000_000)  # 400 MB

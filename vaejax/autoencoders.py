@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vaejax import terms
+from vaejax import sparsity, terms
 from vaejax.batch import batch_mean, over_batch
 from vaejax.distributions import Delta, SparseDelta
 from vaejax.errors import at_least_one, wrong
@@ -116,6 +116,41 @@ def sparse(
         D, Omega = batch_mean(D, batch.weight), penalty(z, batch.weight)
         metrics = {"distortion": D, "penalty": Omega, "active": active}
         return D + schedule(weight, step) * Omega, metrics
+
+    return loss
+
+
+def batch_top_k(model: Model, *, k: int) -> Loss:
+    """The distortion of codes of which the whole batch keeps its `k batch` largest entries.
+
+    `D = -log p(x|z)`, `z_ij = f(x_i)_j` if it is among the `k batch` largest of the batch, else 0:
+    an example that is harder gets more active units than another, k in the mean.
+
+    `model`: ends its encoder with a code that is not sparse yet, `heads.Code(n, nn.relu)`;
+    `k`: 1 to the code's size. Masked examples are no part of the batch. The metrics are
+    `distortion` (nats per example), `active` (share of the code's entries that are not zero) and
+    `threshold`, the smallest activation kept (0 where none is above it). An example alone is coded
+    by `sparsity.thresholded(model, theta)`. Raises ValueError for a k outside the code's size.
+    Bussmann, Leask and Nanda, 2024, BatchTopK sparse autoencoders, arXiv:2412.06410.
+    """
+
+    def code(params: Params, key: Key, x: Any, c: Any) -> Array:
+        return jnp.ravel(model.encode(params, x, c, key=key).mean)
+
+    def example(params: Params, key: Key, x_and_z: Any, c: Any) -> Array:
+        x, z = x_and_z
+        return -model.decode(params, z, c, key=key).log_prob(x)
+
+    def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        code_key, decode_key = jax.random.split(key)
+        z = over_batch(code, params, code_key, batch)
+        z = sparsity.largest(z, k, batch.weight)
+        pairs = batch._replace(x=(batch.x, z))
+        D = batch_mean(over_batch(example, params, decode_key, pairs), batch.weight)
+        active = batch_mean(jnp.mean(z != 0, axis=1), batch.weight)
+        theta = sparsity.smallest_active(z)
+        theta = jnp.where(jnp.isfinite(theta), theta, 0)
+        return D, {"distortion": D, "active": active, "threshold": theta}
 
     return loss
 
@@ -215,6 +250,7 @@ def _warn_of_identity(d: Draw) -> None:
 
 
 __all__ = [
+    "batch_top_k",
     "contractive",
     "corrupted",
     "denoising",

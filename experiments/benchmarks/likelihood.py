@@ -8,10 +8,7 @@ figures to expect: experiments/benchmarks/README.md.
 """
 
 import math
-import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -135,26 +132,6 @@ def programs(config: Config) -> dict[str, paired.Program]:
     return {name: _program(config, function) for name, function in functions.items()}
 
 
-@contextmanager
-def peak_memory() -> Iterator[Callable[[], float]]:
-    """The largest RssAnon of this process while inside, in MB, looked at 50 times a second."""
-    seen, done = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            status = Path("/proc/self/status")
-            found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text() if status.exists() else "")
-            seen.append(int(found[1]) / 1e3 if found else math.nan)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield lambda: max(seen)
-    finally:
-        done.set()
-        thread.join()
-
-
 def main(config: Config) -> dict[str, Any]:
     """Measure, print and write; returns what the JSON file holds."""
     if config.smoke:
@@ -162,7 +139,7 @@ def main(config: Config) -> dict[str, Any]:
                          batch_size=3, rounds=2)  # fmt: skip
     if config.compare:
         return paired.measure(programs(config), config, unit="samples", numerator="vaejax")
-    with peak_memory() as peak:
+    with paired.peak_memory() as peak:
         log_likelihood, began = in_vaejax(config, *problem(config)), perf_counter()
         log_px = log_likelihood()
         seconds = perf_counter() - began

@@ -1,0 +1,119 @@
+"""A sparse autoencoder of any matrix in a file, such as the activations of a network's layer.
+
+    python -m experiments.activations --dataset FILE.npy --latent 4096 --k 32
+
+FILE.npy holds rows `[n, size]` (float16, 32 or 64) and is streamed from the disk in a random order,
+never read whole: memory does not grow with n. Rows are centred and scaled by some 8000 of them; a
+top-k code, a dictionary of unit norm, dead units revived. Leaves parameters in parameters.npz, the
+share of the variance that is missed, how often each unit fires, and curves. The proof that memory
+stays bounded at 10^6 rows of 768: experiments/benchmarks/streaming.py.
+"""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from experiments import run, sparse
+from vaejax import data, plot, sparsity, train
+from vaejax.errors import wrong
+
+
+@dataclass(frozen=True)
+class Config(sparse.Code):
+    latent: int = 1536  # units of the code
+    k: int = 32  # active units of top_k, in the mean over the batch of batch_top_k
+    learning_rate: float = 1e-3  # Adam's step size, falling to 0 over the last half
+    batch_size: int = 512  # rows per step
+    dataset: Path = Path("activations.npy")  # rows [n, size]
+    epochs: int = 1  # passes over the rows
+    sample: int = 8192  # rows in memory: for the scale, dead units and the final numbers
+    every: int = 200  # steps between rows of metrics.jsonl, and between looks for dead units
+    resume = False  # a pass starts anew; data.stream(start=...) would continue one
+
+
+PRESETS = {"activations": Config()}
+
+
+def sampled(config: Config, key: Any) -> np.ndarray:
+    """The first rows of the stream in another order than training's."""
+    batches = data.stream(config.dataset, key=key, batch_size=256)
+    return np.concatenate([b.x for b in islice(batches, -(-config.sample // 256))])
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train in passes over the file, measure and draw; returns what summary.json holds."""
+    sample_key, init_key, fit_key, order_key, theta_key = jax.random.split(
+        jax.random.key(config.seed), 5
+    )
+    sample = sampled(config, sample_key)
+    if sample.ndim != 2:
+        got, fix = f"rows of shape {sample.shape[1:]}", "write it as rows.reshape(len(rows), -1)"
+        raise wrong("activations: --dataset", got, "a matrix [n, size]", fix)
+    mean = sample.mean(axis=0)
+    norm = np.sqrt(np.mean(np.sum((sample - mean) ** 2, axis=1)))
+
+    def transform(key: Any, x: Any) -> Any:
+        return (x - mean) / norm
+
+    model = sparse.build(config, sample.shape[1:])
+    params = sparse.begin(config, model, init_key, jnp.zeros(sample.shape[1:]))
+    folder = run.open_folder(config, name=f"activations-{config.dataset.stem}")
+    rows = len(np.load(config.dataset, mmap_mode="r"))
+    steps = config.epochs * -(-rows // config.batch_size)
+    loss, adam = sparse.loss_for(config, model), sparse.adam_for(config, steps)
+    hook = sparse.reviving(
+        config, model, adam, sample, steps, between=config.every, transform=transform
+    )
+    init, step = train.make_step(loss, adam, transform=transform)
+    step, log, history = jax.jit(step, donate_argnums=0), run.logger(folder), []
+    state = init(fit_key, params)
+    began = perf_counter()
+    batches = data.stream(
+        config.dataset, key=order_key, batch_size=config.batch_size, epochs=config.epochs
+    )
+    for i, batch in enumerate(islice(batches, 20) if config.smoke else batches, 1):
+        state, metrics = step(state, batch)
+        if i % (5 if config.smoke else config.every) == 0 or i == steps:
+            row = {"epoch": i * config.epochs / steps, "step": float(i)}
+            history.append(row | {name: float(value) for name, value in metrics.items()})
+            log(history[-1])
+            state = state if hook is None else hook(state)
+    seconds = perf_counter() - began
+
+    final, seen = state.params, np.asarray((sample - mean) / norm)
+    summary: dict[str, Any] = {
+        "rows": rows,
+        "steps": i,
+        "rows_per_second": i * config.batch_size / seconds,
+    }
+    if config.code == "batch_top_k":
+        theta = sparsity.threshold(model, final, theta_key, seen, k=config.k,
+                                   batch_size=config.batch_size)  # fmt: skip
+        model, summary["threshold"] = sparsity.thresholded(model, theta), theta
+    z, r = sparse.codes(model, final, seen)
+    summary |= sparse.measured(config, z, seen, r) | {"seconds_train": seconds}
+    run.write_json(folder / "summary.json", summary)
+    arrays: Any = {"/".join(path): a for path, a in flatten_dict(final).items()}
+    np.savez(folder / "parameters.npz", mean=mean, norm=norm, **arrays)
+    missed = [row["distortion"] - seen[0].size * np.log(np.pi) / 2 for row in history]
+    drawn = {
+        "curves": plot.curves(
+            {"batch": missed}, steps=[row["step"] for row in history], xlabel="step",
+            ylabel="share of the variance missed",
+        ),
+        "units": sparse.drawn_units(config, z),
+    }  # fmt: skip
+    run.save_figures(folder, drawn)
+    run.report(folder, summary, f"over {len(seen)} rows, which were also trained on")
+    return summary
+
+
+if __name__ == "__main__":
+    run.command_line(main, PRESETS, __doc__ or "")

@@ -1,0 +1,88 @@
+"""Memory and speed of a sparse autoencoder trained on a file that is streamed.
+
+    python -m experiments.benchmarks.streaming [--rows N] [--size D] [--folder DIR]
+
+Writes `rows x size` float32 (3 GB by default, removed at the end) chunk by chunk, trains
+experiments.activations on it in one pass, and reports the peak of anonymous memory, RssAnon: pages
+of the mapped file are not counted, since the system may drop them at any time. Figures to expect:
+experiments/benchmarks/README.md.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import activations, run
+from experiments.benchmarks.paired import peak_memory
+from vaejax.errors import wrong
+
+
+@dataclass(frozen=True)
+class Config:
+    rows: int = 1_000_000  # of the file
+    size: int = 768  # dimensions of each
+    atoms: int = 1536  # of the dictionary that they are made of
+    active: int = 16  # atoms in each row, with coefficients from Uniform[0.5, 1.5]
+    noise: float = 0.1  # norm of the Gaussian noise added to a row
+    latent: int = 1536  # units of the code
+    k: int = 16  # active units
+    batch_size: int = 512  # rows per step
+    folder: Path = Path(tempfile.gettempdir())  # where the file is written
+    seed: int = 0  # of data and parameters
+    out: Path | None = None  # JSON file to write
+    smoke: bool = False  # shrink everything to seconds, to see that it runs
+
+
+PRESETS = {"streaming": Config()}
+
+
+def write(config: Config, path: Path) -> None:
+    """The file, 10,000 rows at a time."""
+    rng = np.random.default_rng(config.seed)
+    atoms = rng.normal(size=(config.atoms, config.size)).astype(np.float32)
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    shape = config.rows, config.size
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    for start in range(0, config.rows, 10_000):
+        part = file[start : start + 10_000]
+        part[:] = rng.normal(size=part.shape) * config.noise / config.size**0.5
+        for _ in range(config.active):
+            coefficient = rng.uniform(0.5, 1.5, (len(part), 1)).astype(np.float32)
+            part += coefficient * atoms[rng.integers(config.atoms, size=len(part))]
+    file.flush()
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Write, train, report and remove."""
+    if config.smoke:
+        small = {"rows": 3000, "size": 32, "atoms": 48, "active": 3, "latent": 48, "k": 3}
+        config = type(config)(**(vars(config) | small | {"batch_size": 100}))
+    needed, free = 4 * config.rows * config.size, shutil.disk_usage(config.folder).free
+    if free < 1.1 * needed:
+        got, fix = f"{free / 1e9:.1f} GB free", "name another --folder, or fewer --rows"
+        raise wrong("streaming: --folder", got, f"{1.1 * needed / 1e9:.1f} GB", fix)
+    with tempfile.TemporaryDirectory(dir=config.folder) as folder:
+        path = Path(folder, "activations.npy")
+        write(config, path)
+        options = activations.Config(
+            dataset=path, latent=config.latent, k=config.k, batch_size=config.batch_size,
+            seed=config.seed, out=Path(folder, "run"),
+        )  # fmt: skip
+        with peak_memory() as peak:
+            summary = activations.main(options)
+            sizes = {"file_gb": path.stat().st_size / 1e9, "rss_anon_peak_gb": peak() / 1e3}
+            report = {**sizes, **summary, **run.circumstances()}
+    print(
+        "peak of anonymous memory {rss_anon_peak_gb:.2f} GB, file {file_gb:.2f} GB".format(**sizes)
+    )
+    if config.out is not None:
+        run.write_json(config.out, report)
+    return report
+
+
+if __name__ == "__main__":
+    run.command_line(main, PRESETS, __doc__ or "")
