@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from vaejax import terms
 from vaejax.batch import batch_mean, over_batch
 from vaejax.distributions import Delta, SparseDelta
-from vaejax.errors import wrong
+from vaejax.errors import at_least_one, wrong
 from vaejax.model import Draw, Model, draw
 from vaejax.objectives import Schedule, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
@@ -150,6 +150,56 @@ def contractive(
     return loss
 
 
+def higher_order_contractive(
+    model: Model,
+    *,
+    norm: Callable[..., Array],
+    weight: Schedule,
+    curvature: Schedule,
+    scale: float,
+    samples: int = 1,
+    draw: Callable[..., Any] = draw,
+) -> Loss:
+    """The contractive loss, and how much the Jacobian changes nearby: CAE+H.
+
+    `D + weight |J(x)|_F^2 + curvature E_e |J(x) - J(x + e)|_F^2`, `e ~ N(0, scale^2 I)`, J = df/dx.
+
+    For small scale the expectation is `scale^2 |d^2f/dx^2|_F^2`, the Hessian's squared norm, got
+    without second derivatives.
+
+    `norm`, `weight`, `draw`: as for `contractive`; `curvature`: a number or a schedule of the step;
+    `scale`: standard deviation of e, in units of x; `samples`: draws of e per example. The metrics
+    are `distortion` (nats per example), `jacobian_NAME` and `curvature_NAME`, the means of the two
+    squared norms, named after `norm`. Raises ValueError for scale <= 0 or samples < 1.
+    Rifai, Mesnil, Vincent, Muller, Bengio, Dauphin and Glorot, 2011, Higher order contractive
+    auto-encoder, ECML.
+    """
+    at_least_one("higher_order_contractive", samples=samples)
+    if not scale > 0:
+        fix = "the noise is in units of x"
+        raise wrong("higher_order_contractive: scale", scale, "above 0", fix)
+
+    def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array, Array]:
+        draw_key, norm_key, shift_key = jax.random.split(key, 3)
+
+        def change(key: Key) -> Array:
+            noise_key, norm_key = jax.random.split(key)
+            shift = scale * jax.random.normal(noise_key, jnp.shape(x), x.dtype)
+            return norm(model, params, norm_key, x, c, shift=shift)
+
+        d = draw(model, params, draw_key, x, c)
+        changes = jax.vmap(change)(jax.random.split(shift_key, samples))
+        return terms.distortion(d), norm(model, params, norm_key, x, c), jnp.mean(changes)
+
+    def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        D, J, H = batch_mean(over_batch(example, params, key, batch), batch.weight)
+        name = norm.__name__
+        metrics = {"distortion": D, f"jacobian_{name}": J, f"curvature_{name}": H}
+        return D + schedule(weight, step) * J + schedule(curvature, step) * H, metrics
+
+    return loss
+
+
 def _warn_of_identity(d: Draw) -> None:
     if not isinstance(d.q, Delta):
         return
@@ -168,6 +218,7 @@ __all__ = [
     "contractive",
     "corrupted",
     "denoising",
+    "higher_order_contractive",
     "reconstruction",
     "sparse",
 ]

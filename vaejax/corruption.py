@@ -1,0 +1,163 @@
+"""What a denoising autoencoder is trained to undo: pure functions `corrupt(key, x) -> x~`.
+
+Each function here makes one, for one example x as the model sees it (an array, or a pytree whose
+leaves are corrupted independently); x~ has the shape and type of x. `autoencoders.denoising` draws
+it anew at every step; a batch is `jax.vmap(corrupt)(keys, x)`.
+
+| corruption | what remains to be done |
+| --- | --- |
+| `masking(nu)` | fill entries in |
+| `gaussian(scale)` | remove noise; the reconstruction then holds a score, see `score` |
+| `salt_and_pepper(nu)` | find the broken entries and fill them in |
+| `erased_block(side)` | inpainting |
+| `low_resolution(factor)` | super-resolution |
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vaejax.errors import wrong
+from vaejax.types import Array, Key
+
+Corrupt = Callable[[Key, Any], Any]
+
+
+def masking(nu: float) -> Corrupt:
+    """Each entry is zero with probability nu, independently, and else as it was.
+
+    `x~_i = m_i x_i`, `m_i ~ Bernoulli(1 - nu)`. Nothing is rescaled (as dropout would), so that
+    E[x~] = (1 - nu) x. Raises ValueError unless 0 <= nu <= 1.
+    Vincent, Larochelle, Bengio and Manzagol, 2008, Extracting and composing robust features with
+    denoising autoencoders.
+    """
+    _probability("masking", nu)
+
+    def mask(key: Key, x: Array) -> Array:
+        return jnp.where(jax.random.bernoulli(key, float(nu), x.shape), jnp.zeros_like(x), x)
+
+    return _leaf_by_leaf(mask)
+
+
+def gaussian(scale: float) -> Corrupt:
+    """Normal noise is added: `x~ = x + scale eps`, `eps ~ N(0, I)`; nothing is clipped.
+
+    `scale`: standard deviation, in units of x. Raises ValueError unless scale is positive and
+    finite; TypeError where x is not floating point.
+    Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
+    """
+    if not 0 < scale < np.inf:
+        raise wrong("gaussian: scale", scale, "a positive number", "give a standard deviation")
+
+    def add(key: Key, x: Array) -> Array:
+        return _floats("gaussian", x) + scale * jax.random.normal(key, x.shape, x.dtype)
+
+    return _leaf_by_leaf(add)
+
+
+def salt_and_pepper(nu: float) -> Corrupt:
+    """Each entry is lost with probability nu, independently: then 0 or 1, evenly.
+
+    `x~_i = 0` or `1` with probability nu / 2 each, else x_i. For x in [0, 1].
+    Raises ValueError unless 0 <= nu <= 1; TypeError where x is not floating point.
+    Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
+    """
+    _probability("salt_and_pepper", nu)
+
+    def lose(key: Key, x: Array) -> Array:
+        u = jax.random.uniform(key, _floats("salt_and_pepper", x).shape)
+        return jnp.where(u < nu, (u < nu / 2).astype(x.dtype), x)
+
+    return _leaf_by_leaf(lose)
+
+
+def erased_block(side: int) -> Corrupt:
+    """A square of side x side pixels is zero in all channels, at a place drawn evenly.
+
+    x: an image `[height, width]` or `[height, width, channels]`; the square lies inside it.
+    Raises ValueError for a side below 1, above the image's height or width, and for x that is no
+    image. Pathak et al., 2016, Context encoders: feature learning by inpainting, arXiv:1604.07379.
+    """
+    _whole("erased_block: side", side)
+
+    def erase(key: Key, x: Array) -> Array:
+        height, width = _image("erased_block", x)
+        if side > min(height, width):
+            expected = f"1 to {min(height, width)}, the image being {height} x {width}"
+            raise wrong("erased_block: side", side, expected, "choose a smaller block")
+        lowest, highest = jnp.zeros(2, jnp.int32), jnp.array([height - side, width - side])
+        top, left = jax.random.randint(key, (2,), lowest, highest + 1)
+        rows, columns = jnp.arange(height) - top, jnp.arange(width) - left
+        inside = jnp.outer((rows >= 0) & (rows < side), (columns >= 0) & (columns < side))
+        return jnp.where(inside.reshape(height, width, *[1] * (x.ndim - 2)), jnp.zeros_like(x), x)
+
+    return _leaf_by_leaf(erase)
+
+
+def low_resolution(factor: int) -> Corrupt:
+    """Every pixel becomes the mean of its cell of factor x factor pixels, super-resolution's input.
+
+    Cells are counted from the upper left corner; those at the other edges are smaller where factor
+    does not divide the image, and their mean is over the pixels that they have. Deterministic: the
+    key is not used. x: an image `[height, width]` or `[height, width, channels]`.
+    Raises ValueError for a factor below 1 and x that is no image; TypeError where x is not floating
+    point.
+    """
+    _whole("low_resolution: factor", factor)
+
+    def average(key: Key, x: Array) -> Array:
+        sides = _image("low_resolution", _floats("low_resolution", x))
+        rows, columns = (_cell_means(side, factor, x.dtype) for side in sides)
+        return jnp.einsum("ih,hw...,jw->ij...", rows, x, columns, precision="highest")
+
+    return _leaf_by_leaf(average)
+
+
+def _cell_means(size: int, factor: int, dtype: Any) -> Array:
+    """The matrix `[size, size]` that replaces each entry of a row by the mean of its cell."""
+    cell = np.arange(size) // factor
+    same = cell[:, None] == cell[None, :]
+    return jnp.asarray(same / same.sum(axis=1, keepdims=True), dtype)
+
+
+def _leaf_by_leaf(corrupt: Callable[[Key, Array], Array]) -> Corrupt:
+    """The corruption of arrays as one of pytrees, each leaf with a key of its own."""
+
+    def of_tree(key: Key, x: Any) -> Any:
+        leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, x))
+        keys = jax.random.split(key, len(leaves))
+        return tree.unflatten([corrupt(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
+
+    return of_tree
+
+
+def _probability(function: str, nu: float) -> None:
+    if not 0 <= nu <= 1:
+        fix = "give the share of entries to corrupt, for instance 0.5"
+        raise wrong(f"{function}: nu", nu, "a probability in [0, 1]", fix)
+
+
+def _whole(where: str, count: int) -> None:
+    if count != int(count) or count < 1:
+        raise wrong(where, count, "a whole number of pixels, 1 or more", "count in pixels")
+
+
+def _floats(function: str, x: Array) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        fix = "scale it first: transform=data.scale"
+        raise wrong(f"{function}: x", x.dtype, "floating point", fix, TypeError)
+    return x
+
+
+def _image(function: str, x: Array) -> tuple[int, int]:
+    if x.ndim not in (2, 3):
+        expected = "one image [height, width] or [height, width, channels]"
+        fix = "reshape a vector to its image; map a batch: jax.vmap(corrupt)(keys, x)"
+        raise wrong(f"{function}: x", f"shape {x.shape}", expected, fix)
+    return x.shape[0], x.shape[1]
+
+
+__all__ = ["erased_block", "gaussian", "low_resolution", "masking", "salt_and_pepper"]

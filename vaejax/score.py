@@ -1,0 +1,85 @@
+"""The score that a denoising autoencoder has learned, and samples drawn by following it.
+
+What a reconstruction of x + scale eps is at its best is E[x | x~], and that holds the gradient of
+the log-density of the noisy data. Everything here is for one example; batch it with `jax.vmap`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vaejax.errors import at_least_one, wrong
+from vaejax.model import Model, reconstruct
+from vaejax.types import Array, Key, Params
+
+
+def score(model: Model, params: Params, x: Any, *, scale: float, c: Any = ()) -> Array:
+    """The gradient of log p_scale(x) that a denoising autoencoder estimates, in the shape of x.
+
+    `s(x) = (r(x) - x) / scale^2`, r the mean of the reconstruction; `p_scale` is the density of the
+    data *smoothed* by the noise of training, p convolved with N(0, scale^2 I). For the best
+    possible r, E[x | x~], this is an identity (Miyasawa, 1961; Robbins, 1956), at any scale; only
+    as scale -> 0 is it the score of the data's own density. Its zeros are the fixed points of r:
+    maxima of p_scale, but minima and saddles too. Where noisy data hardly ever lie r was not
+    trained, and s means nothing there.
+
+    `model`: trained by `autoencoders.denoising(model, corrupt=corruption.gaussian(scale))` under a
+    likelihood whose best mean is E[x | x~]: Normal (squared error) or Bernoulli; `x`: a point of
+    the smoothed density, of the event's shape; `scale`: standard deviation of that noise, in units
+    of x. Returns nats per unit of x. Raises ValueError for scale <= 0 and for x of another shape
+    than its reconstruction. Alain and Bengio, 2014, What regularized auto-encoders learn from the
+    data-generating distribution, arXiv:1211.4246; Vincent, 2011, A connection between score
+    matching and denoising autoencoders.
+    """
+    _positive("score: scale", scale, "give the standard deviation of the noise in training")
+    r = reconstruct(model, params, x, c)
+    if jnp.shape(r) != jnp.shape(x):
+        fix = "give one example; map a batch: jax.vmap(lambda x: score(model, params, x, ...))"
+        raise wrong("score: x", f"shape {jnp.shape(x)}", f"{jnp.shape(r)}, as reconstructed", fix)
+    return (r - x) / scale**2
+
+
+def langevin(
+    score: Callable[[Any], Array], key: Key, x: Any, *, step_size: float, steps: int
+) -> Array:
+    """The end of a walk along a score from x: the unadjusted Langevin algorithm.
+
+    `x' = x + step_size / 2 s(x) + sqrt(step_size) eps`, `eps ~ N(0, I)`, `steps` times. Its limits:
+
+    - no step is ever rejected, so that the distribution it settles in is off by O(step_size): for
+      N(mu, v) the variance is v / (1 - step_size / 4v), and from step_size = 4v on the walk
+      diverges; v is the smallest variance in any direction;
+    - with `score` above it samples the *smoothed* density, not the data's: what is drawn still
+      carries the noise of training, and one last x + scale^2 s(x), the reconstruction, gives the
+      mean of the data behind it rather than a draw;
+    - it hardly ever crosses a region of low density: modes keep the shares of the starting points,
+      whatever their weights are;
+    - a start far from the noisy data of training follows a field that nothing has trained.
+
+    `score(x) -> s`: at one point, in the shape of x; `x`: the start; `step_size`: in squared units
+    of x. Returns the last x. Raises ValueError for step_size <= 0, steps < 1 and a score of
+    another shape. Roberts and Tweedie, 1996, Exponential convergence of Langevin distributions and
+    their discrete approximations.
+    """
+    _positive("langevin: step_size", step_size, "about scale^2 / 10 is a start")
+    at_least_one("langevin", steps=steps)
+    x = jnp.asarray(x)
+    if (got := jax.eval_shape(score, x).shape) != x.shape:
+        raise wrong("langevin: score", f"shape {got}", f"{x.shape}, as x", "map the chains instead")
+
+    def step(x: Array, i: Array) -> tuple[Array, None]:
+        noise = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+        return x + step_size / 2 * score(x) + step_size**0.5 * noise, None
+
+    return lax.scan(step, x, jnp.arange(steps))[0]
+
+
+def _positive(where: str, value: float, fix: str) -> None:
+    if not value > 0:
+        raise wrong(where, value, "a positive number", fix)
+
+
+__all__ = ["langevin", "score"]
