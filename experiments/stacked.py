@@ -53,7 +53,7 @@ class Config:
     valid: int = 300  # last training images, whose labels only choose the epoch and the rate
     fine_tuning_epochs: int = 60  # passes over the labelled images, for each start and rate
     fine_tuning_batch: int = 20  # labelled images per step
-    fine_tuning_rates: tuple[float, ...] = (3e-4, 1e-3)  # Adam's step sizes to choose from
+    fine_tuning_rates: tuple[float, ...] = (1e-3, 3e-3)  # Adam's step sizes to choose from
     seeds: int = 5  # repetitions: labels, initialisation and training
     seed: int = 0  # of the first repetition
     out: Path | None = None  # folder of the run; by default a new one under runs/
@@ -63,8 +63,8 @@ class Config:
 
 PRESETS = {
     "digits": Config(),
-    "mnist": Config("mnist", hidden=(500, 500, 500), epochs=8, batch_size=128, learning_rate=1e-3,
-                    labels=1000, valid=3000, fine_tuning_epochs=40, fine_tuning_batch=50),
+    "mnist": Config("mnist", hidden=(500, 500, 500), epochs=3, batch_size=128, learning_rate=1e-3,
+                    labels=1000, valid=3000, fine_tuning_epochs=30, fine_tuning_batch=50),
 }  # fmt: skip
 HE = nn.initializers.he_normal()
 STARTS = ("scratch", "pretrained")
@@ -96,9 +96,10 @@ def drawn_labels(images: Batch, config: Config) -> Batch:
     y = images.y[: len(images.y) - config.valid]
     each = config.labels // len(np.unique(y))
     chosen = [rng.permutation(np.flatnonzero(y == label))[:each] for label in np.unique(y)]
-    if min(map(len, chosen)) < each or each < 1:
-        got, fix = f"{config.labels} with {config.valid} for validation", "take fewer"
-        raise wrong("stacked: --labels", got, "some of each class, and no more than there are", fix)
+    if each < 1 or min(map(len, chosen)) < each:
+        got = f"{config.labels} of {len(chosen)} classes"
+        expected = "1 or more of each, and no more than there are outside validation"
+        raise wrong("stacked: --labels", got, expected, "change --labels or --valid")
     chosen = np.concatenate(chosen)
     return Batch(images.x[chosen], y=images.y[chosen])
 
@@ -113,7 +114,7 @@ def fine_tuned(config: Config, classify: Model, start: Params, labelled: Any, va
             key=jax.random.key(config.seed), epochs=config.fine_tuning_epochs,
             batch_size=config.fine_tuning_batch, transform=data.scale, monitor="error",
             evaluate=partial(evaluate.mean_loss, loss, data=valid, transform=data.scale),
-            evaluate_every=2, progress=False,
+            evaluate_every=max(1, config.fine_tuning_epochs // 10), progress=False,
         )  # fmt: skip
         found.append((np.nanmin(fitted.history["eval/error"]), rate, fitted))
     return min(found, key=lambda one: one[0])
@@ -130,20 +131,20 @@ def repetition(config: Config, images: Batch, valid: Batch, test: Batch) -> tupl
     labelled = drawn_labels(images, config)
     levels = build(config, images.x.shape[1:])
     classify = stacked.classifier(stacked.stack(levels), int(images.y.max()) + 1)
-    keys = jax.random.split(jax.random.key(config.seed), 3)
+    pretrain_key, init_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     steps = config.epochs * (len(images.x) // config.batch_size)
     adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps))
     pretrained = stacked.pretrain(
-        levels, keys[0], images.x, loss=loss_of(config), optimizer=adam, steps=steps,
+        levels, pretrain_key, images.x, loss=loss_of(config), optimizer=adam, steps=steps,
         batch_size=config.batch_size, transform=data.scale,
     )  # fmt: skip
-    scratch = classify.init(keys[1], jnp.asarray(images.x[0], jnp.float32))
+    scratch = classify.init(init_key, jnp.asarray(images.x[0], jnp.float32))
     row: dict[str, Any] = {"seed": config.seed}
     histories = {}
     for name, start in zip(STARTS, (scratch, scratch | {"model": pretrained.params}), strict=True):
         error, rate, fitted = fine_tuned(config, classify, start, labelled, valid)
         row[f"{name}_test_error"] = stacked.error_rate(
-            classify, fitted.best.params, jax.random.clone(keys[2]), test, transform=data.scale
+            classify, fitted.best.params, jax.random.clone(test_key), test, transform=data.scale
         )
         row |= {f"{name}_valid_error": float(error), f"{name}_rate": rate}
         histories[name] = fitted.history
@@ -177,14 +178,22 @@ def figures(config: Config, rows: list[dict[str, Any]], kept: dict[str, Any]) ->
         for i, h in enumerate(history)
     }
     fine = {name: 100 * h["eval/error"] for name, h in kept["fine_tuning"].items()}
+    seeds = [row["seed"] for row in rows]
+    by_seed = plot.curves(
+        errors, steps=seeds, title=f"test error with {config.labels} labels (dashed: mean)",
+        xlabel="seed (of the labels and all else)", ylabel="test error, %",
+    )  # fmt: skip
+    (axis,) = by_seed.axes
+    axis.set_xticks(seeds)
+    for line in tuple(axis.lines):  # seeds have no order: points, and their mean
+        line.set(linestyle="", marker="o")
+        axis.axhline(np.mean(line.get_ydata()), color=line.get_color(), linestyle="--")
+    axis.legend(frameon=False)
     drawn = {
-        "errors": plot.curves(
-            errors, steps=[row["seed"] for row in rows], title=f"{config.labels} labels",
-            xlabel="seed (of labels and initialisation)", ylabel="test error, %",
-        ),
-        "pretraining": plot.curves(levels, title=f"pretraining, {config.level}"),
+        "errors": by_seed,
+        "pretraining": plot.curves(levels, title=f"pretraining, {config.level}, seed {seeds[0]}"),
         "fine_tuning": plot.curves(
-            fine, title=f"fine-tuning with {config.labels} labels, seed {rows[0]['seed']}",
+            fine, title=f"fine-tuning with {config.labels} labels, seed {seeds[0]}",
             ylabel="validation error, %",
         ),
     }  # fmt: skip
@@ -207,12 +216,13 @@ def main(config: Config) -> dict[str, Any]:
     images, test = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))
     valid = jax.tree.map(lambda leaf: leaf[len(images.x) - config.valid :], images)
     folder = run.open_folder(config, name=f"stacked-{Path(config.dataset).stem}")
-    rows, kept = [], []
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, Any] = {}  # of the first seed, for the figures
     for seed in range(config.seed, config.seed + config.seeds):
         row, drawn_from = repetition(replace(config, seed=seed), images, valid, test)
         print(row, flush=True)
         rows.append(row)
-        kept.append(drawn_from)
+        kept = kept or drawn_from
         run.write_json(folder / "seeds.json", rows)
     errors = {name: np.array([row[f"{name}_test_error"] for row in rows]) for name in STARTS}
     gain = errors["scratch"] - errors["pretrained"]
@@ -221,9 +231,9 @@ def main(config: Config) -> dict[str, Any]:
         summary[f"{name}_test_error_mean"] = float(values.mean())
         summary[f"{name}_test_error_sd"] = float(values.std(ddof=min(1, len(values) - 1)))
     summary["seeds_won"] = int((gain > 0).sum())
-    summary |= deep_autoencoder(config, kept[0], images.x, test.x)
+    summary |= deep_autoencoder(config, kept, images.x, test.x)
     run.write_json(folder / "summary.json", summary)
-    run.save_figures(folder, figures(config, rows, kept[0]))
+    run.save_figures(folder, figures(config, rows, kept))
     run.report(
         folder, summary, "errors: shares of test images; sd over seeds; squared error per image"
     )
