@@ -74,8 +74,8 @@ def build(config: Config, shape: tuple[int, ...]) -> list[Model]:
     """One ReLU layer up and one layer down for each level: cross-entropy below, then squares."""
     shapes = [shape, *((width,) for width in config.hidden)]
     codes = [heads.Code(width, nn.relu, kernel_init=HE) for width in config.hidden]
-    decoders = [heads.FixedNormal(below, 0.5**0.5) for below in shapes[:-1]]
-    decoders[0] = heads.Bernoulli(shape)
+    above = [heads.FixedNormal(below, 0.5**0.5) for below in shapes[1:-1]]
+    decoders = [heads.Bernoulli(shape), *above]
     return [autoencoder(*pair) for pair in zip(codes, decoders, strict=True)]
 
 
@@ -95,12 +95,12 @@ def drawn_labels(images: Batch, config: Config) -> Batch:
     rng = np.random.default_rng(config.seed)
     y = images.y[: len(images.y) - config.valid]
     each = config.labels // len(np.unique(y))
-    chosen = [rng.permutation(np.flatnonzero(y == label))[:each] for label in np.unique(y)]
-    if each < 1 or min(map(len, chosen)) < each:
-        got = f"{config.labels} of {len(chosen)} classes"
+    by_class = [rng.permutation(np.flatnonzero(y == label))[:each] for label in np.unique(y)]
+    if each < 1 or min(map(len, by_class)) < each:
+        got = f"{config.labels} of {len(by_class)} classes"
         expected = "1 or more of each, and no more than there are outside validation"
         raise wrong("stacked: --labels", got, expected, "change --labels or --valid")
-    chosen = np.concatenate(chosen)
+    chosen = np.concatenate(by_class)
     return Batch(images.x[chosen], y=images.y[chosen])
 
 
@@ -185,9 +185,9 @@ def figures(config: Config, rows: list[dict[str, Any]], kept: dict[str, Any]) ->
     )  # fmt: skip
     (axis,) = by_seed.axes
     axis.set_xticks(seeds)
-    for line in tuple(axis.lines):  # seeds have no order: points, and their mean
+    for line, name in zip(tuple(axis.lines), STARTS, strict=True):  # seeds have no order: points
         line.set(linestyle="", marker="o")
-        axis.axhline(np.mean(line.get_ydata()), color=line.get_color(), linestyle="--")
+        axis.axhline(float(np.mean(errors[name])), color=line.get_color(), linestyle="--")
     axis.legend(frameon=False)
     drawn = {
         "errors": by_seed,

@@ -123,10 +123,11 @@ def pretrain(
             loss_of(level), optimizer, steps=steps, batch_size=batch_size, transform=transform
         )
         state, history = jax.jit(train)(train_key, start, data)
-        _check_history(i, jax.device_get(history))
+        history = jax.device_get(history)
+        _check_history(i, history)
         params.append(state.params)
-        histories.append(jax.device_get(history))
-        if level is not levels[-1]:
+        histories.append(history)
+        if i + 1 < len(levels):
             x = codes(level, state.params, codes_key, data, transform=transform)
             data, transform = data._replace(x=x), None
     return Pretrained(tuple(params), tuple(histories))
@@ -192,6 +193,7 @@ def classification(model: Model, *, draw: Callable[..., Any] = draw) -> Loss:
     """The cross-entropy -log p(y | z), z ~ q(z|x), of a `classifier`, nats per labelled example.
 
     Examples with label -1 are not counted, whatever their x; without a labelled one the loss is 0.
+    (`mean_loss` weighs batches by their examples, labelled or not: `error_rate` by the labelled.)
 
     `draw`: how a Draw is made (`autoencoders.corrupted(...)` classifies corrupted inputs). The
     metrics are `cross_entropy` and `error`, the share of labelled examples whose likeliest class is
