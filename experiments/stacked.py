@@ -42,13 +42,13 @@ class Config:
     dataset: str = "digits"  # labelled images: digits, mnist, fashion_mnist, ...
     train_split: str = "train"  # images to pretrain on, of which few keep their labels
     test_split: str = "test"  # images to report on
-    hidden: tuple[int, ...] = (60, 60, 60)  # units of each level's code, ReLU
+    hidden: tuple[int, ...] = (200, 200, 200)  # units of each level's code, ReLU
     level: Literal["denoising", "plain", "contractive"] = "denoising"  # how each level is trained
-    noise: float = 0.5  # denoising: probability that an entry of a level's x becomes zero
+    noise: float = 0.3  # denoising: probability that an entry of a level's x becomes zero
     weight: float = 0.1  # contractive: of the squared norm of the Jacobian
-    epochs: int = 60  # passes over the training images for each level
+    epochs: int = 40  # passes over the training images for each level
     batch_size: int = 64  # images per step of pretraining
-    learning_rate: float = 3e-3  # Adam's step size of pretraining, falling to 0 along a cosine
+    learning_rate: float = 1e-3  # Adam's step size of pretraining, falling to 0 along a cosine
     labels: int = 100  # labelled training images, as many of each class
     valid: int = 300  # last training images, whose labels only choose the epoch and the rate
     fine_tuning_epochs: int = 60  # passes over the labelled images, for each start and rate
@@ -63,7 +63,7 @@ class Config:
 
 PRESETS = {
     "digits": Config(),
-    "mnist": Config("mnist", hidden=(500, 500, 500), epochs=3, batch_size=128, learning_rate=1e-3,
+    "mnist": Config("mnist", hidden=(500, 500, 500), epochs=8, batch_size=128, noise=0.5,
                     labels=1000, valid=3000, fine_tuning_epochs=30, fine_tuning_batch=50),
 }  # fmt: skip
 HE = nn.initializers.he_normal()
