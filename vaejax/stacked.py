@@ -1,0 +1,330 @@
+"""Stacked autoencoders: levels trained one by one, each on the codes of the one below.
+
+    pretrained = pretrain(levels, key, x, loss=reconstruction, optimizer=adam, steps=1000)
+    deep = stack(levels)                            # reconstructs x: any loss and fit fine-tune it
+    classify = classifier(deep, classes=10)         # p(y|z) on top of the same code
+    params = classify.init(key, x[0]) | {"model": pretrained.params}
+    fit(classification(classify), adam, params, Batch(x, y=y), ...)
+
+A level is any Model whose x is the code of the level below. Hinton and Salakhutdinov, 2006,
+Reducing the dimensionality of data with neural networks; Bengio, Lamblin, Popovici and Larochelle,
+2007, Greedy layer-wise training of deep networks; Vincent et al., 2010, Stacked denoising
+autoencoders.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from vaejax.batch import as_batch, batch_mean, over_batch, over_data, prepared, size_of
+from vaejax.distributions import Categorical
+from vaejax.errors import at_least_one, check_finite, wrong
+from vaejax.model import Model, deterministic, draw
+from vaejax.train import NonFiniteError, make_train
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
+
+
+class Pretrained(NamedTuple):
+    """What `pretrain` returns.
+
+    `params`: of `stack(levels)`, a tuple of each level's; `history`: for each level the metrics of
+    every step, `[steps]` by name, in nats per example of that level.
+    """
+
+    params: tuple[Params, ...]
+    history: tuple[dict[str, np.ndarray], ...]
+
+
+def stack(levels: Sequence[Model]) -> Model:
+    """One deep Model of several: the encoders upwards, the decoders downwards.
+
+    `q(z|x) = q_L(z | m_{L-1})`, `m_l = E[q_l(. | m_{l-1})]`, `m_0 = x`, and the other way with the
+    means of the decoders; the prior is the top level's.
+
+    `levels`: from the data upwards, each a Model whose x is the code of the one below, tied,
+    convolutional or with a condition c, which goes to every level. The parameters are a tuple of
+    the levels' own. Raises ValueError without a level, and at `init` for a level that decodes to
+    another shape than the code below it.
+    """
+    levels = tuple(levels)
+    at_least_one("stack", levels=len(levels))
+
+    def init(key: Key, x: Any, c: Any = ()) -> Params:
+        params = []
+        for i, level in enumerate(levels):
+            params.append(_init(i, level, jax.random.fold_in(key, i), x, c))
+            x = level.encode(params[i], x, c).mean
+        return tuple(params)
+
+    def prior(params: Params, c: Any = ()) -> Any:
+        return levels[-1].prior(params[-1], c)
+
+    def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        *below, top = zip(levels, params, _keys(key, len(levels)), strict=True)
+        for level, own, own_key in below:
+            x = level.encode(own, x, c, key=own_key).mean
+        level, own, own_key = top
+        return level.encode(own, x, c, key=own_key)
+
+    def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        bottom, *above = zip(levels, params, _keys(key, len(levels)), strict=True)
+        for level, own, own_key in reversed(above):
+            z = level.decode(own, z, c, key=own_key).mean
+        level, own, own_key = bottom
+        return level.decode(own, z, c, key=own_key)
+
+    return Model(jax.jit(init), prior, encode, decode)
+
+
+def pretrain(
+    levels: Sequence[Model],
+    key: Key,
+    data: Any,
+    *,
+    loss: Callable[[Model], Loss] | Sequence[Callable[[Model], Loss]],
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int = 128,
+    transform: Transform | None = None,
+) -> Pretrained:
+    """Train the levels greedily: each alone, on the `codes` of the one below, from the data up.
+
+    `params_l = argmin loss(level_l)` on `x_l = codes of x_{l-1}`, by `train.make_train`, jitted.
+
+    - `levels`: as for `stack`; `data`: a Batch, or the x of one, `[n, ...]`, labels not used;
+    - `loss`: a function from Model to Loss, such as `autoencoders.reconstruction` or
+      `partial(autoencoders.denoising, corrupt=...)`, or one for each level;
+    - `optimizer`, `steps`, `batch_size`: of each level, the optimizer's state starting afresh;
+    - `transform(key, x)`: of stored data, at the bottom only: anew at every step there, once per
+      example for the codes.
+
+    Raises ValueError for no level, counts below 1, or losses not as many as levels; NonFiniteError
+    for a loss that becomes infinite or NaN, naming the level. Bengio et al., 2007.
+    """
+    levels = tuple(levels)
+    losses = (loss,) * len(levels) if callable(loss) else tuple(loss)
+    at_least_one("pretrain", levels=len(levels), steps=steps, batch_size=batch_size)
+    if len(losses) != len(levels):
+        fix = "give one function Model -> Loss for all levels, or one for each"
+        raise wrong("pretrain: loss", f"{len(losses)} losses", f"{len(levels)}, one a level", fix)
+    data = jax.tree.map(jnp.asarray, as_batch(data))
+    params, histories = [], []
+    for i, (level, loss_of) in enumerate(zip(levels, losses, strict=True)):
+        init_key, see_key, train_key, codes_key = jax.random.split(jax.random.fold_in(key, i), 4)
+        x, c = jax.tree.map(lambda leaf: leaf[0], (data.x, data.c))
+        start = _init(i, level, init_key, x if transform is None else transform(see_key, x), c)
+        train = make_train(
+            loss_of(level), optimizer, steps=steps, batch_size=batch_size, transform=transform
+        )
+        state, history = jax.jit(train)(train_key, start, data)
+        history = jax.device_get(history)
+        _check_history(i, history)
+        params.append(state.params)
+        histories.append(history)
+        if i + 1 < len(levels):
+            x = codes(level, state.params, codes_key, data, transform=transform)
+            data, transform = data._replace(x=x), None
+    return Pretrained(tuple(params), tuple(histories))
+
+
+def codes(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+) -> Array:
+    """The mean code E[q(z|x)] of every example, `[n, *latent]`: a data set for the next level.
+
+    `data`: a Batch, or the x of one, `[n, ...]`; `transform(key, x)`: of stored data, drawn once
+    per example; `batch_size`: examples in memory at a time. Dropout and the like are off.
+    Raises ValueError where a code is not finite, with the example's index.
+    """
+    batch = as_batch(data)
+    at_least_one("codes", batch_size=batch_size, examples=size_of(batch.x))
+    found = _codes(model, transform, batch_size, params, key, batch.x, batch.c)
+    check_finite(
+        "codes", "the sum of the code", jnp.sum(found, tuple(range(1, found.ndim))), batch.x
+    )
+    return found
+
+
+def classifier(model: Model, classes: int) -> Model:
+    """A Model of labels on top of a code: the same encoder, and a decoder that gives p(y|z).
+
+    `p(y|z) = Categorical(softmax(W z + b))`, y an integer `()` from 0 to `classes - 1`.
+
+    The parameters are `{"model": ..., "classes": ...}`, the first those of `model`, so that a
+    classifier starts from pretrained ones by `classify.init(key, x) | {"model": pretrained}`.
+    The decoder's parameters among them are not used and get a gradient of zero, which plain
+    optimizers leave in place (weight decay does not). Raises ValueError for fewer than two classes.
+    """
+    if classes < 2:
+        raise wrong("classifier: classes", classes, "2 or more", "count the labels, from 0")
+    layer = nn.Dense(classes)
+
+    def init(key: Key, x: Any, c: Any = ()) -> Params:
+        model_key, classes_key = jax.random.split(key)
+        params = model.init(model_key, x, c)
+        z = model.encode(params, x, c).mean
+        return {"model": params, "classes": layer.init(classes_key, jnp.ravel(z))["params"]}
+
+    def prior(params: Params, c: Any = ()) -> Any:
+        return model.prior(params["model"], c)
+
+    def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        return model.encode(params["model"], x, c, key=key)
+
+    def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Categorical:
+        return Categorical(layer.apply({"params": params["classes"]}, jnp.ravel(z)))
+
+    return Model(jax.jit(init), prior, encode, decode)
+
+
+def classification(model: Model, *, draw: Callable[..., Any] = draw) -> Loss:
+    """The cross-entropy -log p(y | z), z ~ q(z|x), of a `classifier`, nats per labelled example.
+
+    Examples with label -1 are not counted, whatever their x; without a labelled one the loss is 0.
+    (`mean_loss` weighs batches by their examples, labelled or not: `error_rate` by the labelled.)
+
+    `draw`: how a Draw is made (`autoencoders.corrupted(...)` classifies corrupted inputs). The
+    metrics are `cross_entropy` and `error`, the share of labelled examples whose likeliest class is
+    wrong. Other labels that are no class make the loss infinite, which `fit` reports. Raises
+    ValueError for a batch without labels, or labels that are not one integer per example.
+    """
+
+    def example(params: Params, key: Key, x: Any, known: Any) -> tuple[Array, Array]:
+        c, y = known
+        py = draw(model, params, key, x, c).px
+        return -py.log_prob(y), (jnp.argmax(py.logits) != y).astype(float)
+
+    def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        y = _labels("classification", batch)
+        counts = (y != -1).astype(float)
+        if not isinstance(batch.weight, tuple):
+            counts = counts * batch.weight
+        weighed = batch._replace(c=(batch.c, y), weight=counts)
+        sums = over_batch(example, params, key, weighed)
+        # A batch may hold no label at all: a mean over nothing, which moves nothing.
+        some = jnp.any(counts > 0)
+        means = batch_mean(sums, jnp.where(some, counts, 1.0))
+        H, error = jax.tree.map(lambda mean: jnp.where(some, mean, 0.0), means)
+        return H, {"cross_entropy": H, "error": error}
+
+    return loss
+
+
+def error_rate(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Batch,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+) -> float:
+    """The share of labelled examples to which a `classifier` gives a wrong class, in [0, 1].
+
+    The class is the likeliest under p(y | z = E[q(z|x)]). `data`: Batch(x, y=labels), -1 for
+    unlabelled ones, which are not counted; the rest is as in `codes`. Raises ValueError for labels
+    outside the classes, without a labelled example, and where a probability is not finite.
+    """
+    at_least_one("error_rate", batch_size=batch_size, examples=size_of(data.x))
+    y = np.asarray(_labels("error_rate", data))
+    logits = _logits(model, transform, batch_size, params, key, data.x, data.c)
+    check_finite("error_rate", "the largest logit", jnp.max(logits, axis=1), data.x)
+    classes = logits.shape[1]
+    bad = np.flatnonzero((y < -1) | (y >= classes))
+    if len(bad):
+        got = f"{y[bad[0]]} at example {bad[0]}"
+        fix = "build classifier(model, classes) for all labels, and count them from 0"
+        raise wrong("error_rate: y", got, f"0 to {classes - 1}, or -1 for unlabelled", fix)
+    if not np.any(y >= 0):
+        raise wrong("error_rate: y", "no label but -1", "a labelled example", "give labelled data")
+    return float(np.mean(np.argmax(np.asarray(logits), axis=1)[y >= 0] != y[y >= 0]))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _codes(
+    model: Model, transform: Any, batch_size: int, params: Any, key: Key, x: Any, c: Any
+) -> Array:
+    model = deterministic(model)
+
+    def example(index: Array) -> Array:
+        one_x, one_c, _ = prepared(key, transform, index, x, c)
+        return model.encode(params, one_x, one_c).mean
+
+    return over_data(example, size_of(x), batch_size)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _logits(
+    model: Model, transform: Any, batch_size: int, params: Any, key: Key, x: Any, c: Any
+) -> Array:
+    model = deterministic(model)
+
+    def example(index: Array) -> Array:
+        one_x, one_c, _ = prepared(key, transform, index, x, c)
+        return model.decode(params, model.encode(params, one_x, one_c).mean, one_c).logits
+
+    return over_data(example, size_of(x), batch_size)
+
+
+def _init(i: int, level: Model, key: Key, x: Any, c: Any) -> Params:
+    """Parameters of a level, after a check that it reconstructs what the level below encodes."""
+    params = level.init(key, x, c)
+    if i > 0:
+        decoded = jax.eval_shape(lambda: level.decode(params, level.encode(params, x, c).mean, c))
+        if decoded.event_shape != jnp.shape(x):
+            expected = f"{jnp.shape(x)}, the code of level {i - 1}"
+            fix = "let each level's decoder give the code of the level below"
+            raise wrong(f"stack: level {i}", f"a decoder to {decoded.event_shape}", expected, fix)
+    return params
+
+
+def _keys(key: Key | None, levels: int) -> Any:
+    return (None,) * levels if key is None else jax.random.split(key, levels)
+
+
+def _labels(function: str, batch: Batch) -> Any:
+    """The labels `[batch]` of a batch, or ValueError."""
+    fix = "pass Batch(x, y=labels) with integers from 0, -1 where unknown"
+    if isinstance(batch.y, tuple):
+        raise wrong(f"{function}: y", "no labels", "one integer per example", fix)
+    y = jnp.asarray(batch.y)
+    if y.shape != (size_of(batch.x),) or not jnp.issubdtype(y.dtype, jnp.integer):
+        raise wrong(f"{function}: y", f"{y.dtype}{y.shape}", "one integer per example", fix)
+    return y
+
+
+def _check_history(i: int, history: dict[str, np.ndarray]) -> None:
+    bad = ~np.all([np.isfinite(values) for values in history.values()], axis=0)
+    if bad.any():
+        step = int(np.argmax(bad))
+        terms = {name: float(values[step]) for name, values in history.items()}
+        raise NonFiniteError(
+            f"pretrain: level {i}: {terms} at step {step}; check the level's likelihood against "
+            "what it sees (a Bernoulli's support is [0, 1]), then try a lower learning rate",
+            step,
+            terms,
+            None,
+        )
+
+
+__all__ = [
+    "Pretrained",
+    "classification",
+    "classifier",
+    "codes",
+    "error_rate",
+    "pretrain",
+    "stack",
+]
