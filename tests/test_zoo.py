@@ -22,11 +22,15 @@ from vaejax import (
     autoencoder,
     autoencoders,
     checkpoint,
+    contraction,
+    corruption,
     generate,
     heads,
     networks,
     objectives,
     reconstruct,
+    sparsity,
+    stacked,
     tied,
     train,
 )
@@ -71,6 +75,23 @@ def convolutional() -> Model:
     )
 
 
+def wide(activation: Any) -> Model:
+    return linear(heads.Code(24, activation))
+
+
+def two_levels() -> Model:
+    top = autoencoder(heads.Code(LATENT), heads.FixedNormal((8,), 0.5))
+    return stacked.stack([linear(heads.Code(8, nn.relu)), top])
+
+
+def sparse(penalty: Any, weight: float) -> Callable[[Model], Any]:
+    return partial(autoencoders.sparse, penalty=penalty, weight=weight)
+
+
+def contractive(norm: Any) -> Callable[[Model], Any]:
+    return partial(autoencoders.contractive, norm=norm, weight=0.01)
+
+
 def vae(posterior: Any = None, likelihood: Any = None) -> Callable[[], Model]:
     return partial(mlp, posterior or heads.Normal(LATENT), likelihood, PRIOR)
 
@@ -83,6 +104,29 @@ ZOO = {
     "bernoulli": (partial(mlp, likelihood=heads.Bernoulli(SHAPE)), RECONSTRUCTION),
     "convolutional": (convolutional, RECONSTRUCTION),
     "top_k": (partial(linear, heads.TopK(24, 3)), RECONSTRUCTION),
+    "denoising": (mlp, partial(autoencoders.denoising, corrupt=corruption.masking(0.3))),
+    "l1": (lambda: sparsity.unit_columns(wide(nn.relu)), sparse(sparsity.l1, 0.1)),
+    "kl": (partial(wide, nn.sigmoid), sparse(sparsity.kl(0.1), 0.1)),
+    "squared": (partial(wide, nn.relu), sparse(sparsity.squared(0.2), 0.1)),
+    "batch_top_k": (partial(wide, nn.relu), partial(autoencoders.batch_top_k, k=4)),
+    "contractive": (partial(wide, nn.sigmoid), contractive(contraction.closed_form)),
+    "contractive_deep": (mlp, contractive(contraction.exact)),
+    "contractive_estimated": (mlp, contractive(contraction.hutchinson(2))),
+    "higher_order_contractive": (
+        partial(wide, nn.sigmoid),
+        partial(
+            autoencoders.higher_order_contractive,
+            norm=contraction.closed_form,
+            weight=0.01,
+            curvature=0.01,
+            scale=0.1,
+        ),
+    ),
+    "stacked": (two_levels, RECONSTRUCTION),
+    "denoising_vae": (
+        vae(),
+        partial(objectives.elbo, draw=autoencoders.corrupted(corruption.gaussian(0.1))),
+    ),
     "vae": (vae(), objectives.elbo),
     "full_covariance": (vae(heads.FullNormal(LATENT)), objectives.elbo),
     "bernoulli_vae": (vae(likelihood=heads.Bernoulli(SHAPE)), objectives.elbo),
