@@ -124,7 +124,7 @@ def main(config: Config) -> dict[str, Any]:
     steps = len(images) // config.batch_size
     adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps))
     plain, denoising = autoencoders.reconstruction, autoencoders.denoising
-    loss = together({"plain": plain(model), "denoising": denoising(model, corrupt=corrupt)})
+    loss = together({"denoising": denoising(model, corrupt=corrupt), "plain": plain(model)})
     fitted = train.fit(
         loss, adam, {"plain": start, "denoising": start}, images,
         key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.scale,

@@ -23,7 +23,7 @@ from vaejax.errors import at_least_one, wrong
 from vaejax.model import autoencoder
 
 MEANS = 1.6 * np.array([[0, 1], [-(0.75**0.5), -0.5], [0.75**0.5, -0.5]], np.float32)
-WEIGHTS, SPREAD = np.array([0.5, 0.3, 0.2], np.float32), 0.3  # of the mixture
+WEIGHTS, SPREAD = np.array([0.5, 0.3, 0.2]), 0.3  # of the mixture
 KINDS = {"maximum": ("o", "tab:red"), "saddle": ("P", "tab:orange"), "minimum": ("X", "tab:blue")}
 
 
@@ -58,7 +58,7 @@ def sample(density: str, n: int, rng: np.random.Generator) -> np.ndarray:
     """Data `[n, 2]`: of three Gaussians, or evenly along curves without any thickness."""
     t, side = rng.uniform(size=n), rng.integers(2, size=n)
     if density == "mixture":
-        x = MEANS[rng.choice(3, n, p=WEIGHTS / WEIGHTS.sum())] + SPREAD * rng.normal(size=(n, 2))
+        x = MEANS[rng.choice(3, n, p=WEIGHTS)] + SPREAD * rng.normal(size=(n, 2))
     elif density == "moons":
         half = np.stack([np.cos(np.pi * t) - 0.5, np.sin(np.pi * t) - 0.25], 1)
         x = 1.2 * np.where(side[:, None] == 0, half, -half)
