@@ -57,7 +57,7 @@ class Config:
 
 PRESETS = {
     "digits": Config(),
-    "mnist": Config("mnist", "train[:10000]", units=1000, nu=0.5, noise=0.5, weight=2.0, epochs=20,
+    "mnist": Config("mnist", "train[:10000]", units=1000, nu=0.5, noise=0.5, weight=3.0, epochs=20,
                     labels=1000, seeds=5),
 }  # fmt: skip
 
