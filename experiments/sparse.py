@@ -224,10 +224,10 @@ def main(config: Config) -> dict[str, Any]:
     init_key, fit_key, theta_key = jax.random.split(jax.random.key(config.seed), 3)
     model = build(config, x.shape[1:])
     params = begin(config, model, init_key, jnp.asarray(seen[0]))
-    folder = run.open_folder(config, name=f"sparse-{Path(config.dataset).stem}")
     between = len(x) // config.batch_size
     steps = config.epochs * between
     loss, adam = loss_for(config, model), adam_for(config, steps)
+    folder = run.open_folder(config, name=f"sparse-{Path(config.dataset).stem}")
 
     hook = reviving(config, model, adam, x, steps, between=between, transform=transform)
 
