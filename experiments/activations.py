@@ -98,7 +98,9 @@ def main(config: Config) -> dict[str, Any]:
                                    batch_size=config.batch_size)  # fmt: skip
         model, summary["threshold"] = sparsity.thresholded(model, theta), theta
     z, r = sparse.codes(model, final, seen)
-    summary |= sparse.measured(config, z, seen, r) | {"seconds_train": seconds}
+    summary |= sparse.measured(config, z, seen, r, name="squared_error") | {
+        "seconds_train": seconds
+    }
     run.write_json(folder / "summary.json", summary)
     arrays: Any = {"/".join(path): a for path, a in flatten_dict(final).items()}
     np.savez(folder / "parameters.npz", mean=mean, norm=norm, **arrays)

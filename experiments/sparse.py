@@ -162,11 +162,13 @@ def codes(model: Model, params: Params, x: Any) -> tuple[np.ndarray, np.ndarray]
     return np.asarray(z), np.asarray(r)
 
 
-def measured(config: Code, z: np.ndarray, x: np.ndarray, r: np.ndarray) -> dict[str, Any]:
-    """How good and how sparse: numbers of the test examples."""
+def measured(
+    config: Code, z: np.ndarray, x: np.ndarray, r: np.ndarray, *, name: str = "test_squared_error"
+) -> dict[str, Any]:
+    """How good and how sparse: numbers of these examples, codes and reconstructions."""
     error, means = np.sum((x - r) ** 2) / len(x), z.mean(axis=0)
     summary = {
-        "test_squared_error": float(error),
+        name: float(error),
         "share_of_variance_missed": float(error / np.sum((x - x.mean(axis=0)) ** 2) * len(x)),
         "active_units": float((z != 0).sum(axis=1).mean()),
         "dead_units": int((z == 0).all(axis=0).sum()),
@@ -185,7 +187,7 @@ def drawn_units(config: Code, z: np.ndarray) -> Any:
     figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
     by_mean = config.code in ("kl", "squared")
     axis = figure.add_subplot(
-        xlabel="mean activation over the test set" if by_mean else "share of test examples in "
+        xlabel="mean activation over the examples" if by_mean else "share of the examples in "
         "which the unit is active", ylabel="units", title=f"{config.latent} units",
     )  # fmt: skip
     values = z.mean(axis=0) if by_mean else (z != 0).mean(axis=0)
@@ -222,10 +224,10 @@ def main(config: Config) -> dict[str, Any]:
     init_key, fit_key, theta_key = jax.random.split(jax.random.key(config.seed), 3)
     model = build(config, x.shape[1:])
     params = begin(config, model, init_key, jnp.asarray(seen[0]))
-    folder = run.open_folder(config, name=f"sparse-{Path(config.dataset).stem}")
     between = len(x) // config.batch_size
     steps = config.epochs * between
     loss, adam = loss_for(config, model), adam_for(config, steps)
+    folder = run.open_folder(config, name=f"sparse-{Path(config.dataset).stem}")
 
     hook = reviving(config, model, adam, x, steps, between=between, transform=transform)
 

@@ -281,6 +281,7 @@ def test_no_gradient_goes_along_an_atom_or_is_lost_at_zero(unit_params):
     loss = autoencoders.reconstruction(UNIT)
     batch = Batch(X)
 
+    @jax.jit
     def gradient(params):
         grads = jax.grad(loss, has_aux=True)(params, jax.random.key(0), batch, 0)[0]
         return next(iter(networks.kernels(grads["decoder"]).values()))

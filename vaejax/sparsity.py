@@ -232,9 +232,10 @@ def revive(
     norm of the columns alive times u, its bias 0, and the optimizer's moments of all these 0.
 
     `model`: an encoder and a decoder of one dense layer each; `optimizer`: the one that made the
-    state; `data`, `transform`: as in `train.fit`. Returns `TrainState -> TrainState`, pure and a
-    function of the state's key and step, for `fit(hook=...)` or between chunks of `make_scan`.
-    Raises ValueError for other models, and for fewer examples than units.
+    state; `data`, `transform`: as in `train.fit`, and of data that is streamed some rows, since all
+    are put on the device. Returns `TrainState -> TrainState`, pure and a function of the state's
+    key and step, for `fit(hook=...)` or between chunks of `make_scan`. Raises ValueError for other
+    models, and for fewer examples than units.
     Bricken et al., 2023, Towards monosemanticity, transformer-circuits.pub (neuron resampling; they
     take x for the residual and 0.2 for the scale, which a top-k code would never choose again).
     """
