@@ -185,8 +185,8 @@ def figures(config: Config, rows: list[dict[str, Any]], kept: dict[str, Any]) ->
     )  # fmt: skip
     (axis,) = by_seed.axes
     axis.set_xticks(seeds)
-    for line, name in zip(tuple(axis.lines), STARTS, strict=True):  # seeds have no order: points
-        line.set(linestyle="", marker="o")
+    for line, name, marker in zip(tuple(axis.lines), STARTS, "ox", strict=True):
+        line.set(linestyle="", marker=marker, markersize=8)  # points: seeds have no order
         axis.axhline(float(np.mean(errors[name])), color=line.get_color(), linestyle="--")
     axis.legend(frameon=False)
     drawn = {
