@@ -83,8 +83,8 @@ def test_images_of_a_plane_are_explained_by_pca_alone(share):
     x = rng.uniform(size=(300, 4, 4, 1)).astype(np.float32)
 
     class Nothing:
-        encode = staticmethod(lambda params, x: structure.distributions.Delta(x))
-        decode = staticmethod(lambda params, z: structure.distributions.Delta(0 * z))
+        encode = staticmethod(lambda params, x, c=(): structure.distributions.Delta(x))
+        decode = staticmethod(lambda params, z, c=(): structure.distributions.Delta(0 * z))
 
     config = replace(structure.Config(), small=4)
     found, pictures = structure.elsewhere(config, Nothing, {}, x, x)
