@@ -3,9 +3,9 @@
     python -m experiments.structure [digits|mnist] [--epochs N] [--seed S]
 
 One network (x - hidden - code - hidden - x) with more codes than pixels and squared error alone
-(`free`, the control); with few codes; with an L1 norm on ReLU codes; with masked inputs; with a
-prior (a VAE). Then few codes on independent and on correlated Gaussians, and the trained few codes
-on images of other kinds. Expected numbers: experiments/README.md.
+(`free`, the control); with few codes; with an L1 norm on ReLU codes; with masked inputs; with few
+codes and a prior (a VAE). Then a few codes on independent and on correlated Gaussians, and those of
+`dimension` on images of other kinds. Expected numbers: experiments/README.md.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from experiments import run
 from vaejax import autoencoders, data, distributions, heads, networks, objectives, plot, train
-from vaejax.batch import batch_mean
+from vaejax.batch import batch_mean, over_examples
 from vaejax.errors import wrong
 from vaejax.model import autoencoder, reconstruct
 from vaejax.representation import linear_probe, nearest_neighbours
@@ -35,8 +35,8 @@ class Config:
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
     hidden: int = 200  # units of the layer on either side of the code
-    small: int = 8  # units of the code that is to be small
-    large: int = 128  # units of all others, more than pixels
+    small: int = 8  # units of the code that is to be small, and of the VAE's
+    large: int = 128  # units of the other codes, more than pixels
     l1: float = 0.05  # weight of the code's L1 norm beside the squared error
     masked: float = 0.3  # probability with which the denoiser sees 0 for a pixel
     scale: float = 0.2  # standard deviation of the VAE's p(x|z)
@@ -55,7 +55,7 @@ class Config:
 PRESETS = {
     "digits": Config(),
     "mnist": Config("mnist", ("fashion_mnist",), hidden=400, small=32, large=800, l1=0.1,
-                    masked=0.5, epochs=5, batch_size=128),
+                    epochs=5, batch_size=128),
 }  # fmt: skip
 
 
@@ -67,25 +67,26 @@ def network(shape: Any, hidden: int, head: Any, scale: float = 0.5**0.5, prior: 
 
 def ways(config: Config, shape: tuple[int, ...]) -> dict[str, tuple[Any, Any]]:
     """The control and the four ways: model and loss of each."""
-    size = config.large
-
-    def masking(key: Any, x: Any) -> Any:
-        return jnp.where(jax.random.bernoulli(key, config.masked, x.shape), 0.0, x)
 
     def l1(z: Any, weight: Any = ()) -> Any:
         return batch_mean(jnp.sum(jnp.abs(z), axis=1), weight)
 
-    codes = heads.Code(size), heads.Code(config.small), heads.Code(size, nn.relu)
+    codes = heads.Code(config.large), heads.Code(config.small), heads.Code(config.large, nn.relu)
     free, few, rectified = (network(shape, config.hidden, code) for code in codes)
-    prior = distributions.Normal(jnp.zeros(size), jnp.ones(size))
-    vae = network(shape, config.hidden, heads.Normal(size), config.scale, prior)
+    prior = distributions.Normal(jnp.zeros(config.small), jnp.ones(config.small))
+    vae = network(shape, config.hidden, heads.Normal(config.small), config.scale, prior)
     return {
         "free": (free, autoencoders.reconstruction(free)),
         "dimension": (few, autoencoders.reconstruction(few)),
         "sparsity": (rectified, autoencoders.sparse(rectified, penalty=l1, weight=config.l1)),
-        "noise": (free, autoencoders.denoising(free, corrupt=masking)),
+        "noise": (free, autoencoders.denoising(free, corrupt=partial(mask, config.masked))),
         "prior": (vae, objectives.elbo(vae)),
     }
+
+
+def mask(share: float, key: Any, x: Any) -> Any:
+    """x with each entry zero independently with probability `share`; nothing is rescaled."""
+    return jnp.where(jax.random.bernoulli(key, share, x.shape), 0.0, x)
 
 
 def code(model: Any, params: Any, x: Any) -> Any:
@@ -200,7 +201,9 @@ def main(config: Config) -> dict[str, Any]:
     folder = run.open_folder(config, name=f"structure-{Path(config.dataset).stem}")
     x, test_x = levels(stored.x), levels(test.x)
     seen, labels = x[: config.judged], stored.y[: config.judged]
-    init_key, fit_key, sample_key, gaussian_key = jax.random.split(jax.random.key(config.seed), 4)
+    keys = jax.random.split(jax.random.key(config.seed), 4)
+    init_key, fit_key, sample_key, gaussian_key = keys
+    masked = np.asarray(over_examples(partial(mask, config.masked), jax.random.key(0), test_x))
     rate = optax.cosine_decay_schedule(
         config.learning_rate, config.epochs * (len(x) // config.batch_size)
     )
@@ -221,6 +224,9 @@ def main(config: Config) -> dict[str, Any]:
         drawn = samples(model, params, codes, jax.random.clone(sample_key), min(1000, len(test_x)))
         summary[name] = {
             "squared_error": squared_error(test_x, r),
+            "squared_error_if_masked": squared_error(
+                test_x, each(partial(reconstruct, model, params), masked)
+            ),
             "probe_accuracy": linear_probe(codes, labels, test_codes, test.y),
             "neighbours_accuracy": nearest_neighbours(codes, labels, test_codes, test.y),
             **sparsity(test_codes),

@@ -64,7 +64,8 @@ assert distance["AE, Gaussian"] > 1.2 * distance["VAE, prior"], distance
 assert distance["AE, halfway"] > distance["VAE, halfway"], distance
 # Two clouds overlap and are decoded alike, then part and are decoded rightly.
 assert overlap[0] > 0.9 and overlap[50] > 0.5 and overlap[-1] < 0.01, overlap[::50]
-apart = jnp.sum((means[:, 0] - means[:, 1]) ** 2, axis=(1, 2, 3)) / jnp.sum((pair[0] - pair[1]) ** 2)
+apart = jnp.sum((means[:, 0] - means[:, 1]) ** 2, axis=(1, 2, 3))
+apart = apart / jnp.sum((pair[0] - pair[1]) ** 2)
 assert apart[50] < 0.3 and 0.8 < apart[-1] < 1.2, apart[::50]
 assert jnp.sum((means[-1] - pair) ** 2) < 1
 assert same > 0.9 and close_by < 0.5 * far_apart, (same, close_by, far_apart)
