@@ -40,9 +40,9 @@ class Config:
     l1: float = 0.05  # weight of the code's L1 norm beside the squared error
     masked: float = 0.3  # probability with which the denoiser sees 0 for a pixel
     scale: float = 0.2  # standard deviation of the VAE's p(x|z)
-    epochs: int = 150  # passes over the training images, for each of the five
+    epochs: int = 200  # passes over the training images, for each of the five
     batch_size: int = 64  # images per step
-    learning_rate: float = 1e-3  # Adam's step size, falling along a cosine
+    learning_rate: float = 2e-3  # Adam's step size, falling along a cosine
     judged: int = 5000  # training images that probes, neighbours and components see, at most
     gaussian_steps: int = 3000  # updates on Gaussian inputs, 256 fresh ones each
     seed: int = 0  # of every random number in the run
@@ -54,8 +54,8 @@ class Config:
 
 PRESETS = {
     "digits": Config(),
-    "mnist": Config("mnist", ("fashion_mnist",), hidden=400, small=32, large=800, l1=0.1,
-                    epochs=5, batch_size=128),
+    "mnist": Config("mnist", ("fashion_mnist",), hidden=400, small=16, large=800, l1=0.1, scale=0.3,
+                    epochs=8, batch_size=128),
 }  # fmt: skip
 
 
