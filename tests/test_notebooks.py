@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LOCAL_PATH = re.compile(r"(?<![\w.])/(tmp|home|work|root|Users|usr|var|opt)\b|[A-Z]:\\\\")
 
 # How many pictures a notebook shows, and what must hold of its variables at the end.
-PICTURES = {"vae": 8, "bounds": 6}
+PICTURES = {"vae": 8, "bounds": 6, "from_ae_to_vae": 9}
 CHECKS = {
     "vae": """
 # The ELBO lies well above what independent Normals reach, no pixel being surer than s.
@@ -56,6 +56,27 @@ assert variance["pathwise"] < variance["score function"] / 30, variance
 assert interval.converged and interval.upper is not None, interval
 for bound in (interval.lower, interval.upper):
     assert abs(bound.log_px.mean() - truth.log_px[:20].mean()) < 0.15, bound
+""",
+    "from_ae_to_vae": """
+# Between its codes the autoencoder decodes nonsense; the VAE's prior is covered by clouds.
+assert distance["AE, box"] > 2 * distance["VAE, prior"], distance
+assert distance["AE, Gaussian"] > 1.2 * distance["VAE, prior"], distance
+assert distance["AE, halfway"] > distance["VAE, halfway"], distance
+# Two clouds overlap and are decoded alike, then part and are decoded rightly.
+assert overlap[0] > 0.9 and overlap[50] > 0.5 and overlap[-1] < 0.01, overlap[::50]
+apart = jnp.sum((means[:, 0] - means[:, 1]) ** 2, axis=(1, 2, 3))
+apart = apart / jnp.sum((pair[0] - pair[1]) ** 2)
+assert apart[50] < 0.3 and 0.8 < apart[-1] < 1.2, apart[::50]
+assert jnp.sum((means[-1] - pair) ** 2) < 1
+assert same > 0.9 and close_by < 0.5 * far_apart, (same, close_by, far_apart)
+# One answer and many.
+assert jnp.all(by_ae == by_ae[:1]) and jnp.ptp(by_vae, axis=0).max() > 0.1
+assert off < 0.1 and off_blob > 0.3, (off, off_blob)
+# Nothing to find in independent inputs, and what PCA finds in correlated ones.
+for (name, q), share in explained.items():
+    assert abs(share - pca[name][q - 1]) < 0.015, (name, q, share)
+assert np.allclose(pca["independent"], np.arange(1, 17) / 16)
+assert ratio["digits"] < 0.7 and min(v for k, v in ratio.items() if k != "digits") > 3, ratio
 """,
 }
 
