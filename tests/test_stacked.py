@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from vaejax import autoencoders, data, heads, networks, stacked, train
+from vaejax import autoencoders, data, evaluate, heads, networks, stacked, train
 from vaejax.distributions import Normal
 from vaejax.evaluate import mean_loss
 from vaejax.model import autoencoder, generate, reconstruct, tied
@@ -176,7 +176,7 @@ def by_hand(levels, key, x, *, transform=None, transform_above=None):
         seen = x[0] if transform is None else transform(see_key, x[0])
         state, history = program(level, transform)(train_key, level.init(init_key, seen), x)
         params.append(state.params)
-        x = stacked.codes(level, state.params, codes_key, x, transform=transform)
+        x = evaluate.codes(level, state.params, codes_key, x, transform=transform)
         transform = transform_above
     return tuple(params), history
 
@@ -216,7 +216,7 @@ def test_every_level_learns_from_the_codes_of_the_one_below(clusters, pretrained
         if i < 2:
             measured = mean_loss(autoencoders.reconstruction(level), own, jax.random.key(0), x)
             np.testing.assert_allclose(measured["loss"], history["loss"][-4:].mean(), rtol=0.02)
-            x = stacked.codes(level, own, jax.random.key(0), x)
+            x = evaluate.codes(level, own, jax.random.key(0), x)
 
 
 def test_a_level_may_be_denoising_and_another_contractive(clusters):
@@ -235,14 +235,14 @@ def test_a_level_may_be_denoising_and_another_contractive(clusters):
 
 def test_codes_are_the_means_one_by_one_whatever_the_chunks(clusters, pretrained):
     key = jax.random.key(6)
-    whole = stacked.codes(DEEP, pretrained.params, key, clusters, transform=data.binarize)
-    parts = stacked.codes(
+    whole = evaluate.codes(DEEP, pretrained.params, key, clusters, transform=data.binarize)
+    parts = evaluate.codes(
         DEEP, pretrained.params, jax.random.clone(key), clusters.x, transform=data.binarize,
         batch_size=7,
     )  # fmt: skip
     np.testing.assert_allclose(whole, parts, rtol=1e-6)
     assert whole.shape == (120, 3)
-    plain = stacked.codes(DEEP, pretrained.params, jax.random.clone(key), clusters)
+    plain = evaluate.codes(DEEP, pretrained.params, jax.random.clone(key), clusters)
     expected = jax.vmap(lambda x: DEEP.encode(pretrained.params, x).mean)(clusters.x)
     np.testing.assert_allclose(plain, expected, rtol=1e-6)
     assert np.abs(whole - plain).max() > 1e-3
@@ -255,7 +255,7 @@ def test_the_loss_is_the_cross_entropy_of_the_softmax(clusters, start):
     from scipy.special import log_softmax
 
     (value, metrics), _ = GRADIENT(start, jax.random.key(0), clusters, 0)
-    code = np.asarray(stacked.codes(DEEP, start["model"], jax.random.key(0), clusters))
+    code = np.asarray(evaluate.codes(DEEP, start["model"], jax.random.key(0), clusters))
     logits = code @ np.asarray(start["classes"]["kernel"]) + np.asarray(start["classes"]["bias"])
     nats = -log_softmax(logits, axis=1)[np.arange(120), clusters.y]
     np.testing.assert_allclose(value, nats.mean(), rtol=1e-5)
@@ -377,7 +377,7 @@ def test_no_level_and_wrong_counts_are_refused(clusters):
     with pytest.raises(ValueError, match="got 2 losses, expected 3, one a level"):
         run(LEVELS, loss=[autoencoders.reconstruction] * 2)
     with pytest.raises(ValueError, match="codes: expected batch_size >= 1"):
-        stacked.codes(DEEP, (), jax.random.key(0), clusters, batch_size=0)
+        evaluate.codes(DEEP, (), jax.random.key(0), clusters, batch_size=0)
     with pytest.raises(ValueError, match="classifier: classes: got 1, expected 2 or more"):
         stacked.classifier(DEEP, 1)
 

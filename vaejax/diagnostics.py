@@ -29,7 +29,7 @@ from vaejax.decomposition import (
 )
 from vaejax.distributions import MultivariateNormal, Normal, kl
 from vaejax.errors import at_least_one, check_finite, wrong
-from vaejax.evaluate import elbo_terms, log_likelihood
+from vaejax.evaluate import codes, elbo_terms, log_likelihood
 from vaejax.model import Draw, Model, deterministic, draw
 from vaejax.types import Array, Batch, Estimate, Key, Params, Transform
 
@@ -155,9 +155,8 @@ def active_units(
         fix = "average samples of it for every example and take their variance"
         name = type(q).__name__
         raise wrong("active_units: posterior", name, "one with a mean", fix, TypeError) from error
-    codes = _codes(model, transform, batch_size, params, key, batch.x, batch.c)
-    check_finite("active_units", "a mean code", jnp.sum(codes, axis=1), batch.x)
-    shift = np.asarray(codes, float)
+    found = codes(model, params, key, batch, transform=transform, batch_size=batch_size)
+    shift = np.asarray(found, float).reshape(len(found), -1)
     squares = (shift - shift.mean(axis=0)) ** 2
     return ActiveUnits(squares.mean(axis=0), _spread(squares), threshold)
 
@@ -401,20 +400,6 @@ def calibration(
     # A share seen in all or in none of N examples is still uncertain by about 1/N.
     error = np.hypot(_spread(inside), 1 / len(inside))
     return Calibration(nominal, inside.mean(axis=0), error, squares)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _codes(
-    model: Model, transform: Any, batch_size: int, params: Any, key: Key, x: Any, c: Any
-) -> Array:
-    """E_q[z|x] of every example, `[N, latent]`."""
-    model = deterministic(model)
-
-    def example(index: Array) -> Array:
-        one_x, one_c, _ = prepared(key, transform, index, x, c)
-        return model.encode(params, one_x, one_c).mean.ravel()
-
-    return over_data(example, size_of(x), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

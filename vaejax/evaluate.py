@@ -6,6 +6,7 @@ layer noise such as dropout off. An example's randomness depends on the key and 
 that the chunk sizes change nothing but speed and memory. `mean_loss` averages any training loss.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from jax import lax
 from vaejax import terms
 from vaejax.batch import as_batch, over_data, over_examples, prepared, size_of
 from vaejax.errors import at_least_one, check_finite, wrong
-from vaejax.model import Draw, Model, deterministic, draw
-from vaejax.types import Array, Key, Loss, Metrics, Params, Transform
+from vaejax.model import Draw, Model, deterministic, draw, reconstruct
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
 
 class Likelihood(NamedTuple):
@@ -90,6 +91,50 @@ def log_likelihood(
     return Likelihood(check_finite("log_likelihood", "log p(x)", log_px, batch.x), np.asarray(ess))
 
 
+def codes(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+) -> Array:
+    """The mean code E[q(z|x)] of every example, `[n, *latent]`: a data set of representations.
+
+    `data`: a Batch, or the x of one, `[n, ...]`; `transform(key, x)`: of stored data, drawn once
+    per example, which alone uses the key; `batch_size`: examples in memory at a time.
+    Raises ValueError where a code is not finite, with the example's index.
+    """
+    batch = as_batch(data)
+    at_least_one("codes", batch_size=batch_size, examples=size_of(batch.x))
+    found = _over_prepared(_code, model, transform, batch_size, params, key, batch)
+    total = jnp.sum(found, axis=range(1, found.ndim))
+    check_finite("codes", "the sum of the code", total, batch.x)
+    return found
+
+
+def squared_error(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+) -> np.ndarray:
+    """|x - r(x)|^2 of every example, summed over its entries: `[n]`, squared units of x.
+
+    `r(x) = E[x|z = E[q(z|x)]]`, the reconstruction at the mean code: under the squared-error loss
+    and under any other, the number that PCA's error is compared with. Arguments as for `codes`.
+    Raises ValueError where an error is not finite, with the example's index.
+    """
+    batch = as_batch(data)
+    at_least_one("squared_error", batch_size=batch_size, examples=size_of(batch.x))
+    found = _over_prepared(_squared_error, model, transform, batch_size, params, key, batch)
+    return check_finite("squared_error", "|x - r(x)|^2", found, batch.x)
+
+
 def mean_loss(
     loss: Loss,
     params: Params,
@@ -126,6 +171,29 @@ def mean_loss(
         fix = "give at least one example a weight"
         raise wrong("mean_loss: data.weight", "no weight above 0", "a positive sum", fix)
     return {name: total / whole for name, total in totals.items()}
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _over_prepared(
+    measure: Callable[..., Array], model: Model, transform: Transform | None, batch_size: int,
+    params: Params, key: Key, batch: Batch,
+) -> Array:  # fmt: skip
+    """`measure(model, params, x, c)` of every example, layer noise off."""
+    model = deterministic(model)
+
+    def example(index: Array) -> Array:
+        x, c, _ = prepared(key, transform, index, batch.x, batch.c)
+        return measure(model, params, x, c)
+
+    return over_data(example, size_of(batch.x), batch_size)
+
+
+def _code(model: Model, params: Params, x: Any, c: Any) -> Array:
+    return model.encode(params, x, c).mean
+
+
+def _squared_error(model: Model, params: Params, x: Any, c: Any) -> Array:
+    return jnp.sum((x - reconstruct(model, params, x, c)) ** 2)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -204,4 +272,11 @@ def _log_likelihood(
     return over_data(example, size_of(x), batch_size)
 
 
-__all__ = ["Likelihood", "elbo_terms", "log_likelihood", "mean_loss"]
+__all__ = [
+    "Likelihood",
+    "codes",
+    "elbo_terms",
+    "log_likelihood",
+    "mean_loss",
+    "squared_error",
+]

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from vaejax import evaluate
 from vaejax.batch import as_batch, batch_mean, over_batch, over_data, prepared, size_of
 from vaejax.distributions import Categorical
 from vaejax.errors import at_least_one, check_finite, wrong
@@ -93,9 +94,10 @@ def pretrain(
     batch_size: int = 128,
     transform: Transform | None = None,
 ) -> Pretrained:
-    """Train the levels greedily: each alone, on the `codes` of the one below, from the data up.
+    """Train the levels greedily: each alone, on the codes of the one below, from the data up.
 
-    `params_l = argmin loss(level_l)` on `x_l = codes of x_{l-1}`, by `train.make_train`, jitted.
+    `params_l = argmin loss(level_l)` on `x_l = evaluate.codes(level_{l-1}, ..., x_{l-1})`, by
+    `train.make_train`, jitted.
 
     - `levels`: as for `stack`; `data`: a Batch, or the x of one, `[n, ...]`, labels not used;
     - `loss`: a function from Model to Loss, such as `autoencoders.reconstruction` or
@@ -128,33 +130,9 @@ def pretrain(
         params.append(state.params)
         histories.append(history)
         if i + 1 < len(levels):
-            x = codes(level, state.params, codes_key, data, transform=transform)
+            x = evaluate.codes(level, state.params, codes_key, data, transform=transform)
             data, transform = data._replace(x=x), None
     return Pretrained(tuple(params), tuple(histories))
-
-
-def codes(
-    model: Model,
-    params: Params,
-    key: Key,
-    data: Any,
-    *,
-    transform: Transform | None = None,
-    batch_size: int = 500,
-) -> Array:
-    """The mean code E[q(z|x)] of every example, `[n, *latent]`: a data set for the next level.
-
-    `data`: a Batch, or the x of one, `[n, ...]`; `transform(key, x)`: of stored data, drawn once
-    per example; `batch_size`: examples in memory at a time. Dropout and the like are off.
-    Raises ValueError where a code is not finite, with the example's index.
-    """
-    batch = as_batch(data)
-    at_least_one("codes", batch_size=batch_size, examples=size_of(batch.x))
-    found = _codes(model, transform, batch_size, params, key, batch.x, batch.c)
-    check_finite(
-        "codes", "the sum of the code", jnp.sum(found, tuple(range(1, found.ndim))), batch.x
-    )
-    return found
 
 
 def classifier(model: Model, classes: int) -> Model:
@@ -234,7 +212,8 @@ def error_rate(
     """The share of labelled examples to which a `classifier` gives a wrong class, in [0, 1].
 
     The class is the likeliest under p(y | z = E[q(z|x)]). `data`: Batch(x, y=labels), -1 for
-    unlabelled ones, which are not counted; the rest is as in `codes`. Raises ValueError for labels
+    unlabelled ones, which are not counted; the rest is as in
+    `evaluate.codes`. Raises ValueError for labels
     outside the classes, without a labelled example, and where a probability is not finite.
     """
     at_least_one("error_rate", batch_size=batch_size, examples=size_of(data.x))
@@ -250,19 +229,6 @@ def error_rate(
     if not np.any(y >= 0):
         raise wrong("error_rate: y", "no label but -1", "a labelled example", "give labelled data")
     return float(np.mean(np.argmax(np.asarray(logits), axis=1)[y >= 0] != y[y >= 0]))
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _codes(
-    model: Model, transform: Any, batch_size: int, params: Any, key: Key, x: Any, c: Any
-) -> Array:
-    model = deterministic(model)
-
-    def example(index: Array) -> Array:
-        one_x, one_c, _ = prepared(key, transform, index, x, c)
-        return model.encode(params, one_x, one_c).mean
-
-    return over_data(example, size_of(x), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -323,7 +289,6 @@ __all__ = [
     "Pretrained",
     "classification",
     "classifier",
-    "codes",
     "error_rate",
     "pretrain",
     "stack",
