@@ -22,7 +22,7 @@ from flax import linen as nn
 from experiments import figures, run
 from vaejax import autoencoders, data, evaluate, heads, networks, representation, train
 from vaejax.errors import wrong
-from vaejax.model import Model, autoencoder, reconstruct, tied
+from vaejax.model import Model, autoencoder, tied
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,9 @@ def main(config: Config) -> dict[str, Any]:
         config = replace(config, epochs=2, batch_size=16, latent=4, probe_images=64,
                          train_split="train[:64]", test_split="test[:32]")  # fmt: skip
     keys = jax.random.split(jax.random.key(config.seed), 4)
-    unused = keys[3]  # a transform takes a key, which this one does not use
     images = data.load(config.dataset, config.train_split)
     test = data.load(config.dataset, config.test_split)
-    x, x_test = (np.asarray(data.scale(unused, part.x)) for part in (images, test))
+    x, x_test = (np.asarray(data.scale(keys[2], part.x)) for part in (images, test))
     if not 0 <= x.min() <= x.max() <= 1:
         got = f"floats in [{x.min():.4g}, {x.max():.4g}]"
         raise wrong(
@@ -116,15 +115,14 @@ def main(config: Config) -> dict[str, Any]:
         resume=config.resume, log=run.logger(folder), progress=config.progress,
     )  # fmt: skip
 
-    rebuild = jax.jit(jax.vmap(partial(reconstruct, model, fitted.params)))
-    encode = jax.jit(jax.vmap(lambda one: model.encode(fitted.params, one).mean))
-    codes, test_codes = np.asarray(encode(x[: config.probe_images])), np.asarray(encode(x_test))
+    trained = model, fitted.params, keys[2]
+    errors = evaluate.squared_error(*trained, x_test)
     flat, flat_test = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
     axes, mean = principal_axes(flat, config.latent)
     centred = flat_test - mean
     summary: dict[str, Any] = {
-        "test_squared_error": squared_error(x_test, np.asarray(rebuild(x_test))),
-        "pca_squared_error": squared_error(centred, centred @ axes.T @ axes),
+        "test_squared_error": float(errors.mean()),
+        "pca_squared_error": float(np.sum((centred - centred @ axes.T @ axes) ** 2) / len(centred)),
         "latent": config.latent,
         "epochs": len(fitted.history["epoch"]),
         "seconds_train": run.rows(folder)[-1]["seconds"],
@@ -134,12 +132,14 @@ def main(config: Config) -> dict[str, Any]:
         columns = np.asarray(kernel if config.tie else kernel.T, np.float64)
         summary["principal_angle_rad"] = float(scipy.linalg.subspace_angles(columns, axes.T).max())
     if isinstance(test.y, np.ndarray):
-        labelled = codes, images.y[: config.probe_images], test_codes, test.y
+        seen, labels = x[: config.probe_images], images.y[: config.probe_images]
+        codes, test_codes = (evaluate.codes(*trained, part) for part in (seen, x_test))
+        labelled = codes, labels, test_codes, test.y
         summary["probe_accuracy"] = representation.linear_probe(*labelled)
         summary["retrieval_accuracy"] = representation.nearest_neighbours(*labelled)
     run.write_json(folder / "summary.json", summary)
     if x.ndim == 4 and x.shape[-1] in (1, 3):
-        drawn = figures.autoencoder(model, fitted.params, keys[2], x_test, test.y)
+        drawn = figures.autoencoder(model, fitted.params, keys[3], x_test, test.y)
         drawn |= figures.filters(fitted.params, axes, x.shape[1:]) if not config.hidden else {}
         run.save_figures(folder, drawn)
     run.report(folder, summary, "squared error summed over pixels, white = 1, per test image")
@@ -152,11 +152,6 @@ def principal_axes(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
     pca = PCA(count, svd_solver="covariance_eigh").fit(x.astype(np.float64))
     return pca.components_, pca.mean_
-
-
-def squared_error(x: np.ndarray, rebuilt: np.ndarray) -> float:
-    """The mean over examples of the squared error, summed over each example's entries."""
-    return float(np.sum(np.square(x - rebuilt), dtype=np.float64) / len(x))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from vaejax import (
     train,
 )
 from vaejax.errors import at_least_one, wrong
-from vaejax.model import Model, autoencoder, reconstruct
+from vaejax.model import Model, autoencoder
 from vaejax.types import Batch, Params
 
 
@@ -120,12 +120,6 @@ def fine_tuned(config: Config, classify: Model, start: Params, labelled: Any, va
     return min(found, key=lambda one: one[0])
 
 
-def squared_error(deep: Model, params: Params, x: Any) -> float:
-    """The mean over images of |x - r(x)|^2, through all levels and back."""
-    remade = jax.lax.map(lambda one: reconstruct(deep, params, one), x, batch_size=500)
-    return float(jnp.mean(jnp.sum((x - remade).reshape(len(x), -1) ** 2, axis=1)))
-
-
 def repetition(config: Config, images: Batch, valid: Batch, test: Batch) -> tuple[dict, dict]:
     """One seed: numbers of both starts, and what the figures are drawn from."""
     labelled = drawn_labels(images, config)
@@ -161,10 +155,11 @@ def deep_autoencoder(config: Config, kept: dict[str, Any], images: Any, test: An
         steps=steps, batch_size=config.batch_size, transform=data.scale,
     )  # fmt: skip
     state, _ = jax.jit(fine_tune)(jax.random.key(config.seed), params, jnp.asarray(images))
-    x = data.scale(jax.random.key(0), test)
+    error = partial(evaluate.squared_error, deep, data=test, transform=data.scale)
+    key = jax.random.key(config.seed)
     return {
-        "pretrained_squared_error": squared_error(deep, params, x),
-        "fine_tuned_squared_error": squared_error(deep, state.params, x),
+        "pretrained_squared_error": float(error(params, key).mean()),
+        "fine_tuned_squared_error": float(error(state.params, jax.random.clone(key)).mean()),
     }
 
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from vaejax import data, heads, networks
 from vaejax.distributions import Normal
-from vaejax.evaluate import elbo_terms, log_likelihood, mean_loss
+from vaejax.evaluate import codes, elbo_terms, log_likelihood, mean_loss, squared_error
 from vaejax.model import autoencoder, deterministic
 from vaejax.objectives import elbo
 from vaejax.types import Batch
@@ -244,3 +244,16 @@ def test_an_empty_data_set_is_refused():
     for call in (elbo_terms, partial(log_likelihood, particles=3)):
         with pytest.raises(ValueError, match="expected examples >= 1, got 0"):
             call(MODEL, PARAMS, jax.random.key(0), X[:0])
+
+
+def test_codes_and_squared_errors_are_those_of_the_examples_one_by_one():
+    key = jax.random.key(4)
+    found = codes(MODEL, PARAMS, key, X, batch_size=10)
+    errors = squared_error(MODEL, PARAMS, jax.random.clone(key), X, batch_size=10)
+    for i, x in enumerate(X):
+        z = MODEL.encode(PARAMS, x).mean
+        np.testing.assert_allclose(found[i], z, rtol=1e-5, atol=1e-6)
+        rebuilt = MODEL.decode(PARAMS, z).mean
+        np.testing.assert_allclose(errors[i], np.sum((x - np.asarray(rebuilt)) ** 2), rtol=1e-4)
+    with pytest.raises(ValueError, match="squared_error: .* for example 36"):
+        squared_error(MODEL, PARAMS, jax.random.clone(key), np.where(X == X[36], np.nan, X))
