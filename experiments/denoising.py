@@ -140,10 +140,13 @@ def main(config: Config) -> dict[str, Any]:
     for name in ("plain", "denoising"):
         rows[name] = np.asarray(mapped(repair, (fitted.params[name],), seen))
     found = {f"{name}_psnr_db": psnr(clean, row).mean() for name, row in rows.items()}
+    # Not moved by images that lose nothing, such as those erased where they are blank.
+    pooled = {f"{name}_psnr_of_mean_error_db": psnr(clean[None], row[None]).item()
+              for name, row in rows.items()}  # fmt: skip
     of_clean = np.asarray(mapped(repair, (fitted.params["plain"],), clean))
     gain = {f"gain_over_{name}_db": found["denoising_psnr_db"] - found[f"{name}_psnr_db"]
             for name in ("corrupted", "plain")}  # fmt: skip
-    summary = {k: float(v) for k, v in {**found, **gain}.items()} | {
+    summary = {k: float(v) for k, v in {**found, **gain, **pooled}.items()} | {
         "plain_psnr_of_clean_db": float(psnr(clean, of_clean).mean()),
         "test_images": len(test),
         "epochs": len(fitted.history["epoch"]),
@@ -154,8 +157,8 @@ def main(config: Config) -> dict[str, Any]:
               for part, prefix in (("train", ""), ("test", "eval/"))}  # fmt: skip
     drawn = {"curves": plot.curves(curves, ylabel="cross-entropy, nats per image")}
     if images.ndim == 4 and images.shape[-1] in (1, 3):
-        labels = ["clean"] + [f"{n}, {found[f'{n}_psnr_db']:.1f} dB" for n in rows]
-        title = f"{config.corruption} {config.level:g}: mean PSNR over the test images"
+        labels = ["clean"] + [f"{n}, {pooled[f'{n}_psnr_of_mean_error_db']:.1f} dB" for n in rows]
+        title = f"{config.corruption} {config.level:g}: PSNR of the mean error of the test images"
         shown = np.concatenate([clean[:10], *(row[:10] for row in rows.values())])
         columns = min(10, len(clean))
         drawn["images"] = plot.images(shown, columns=columns, title=title, labels=labels)

@@ -21,6 +21,8 @@ def test_denoising_runs_and_leaves_what_it_promises(tmp_path):
     assert {name.removesuffix("_psnr_db") for name in summary} > FIELDS
     gain = summary["denoising_psnr_db"] - summary["plain_psnr_db"]
     assert summary["gain_over_plain_db"] == pytest.approx(gain)
+    for name in FIELDS:  # the mean of logarithms against the logarithm of the mean
+        assert summary[f"{name}_psnr_of_mean_error_db"] < summary[f"{name}_psnr_db"]
     assert {path.stem for path in (folder / "figures").glob("*.png")} == {"curves", "images"}
     # A resumed run that was whole trains nothing anew.
     assert denoising.main(replace(config, resume=True)) == summary
