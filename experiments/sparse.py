@@ -117,7 +117,10 @@ def reviving(
     """
     if config.code == "kl" or not config.revive:
         return None
-    hook = sparsity.revive(model, adam, x, examples=max(8192, config.latent), transform=transform)
+    keep = partial(sparsity.largest, k=config.k) if config.code == "batch_top_k" else None
+    hook = sparsity.revive(
+        model, adam, x, examples=max(8192, config.latent), keep=keep, transform=transform
+    )
 
     def due(step: int) -> bool:
         return 3 * step < 2 * steps and step % config.revive_every < between

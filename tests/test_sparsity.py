@@ -1,5 +1,7 @@
 """Penalties against closed forms, batch top-k by hand, and dead units that live again."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -433,6 +435,26 @@ def test_the_worst_example_is_chosen(trained):
     dead = np.flatnonzero(sparsity.firing(UNIT, trained.params, jax.random.key(0), x) == 0)
     assert jnp.argmax(cosine) == dead[0] > 0
     assert cosine[dead[0]] > 0.9999
+
+
+def test_units_that_the_batch_never_keeps_are_dead(params):
+    """Checked against the codes before the batch keeps its largest: there the unit is alive."""
+    faint = jnp.ones(LATENT).at[3].set(1e-4)
+    code = params["encoder"]["params"]["code"]
+    code = {"kernel": code["kernel"] * faint[None, :], "bias": code["bias"] * faint}
+    faint_params = {**params, "encoder": {"params": {"code": code}}}
+    init, _ = train.make_step(autoencoders.batch_top_k(RELU, k=1), OPTIMIZER)
+    state = init(jax.random.key(3), faint_params)
+
+    def changed(**options):
+        new = sparsity.revive(RELU, OPTIMIZER, X, examples=40, **options)(state).params
+        return np.flatnonzero(np.any(parts(new)[1] != parts(faint_params)[1], axis=1)).tolist()
+
+    z = jax.vmap(lambda x: RELU.encode(faint_params, x).mean)(X)
+    never = np.flatnonzero(np.all(sparsity.largest(z, 1) == 0, axis=0)).tolist()
+    assert 3 in never
+    assert changed(keep=partial(sparsity.largest, k=1)) == never
+    assert changed() == []
 
 
 def test_revival_refuses_what_it_cannot_do(trained, params, key):

@@ -222,6 +222,7 @@ def revive(
     examples: int = 4096,
     share: float = 0.0,
     scale: float = 1.0,
+    keep: Callable[[Array], Array] | None = None,
     transform: Transform | None = None,
 ) -> Callable[[TrainState], TrainState]:
     """A hook that gives units which never fire a new start at what is reconstructed badly.
@@ -232,10 +233,11 @@ def revive(
     norm of the columns alive times u, its bias 0, and the optimizer's moments of all these 0.
 
     `model`: an encoder and a decoder of one dense layer each; `optimizer`: the one that made the
-    state; `data`, `transform`: as in `train.fit`, and of data that is streamed some rows, since all
-    are put on the device. Returns `TrainState -> TrainState`, pure and a function of the state's
-    key and step, for `fit(hook=...)` or between chunks of `make_scan`. Raises ValueError for other
-    models, and for fewer examples than units.
+    state; `keep`: what the loss does to the codes `[batch, latent]` of a batch before they are
+    decoded, `partial(largest, k=k)` for `batch_top_k`; `data`, `transform`: as in `train.fit`, and
+    of data that is streamed some rows, since all are put on the device. Returns `TrainState ->
+    TrainState`, pure and a function of the state's key and step, for `fit(hook=...)` or between
+    chunks of `make_scan`. Raises ValueError for other models, and for fewer examples than units.
     Bricken et al., 2023, Towards monosemanticity, transformer-circuits.pub (neuron resampling; they
     take x for the residual and 0.2 for the scale, which a top-k code would never choose again).
     """
@@ -245,15 +247,15 @@ def revive(
     on_device = jax.tree.map(jnp.asarray, batch._replace(y=()))
 
     def hook(state: TrainState) -> TrainState:
-        return _revived(model, optimizer, transform, examples, share, scale, state, on_device)
+        return _revived(model, optimizer, transform, keep, examples, share, scale, state, on_device)
 
     return hook
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
 def _revived(
-    model: Model, optimizer: Any, transform: Any, examples: int, share: float, scale: float,
-    state: TrainState, data: Batch,
+    model: Model, optimizer: Any, transform: Any, keep: Any, examples: int, share: float,
+    scale: float, state: TrainState, data: Batch,
 ) -> TrainState:  # fmt: skip
     key = jax.random.fold_in(jax.random.fold_in(state.key, _REVIVE), state.step)
     chosen_key, transform_key, unit_key = jax.random.split(key, 3)
@@ -269,13 +271,17 @@ def _revived(
         raise wrong("revive: examples", examples, f"at least {latent}, the units", fix)
     chosen = jax.random.choice(chosen_key, size_of(data.x), (examples,), replace=False)
 
-    def example(index: Array) -> tuple[Array, Array]:
-        x, c, _ = prepared(transform_key, transform, index, data.x, data.c)
-        z = quiet.encode(params, x, c).mean
-        return jnp.ravel(z) != 0, jnp.ravel(x - quiet.decode(params, z, c).mean)
+    def seen(i: Array) -> tuple[Any, Any]:
+        return prepared(transform_key, transform, chosen[i], data.x, data.c)[:2]
 
-    fires, residual = over_data(lambda i: example(chosen[i]), examples, 500)
-    dead = jnp.mean(fires, axis=0) <= share
+    def residual_of(i: Array) -> Array:
+        x, c = seen(i)
+        return jnp.ravel(x - quiet.decode(params, z[i], c).mean)
+
+    z = over_data(lambda i: quiet.encode(params, *seen(i)).mean, examples, 500)
+    z = z if keep is None else keep(z)
+    residual = over_data(residual_of, examples, 500)
+    dead = jnp.mean(z != 0, axis=0) <= share
     log_error = jnp.log(jnp.sum(residual**2, axis=1) + 1e-30)
     # The largest of log p + Gumbel noise: draws without replacement, p proportional to error^2.
     _, drawn = lax.top_k(2 * log_error + jax.random.gumbel(unit_key, (examples,)), latent)
