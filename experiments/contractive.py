@@ -138,7 +138,8 @@ def draw(model: Model, trained: dict[str, Params], x: Any) -> dict[str, Any]:
     tangents = jax.jit(jax.vmap(partial(contraction.tangents, model, count=7), (None, 0)))
     curves = plot.curves(
         {method: spectrum(params, x[:20]).mean(axis=0) for method, params in trained.items()},
-        xlabel="index", ylabel="singular value of df/dx", title="mean spectrum over 20 test images",
+        xlabel="index", ylabel="singular value of df/dx (white = 1)",
+        title="mean spectrum over 20 test images",
     )  # fmt: skip
     curves.axes[0].set_yscale("log")
     shown, filters = [], []
