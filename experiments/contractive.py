@@ -21,7 +21,17 @@ import optax
 from flax import linen as nn
 
 from experiments import run
-from vaejax import anomaly, autoencoders, contraction, data, heads, plot, representation, train
+from vaejax import (
+    anomaly,
+    autoencoders,
+    contraction,
+    data,
+    evaluate,
+    heads,
+    plot,
+    representation,
+    train,
+)
 from vaejax.corruption import gaussian, masking
 from vaejax.errors import at_least_one
 from vaejax.model import Model, autoencoder, tied
@@ -99,7 +109,7 @@ def measured(config: Config, model: Model, params: Params, seen: Batch, test: Ba
     """Norm of the Jacobian, saturation, reconstruction and the probe's error on the test images."""
     of_test: Any = (model, params, jax.random.key(0), test.x)  # no draw is made
     squares = contraction.squared_norms(*of_test, norm=contraction.closed_form)
-    encode = jax.jit(jax.vmap(lambda x: model.encode(params, x).mean))
+    encode = partial(evaluate.codes, model, params, jax.random.key(0))
     codes, test_codes = encode(seen.x[: config.labels]), encode(test.x)
     labelled = codes, seen.y[: config.labels], test_codes, test.y
     accuracy = representation.linear_probe(*labelled, inverse_penalty=config.inverse_penalty)

@@ -207,8 +207,7 @@ def drawn_units(config: Code, z: np.ndarray) -> Any:
 def drawn_filters(vectors: np.ndarray, z: np.ndarray, shape: Any, title: str) -> Any:
     """The 100 most active units' vectors `[latent, size]` as images; grey is 0, each to its own."""
     most = np.argsort(-np.abs(z).sum(axis=0))[:100]
-    largest = np.abs(vectors[most]).max(axis=1, keepdims=True) + 1e-12
-    return plot.images((0.5 + 0.5 * vectors[most] / largest).reshape(-1, *shape), title=title)
+    return plot.filters(vectors[most].reshape(-1, *shape), title=title)
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from vaejax import (
     data,
     evaluate,
     heads,
+    networks,
     plot,
     stacked,
     train,
@@ -192,12 +193,11 @@ def figures(config: Config, rows: list[dict[str, Any]], kept: dict[str, Any]) ->
             ylabel="validation error, %",
         ),
     }  # fmt: skip
-    (layer,) = kept["pretrained"].params[0]["encoder"]["params"].values()
+    kernel = next(iter(networks.kernels(kept["pretrained"].params[0]["encoder"]).values()))
     shape = data.load(config.dataset, "test[:1]").x.shape[1:]
-    filters = np.asarray(layer["kernel"]).T.reshape(-1, *shape)[:64]
-    scale = np.abs(filters).reshape(len(filters), -1).max(axis=1).reshape(-1, 1, 1, 1)
-    title = f"filters of the first level, {config.level}: grey is 0"
-    return drawn | {"filters": plot.images(0.5 + 0.5 * filters / scale, title=title)}
+    filters = np.asarray(kernel).T.reshape(-1, *shape)[:64]
+    title = f"filters of the first level, {config.level}"
+    return drawn | {"filters": plot.filters(filters, title=title)}
 
 
 def main(config: Config) -> dict[str, Any]:
