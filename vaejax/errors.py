@@ -13,6 +13,11 @@ def wrong(
     return kind(f"{where}: got {got}, expected {expected}; {fix}")
 
 
+def concrete(value: Any) -> bool:
+    """Whether a hyperparameter has a value that can be checked: not while `vmap` or `jit` traces it."""
+    return not isinstance(value, jax.core.Tracer)
+
+
 def at_least_one(function: str, **counts: int | None) -> None:
     """Raise ValueError naming the first of the counts that is below 1; None is "not given"."""
     for name, value in counts.items():
