@@ -77,6 +77,9 @@ def test_the_penalties_are_added_with_their_weights_and_named(key):
     params = model.init(key, X[0])
     D, _ = value(autoencoders.reconstruction(model), params, Batch(X))
     z = jax.vmap(lambda x: model.encode(params, x).mean)(X)
+    half = autoencoders.sparse(linear(heads.TopK(6, 3)), penalty=lambda z, weight: 0.0, weight=1.0)
+    top_k = linear(heads.TopK(6, 3)).init(jax.random.key(5), X[0])
+    assert value(half, top_k, Batch(X))[1]["active"] == 0.5
     l1 = autoencoders.sparse(
         model, penalty=lambda z, weight: jnp.mean(jnp.sum(abs(z), axis=1)), weight=lambda s: 0.1 * s
     )
@@ -233,6 +236,25 @@ def test_layers_that_are_no_mirror_image_cannot_be_tied(key):
     two = autoencoder(heads.Code(LATENT), heads.Normal((SIZE,)))
     with pytest.raises(ValueError, match="tied: the decoder"):
         tied(two).init(jax.random.clone(key), X[0])
+
+
+class Compact(nn.Module):
+    """Layers whose names, Dense_0 and Head_0, do not say which is first."""
+
+    width: int
+    head: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return self.head(nn.tanh(nn.Dense(self.width)(x)))
+
+
+def test_layers_whose_order_is_not_in_their_names_cannot_be_tied(key):
+    square = autoencoder(Compact(SIZE, heads.Code(SIZE)), Compact(SIZE, SQUARED))
+    with pytest.raises(
+        ValueError, match="tied: the encoder: got layers params/Dense_0/kernel and params/head/"
+    ):
+        tied(square).init(key, X[0])
 
 
 def test_kernels_come_in_the_order_of_the_layers(key):

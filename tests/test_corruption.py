@@ -247,3 +247,22 @@ def test_a_corruption_of_another_shape_is_refused(key):
     loss = autoencoders.denoising(model, corrupt=lambda key, x: x[:3])
     with pytest.raises(ValueError, match=r"denoising: corrupt.*\(3, 5, 1\).*\(6, 5, 1\).*shape"):
         loss(params, loss_key, Batch(X[None]), 0)
+
+
+def test_strengths_may_be_traced_and_types_are_kept():
+    """A population is mapped over its hyperparameters; a strong scalar widens no half precision."""
+    key, x = jax.random.key(0), jnp.full((64,), 0.5)
+    for make in (corruption.masking, corruption.gaussian, corruption.salt_and_pepper):
+        strengths = jnp.array([0.1, 0.7])
+        both = jax.vmap(lambda s, f=make: f(s)(jax.random.clone(key), x))(strengths)
+        for strength, found in zip(strengths, both, strict=True):
+            np.testing.assert_array_equal(found, make(float(strength))(jax.random.clone(key), x))
+    half = x.astype(jnp.bfloat16)
+    assert corruption.gaussian(np.float32(0.5))(key, half).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("count", [float("nan"), float("inf"), 2.5])
+def test_counts_of_pixels_are_whole(count):
+    for make in (corruption.erased_block, corruption.low_resolution):
+        with pytest.raises(ValueError, match="expected a whole number of pixels"):
+            make(count)

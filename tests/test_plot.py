@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -227,3 +228,16 @@ def test_a_bound_and_its_gap_end_at_log_px(tmp_path):
     np.testing.assert_allclose(top.get_ydata(), [-2.0, -3.5], atol=1e-5)  # rounding is let pass
     bars = [patch.get_y() + patch.get_height() for patch in figure.axes[0].patches]
     np.testing.assert_allclose(bars, [-5, -4, -4, -3.5, -2, -3.5], atol=1e-5)
+
+
+def test_filters_are_each_scaled_to_their_own_largest_magnitude_around_grey():
+    weights = np.array([[[0.0, 2.0], [-1.0, 0.5]], [[0.0, -10.0], [0.0, 0.0]], np.zeros((2, 2))])
+    with mock.patch.object(plot, "images") as images:
+        plot.filters(weights, columns=3, title="t")
+    drawn = images.call_args.args[0]
+    np.testing.assert_allclose(drawn[0], [[0.5, 1.0], [0.25, 0.625]])
+    np.testing.assert_allclose(drawn[1], [[0.5, 0.0], [0.5, 0.5]])
+    np.testing.assert_allclose(drawn[2], 0.5)
+    assert plot.filters(weights, columns=3).axes
+    with pytest.raises(ValueError, match="filters: weights"):
+        plot.filters(weights[0, 0])

@@ -241,3 +241,23 @@ def test_the_condition_reaches_the_model(key):
     expected = (model.decode(params, model.encode(params, x, c[1]).mean, c[1]).mean - x) / 0.25
     np.testing.assert_allclose(second, expected, rtol=1e-6)
     assert not np.allclose(first, second)
+
+
+def test_a_walk_keeps_the_type_of_its_start_and_begins_anywhere():
+    def ascend(x):
+        return -x.astype(jnp.float32)
+
+    key = jax.random.key(0)
+    for start, dtype in (
+        (jnp.zeros(2, jnp.bfloat16), jnp.bfloat16),
+        (jnp.zeros(2, int), jnp.float32),
+    ):
+        end = langevin(ascend, jax.random.clone(key), start, step_size=0.1, steps=3)
+        assert end.dtype == jnp.dtype(dtype) and np.isfinite(np.asarray(end, float)).all()
+    sizes = jnp.array([0.1, 0.2])  # may be mapped over
+    ends = jax.vmap(
+        lambda s: langevin(ascend, jax.random.clone(key), jnp.zeros(2), step_size=s, steps=3)
+    )
+    assert ends(sizes).shape == (2, 2)
+    with pytest.raises(ValueError, match="step_size: got inf"):
+        langevin(ascend, key, jnp.zeros(2), step_size=float("inf"), steps=3)

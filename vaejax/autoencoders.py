@@ -17,8 +17,10 @@ Corruptions are in `corruption`, penalties in `sparsity`, norms of Jacobians in 
 prior on the code instead makes it a VAE (`objectives.elbo`).
 """
 
+import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,12 +29,10 @@ import jax.numpy as jnp
 from vaejax import sparsity, terms
 from vaejax.batch import batch_mean, over_batch
 from vaejax.distributions import Delta, SparseDelta
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.model import Draw, Model, draw
 from vaejax.objectives import Schedule, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
-
-plainly = draw
 
 
 def reconstruction(model: Model, *, draw: Callable[..., Any] = draw) -> Loss:
@@ -45,7 +45,7 @@ def reconstruction(model: Model, *, draw: Callable[..., Any] = draw) -> Loss:
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Array:
         d = draw(model, params, key, x, c)
-        if draw is plainly:
+        if draw is _plainly:
             _warn_of_identity(d)
         return terms.distortion(d)
 
@@ -179,7 +179,7 @@ def contractive(
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         D, J = batch_mean(over_batch(example, params, key, batch), batch.weight)
-        metrics = {"distortion": D, f"jacobian_{norm.__name__}": J}
+        metrics = {"distortion": D, f"jacobian_{_name(norm)}": J}
         return D + schedule(weight, step) * J, metrics
 
     return loss
@@ -210,9 +210,9 @@ def higher_order_contractive(
     auto-encoder, ECML.
     """
     at_least_one("higher_order_contractive", samples=samples)
-    if not scale > 0:
+    if concrete(scale) and not 0 < scale < math.inf:
         fix = "the noise is in units of x"
-        raise wrong("higher_order_contractive: scale", scale, "above 0", fix)
+        raise wrong("higher_order_contractive: scale", scale, "a positive number", fix)
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array, Array]:
         draw_key, norm_key, shift_key = jax.random.split(key, 3)
@@ -228,11 +228,21 @@ def higher_order_contractive(
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         D, J, H = batch_mean(over_batch(example, params, key, batch), batch.weight)
-        name = norm.__name__
+        name = _name(norm)
         metrics = {"distortion": D, f"jacobian_{name}": J, f"curvature_{name}": H}
         return D + schedule(weight, step) * J + schedule(curvature, step) * H, metrics
 
     return loss
+
+
+_plainly = draw
+
+
+def _name(norm: Callable[..., Any]) -> str:
+    """What a norm is called in the metrics; a `partial` by the function in it."""
+    while isinstance(norm, partial):
+        norm = norm.func
+    return getattr(norm, "__name__", type(norm).__name__)
 
 
 def _warn_of_identity(d: Draw) -> None:

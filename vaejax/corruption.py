@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.errors import wrong
+from vaejax.errors import concrete, wrong
 from vaejax.types import Array, Key
 
 Corrupt = Callable[[Key, Any], Any]
@@ -37,7 +37,7 @@ def masking(nu: float) -> Corrupt:
     _probability("masking", nu)
 
     def mask(key: Key, x: Array) -> Array:
-        return jnp.where(jax.random.bernoulli(key, float(nu), x.shape), jnp.zeros_like(x), x)
+        return jnp.where(jax.random.bernoulli(key, 1.0 * nu, x.shape), jnp.zeros_like(x), x)
 
     return _leaf_by_leaf(mask)
 
@@ -49,11 +49,12 @@ def gaussian(scale: float) -> Corrupt:
     finite; TypeError where x is not floating point.
     Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
     """
-    if not 0 < scale < np.inf:
+    if concrete(scale) and not 0 < scale < np.inf:
         raise wrong("gaussian: scale", scale, "a positive number", "give a standard deviation")
 
     def add(key: Key, x: Array) -> Array:
-        return _floats("gaussian", x) + scale * jax.random.normal(key, x.shape, x.dtype)
+        deviation = jnp.asarray(scale, _floats("gaussian", x).dtype)
+        return x + deviation * jax.random.normal(key, x.shape, x.dtype)
 
     return _leaf_by_leaf(add)
 
@@ -136,13 +137,13 @@ def _leaf_by_leaf(corrupt: Callable[[Key, Array], Array]) -> Corrupt:
 
 
 def _probability(function: str, nu: float) -> None:
-    if not 0 <= nu <= 1:
+    if concrete(nu) and not 0 <= nu <= 1:
         fix = "give the share of entries to corrupt, for instance 0.5"
         raise wrong(f"{function}: nu", nu, "a probability in [0, 1]", fix)
 
 
 def _whole(where: str, count: int) -> None:
-    if count != int(count) or count < 1:
+    if not isinstance(count, int | np.integer) or count < 1:
         raise wrong(where, count, "a whole number of pixels, 1 or more", "count in pixels")
 
 

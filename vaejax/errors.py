@@ -14,7 +14,7 @@ def wrong(
 
 
 def concrete(value: Any) -> bool:
-    """Whether a hyperparameter has a value that can be checked: not while `vmap` or `jit` traces it."""
+    """Whether a hyperparameter has a value to check, which it has not while JAX traces it."""
     return not isinstance(value, jax.core.Tracer)
 
 

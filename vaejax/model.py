@@ -5,6 +5,7 @@ Everything here is written for one example; batch it with `jax.vmap`.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -179,13 +180,16 @@ def tied(model: Model) -> Model:
     """The same autoencoder with each of the decoder's dense layers the transpose of the encoder's.
 
     `W'_l = W_{L+1-l}^T` for the L layers of both. The decoder keeps its biases; its kernels are
-    None in the parameters. For Linen modules of dense layers.
-    Raises ValueError at `init` where the layers are not each other's mirror image.
+    None in the parameters. For Linen modules of dense layers in `nn.Sequential` and `MLP`, whose
+    names tell their order. Raises ValueError at `init` where the names do not, or where the layers
+    are not each other's mirror image.
     Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
     """
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         params = model.init(key, x, c)
+        for part in ("encoder", "decoder"):
+            _check_order(part, list(kernels(params[part])))
         own = kernels(params["decoder"])
         mirrored = [k.shape[::-1] for k in kernels(params["encoder"]).values()][::-1]
         if not own or [k.shape for k in own.values()] != mirrored:
@@ -203,6 +207,18 @@ def tied(model: Model) -> Model:
         return model.decode({**params, "decoder": decoder}, z, c, key=key)
 
     return model._replace(init=init, decode=decode)
+
+
+def _check_order(part: str, paths: list[tuple[str, ...]]) -> None:
+    """Refuse names that do not say which layer is first, such as Code_0 and Dense_0."""
+    for one, other in pairwise(paths):
+        first, second = next(
+            names for names in zip(one, other, strict=False) if names[0] != names[1]
+        )
+        if first.rstrip("0123456789") != second.rstrip("0123456789"):
+            got = f"layers {'/'.join(one)} and {'/'.join(other)}"
+            fix = "build it as nn.Sequential([...]) of one module per layer, or of MLP and a head"
+            raise wrong(f"tied: the {part}", got, "names that tell the order of the layers", fix)
 
 
 def _given(c: Any) -> tuple[Any, ...]:

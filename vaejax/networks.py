@@ -163,11 +163,12 @@ def depth_to_space(x: Array) -> Array:
 
 
 def kernels(params: Any) -> dict[tuple[str, ...], Any]:
-    """The matrices of the dense layers in a tree of Linen parameters, by path, first layer first.
+    """The matrices of the dense layers in a tree of Linen parameters, by path, sorted by name.
 
     Every entry called "kernel" that is of rank 2, `[inputs, outputs]`, or None (see `model.tied`).
-    With `params["encoder"]` of one layer, the columns are the filters. Layers come in the order of
-    their names, numbers by value, as they stand in `nn.Sequential` and in `MLP`.
+    With `params["encoder"]` of one layer, the columns are the filters. Numbers in names sort by
+    value, so that in `nn.Sequential` and in `MLP` the first layer comes first; a module of your own
+    may have `Code_0` before `Dense_0`, whatever their order.
     """
     found = {p: k for p, k in flatten_dict(params).items() if p[-1] == "kernel"}
     ordered = sorted(found, key=lambda path: [_natural(name) for name in path])

@@ -4,6 +4,7 @@ What a reconstruction of x + scale eps is at its best is E[x | x~], and that hol
 the log-density of the noisy data. Everything here is for one example; batch it with `jax.vmap`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.model import Model, reconstruct
 from vaejax.types import Array, Key, Params
 
@@ -29,10 +30,11 @@ def score(model: Model, params: Params, x: Any, *, scale: float, c: Any = ()) ->
     `model`: trained by `autoencoders.denoising(model, corrupt=corruption.gaussian(scale))` under a
     likelihood whose best mean is E[x | x~]: Normal (squared error) or Bernoulli; `x`: a point of
     the smoothed density, of the event's shape; `scale`: standard deviation of that noise, in units
-    of x. Returns nats per unit of x. Raises ValueError for scale <= 0 and for x of another shape
-    than its reconstruction. Alain and Bengio, 2014, What regularized auto-encoders learn from the
-    data-generating distribution, arXiv:1211.4246; Vincent, 2011, A connection between score
-    matching and denoising autoencoders.
+    of x. Returns nats per unit of x. Raises ValueError unless scale is positive and finite, and for
+    x of another shape than its reconstruction.
+    Alain and Bengio, 2014, What regularized auto-encoders learn from the data-generating
+    distribution, arXiv:1211.4246; Vincent, 2011, A connection between score matching and denoising
+    autoencoders.
     """
     _positive("score: scale", scale, "give the standard deviation of the noise in training")
     r = reconstruct(model, params, x, c)
@@ -60,25 +62,28 @@ def langevin(
     - a start far from the noisy data of training follows a field that nothing has trained.
 
     `score(x) -> s`: at one point, in the shape of x; `x`: the start; `step_size`: in squared units
-    of x. Returns the last x. Raises ValueError for step_size <= 0, steps < 1 and a score of
-    another shape. Roberts and Tweedie, 1996, Exponential convergence of Langevin distributions and
-    their discrete approximations.
+    of x. Returns the last x. Raises ValueError for a step_size that is not positive and finite,
+    steps < 1 and a score of another shape.
+    Roberts and Tweedie, 1996, Exponential convergence of Langevin distributions and their discrete
+    approximations.
     """
     _positive("langevin: step_size", step_size, "about scale^2 / 10 is a start")
     at_least_one("langevin", steps=steps)
     x = jnp.asarray(x)
+    x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
     if (got := jax.eval_shape(score, x).shape) != x.shape:
         raise wrong("langevin: score", f"shape {got}", f"{x.shape}, as x", "map the chains instead")
 
     def step(x: Array, i: Array) -> tuple[Array, None]:
         noise = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
-        return x + step_size / 2 * score(x) + step_size**0.5 * noise, None
+        moved = x + step_size / 2 * score(x) + step_size**0.5 * noise
+        return moved.astype(x.dtype), None
 
     return lax.scan(step, x, jnp.arange(steps))[0]
 
 
 def _positive(where: str, value: float, fix: str) -> None:
-    if not value > 0:
+    if concrete(value) and not 0 < value < math.inf:
         raise wrong(where, value, "a positive number", fix)
 
 
