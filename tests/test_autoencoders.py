@@ -286,3 +286,25 @@ def test_a_linear_autoencoder_finds_the_subspace_of_pca(tie, key):
     error = np.sum((test - np.asarray(rebuilt(model, state.params, test))) ** 2, axis=1).mean()
     theirs = np.sum((test - pca.inverse_transform(pca.transform(test))) ** 2, axis=1).mean()
     np.testing.assert_allclose(error, theirs, rtol=5e-3)
+
+
+def test_conditions_reach_encoder_and_decoder_under_every_loss(key):
+    """Each half of the model sees c: a loss that loses it on the way cannot be evaluated."""
+    conditional = autoencoder(
+        nn.Sequential([MLP((5,)), heads.Code(LATENT)]), nn.Sequential([MLP((5,)), SQUARED])
+    )
+    c = jnp.eye(5)[:, :2]
+    params = conditional.init(key, X[0], c[0])
+    losses = [
+        autoencoders.denoising(conditional, corrupt=lambda key, x: 0.5 * x),
+        autoencoders.sparse(conditional, penalty=lambda z, w: jnp.mean(z**2), weight=1.0),
+        autoencoders.contractive(conditional, norm=conditional_norm, weight=1.0),
+    ]
+    for loss in losses:
+        assert value(loss, params, Batch(X, c))[0] != value(loss, params, Batch(X, 1 - c))[0]
+        with pytest.raises(ValueError, match="with no c"):
+            value(loss, params, Batch(X))
+
+
+def conditional_norm(model, params, key, x, c=(), *, shift=None):
+    return jnp.sum(jax.jacrev(lambda v: model.encode(params, v, c).mean)(x) ** 2)
