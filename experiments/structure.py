@@ -21,8 +21,20 @@ import optax
 from flax import linen as nn
 
 from experiments import run
-from vaejax import autoencoders, data, distributions, heads, networks, objectives, plot, train
-from vaejax.batch import batch_mean, over_examples
+from vaejax import (
+    autoencoders,
+    corruption,
+    data,
+    distributions,
+    evaluate,
+    heads,
+    networks,
+    objectives,
+    plot,
+    sparsity,
+    train,
+)
+from vaejax.batch import over_examples
 from vaejax.errors import wrong
 from vaejax.model import autoencoder, reconstruct
 from vaejax.representation import linear_probe, nearest_neighbours
@@ -68,9 +80,6 @@ def network(shape: Any, hidden: int, head: Any, scale: float = 0.5**0.5, prior: 
 def ways(config: Config, shape: tuple[int, ...]) -> dict[str, tuple[Any, Any]]:
     """The control and the four ways: model and loss of each."""
 
-    def l1(z: Any, weight: Any = ()) -> Any:
-        return batch_mean(jnp.sum(jnp.abs(z), axis=1), weight)
-
     codes = heads.Code(config.large), heads.Code(config.small), heads.Code(config.large, nn.relu)
     free, few, rectified = (network(shape, config.hidden, code) for code in codes)
     prior = distributions.Normal(jnp.zeros(config.small), jnp.ones(config.small))
@@ -78,20 +87,13 @@ def ways(config: Config, shape: tuple[int, ...]) -> dict[str, tuple[Any, Any]]:
     return {
         "free": (free, autoencoders.reconstruction(free)),
         "dimension": (few, autoencoders.reconstruction(few)),
-        "sparsity": (rectified, autoencoders.sparse(rectified, penalty=l1, weight=config.l1)),
-        "noise": (free, autoencoders.denoising(free, corrupt=partial(mask, config.masked))),
+        "sparsity": (
+            rectified,
+            autoencoders.sparse(rectified, penalty=sparsity.l1, weight=config.l1),
+        ),
+        "noise": (free, autoencoders.denoising(free, corrupt=corruption.masking(config.masked))),
         "prior": (vae, objectives.elbo(vae)),
     }
-
-
-def mask(share: float, key: Any, x: Any) -> Any:
-    """x with each entry zero independently with probability `share`; nothing is rescaled."""
-    return jnp.where(jax.random.bernoulli(key, share, x.shape), 0.0, x)
-
-
-def code(model: Any, params: Any, x: Any) -> Any:
-    """The code of x; for a VAE the mean of q(z|x)."""
-    return model.encode(params, x).mean
 
 
 def levels(x: Any) -> np.ndarray:
@@ -109,7 +111,7 @@ def squared_error(x: Any, r: Any) -> float:
     return float(np.mean(np.sum(np.square(x - r).reshape(len(x), -1), axis=1)))
 
 
-def sparsity(z: np.ndarray) -> dict[str, float]:
+def few_entries(z: np.ndarray) -> dict[str, float]:
     """Share of entries below 1 % of the root mean square of all, and Hoyer's measure (2004).
 
     (sqrt n - |z|_1 / |z|_2) / (sqrt n - 1): 0 for n equal entries, 1 for one or none; mean over z.
@@ -203,7 +205,9 @@ def main(config: Config) -> dict[str, Any]:
     seen, labels = x[: config.judged], stored.y[: config.judged]
     keys = jax.random.split(jax.random.key(config.seed), 4)
     init_key, fit_key, sample_key, gaussian_key = keys
-    masked = np.asarray(over_examples(partial(mask, config.masked), jax.random.key(0), test_x))
+    masked = np.asarray(
+        over_examples(corruption.masking(config.masked), jax.random.key(0), jnp.asarray(test_x))
+    )
     rate = optax.cosine_decay_schedule(
         config.learning_rate, config.epochs * (len(x) // config.batch_size)
     )
@@ -219,7 +223,8 @@ def main(config: Config) -> dict[str, Any]:
                 directory=folder / "checkpoints" / name, checkpoint_every=config.epochs,
                 resume=config.resume,
             ).params  # fmt: skip
-        codes, test_codes = (each(partial(code, model, params), v) for v in (seen, test_x))
+        encode = partial(evaluate.codes, model, params, jax.random.key(0))
+        codes, test_codes = (np.asarray(encode(v)) for v in (seen, test_x))
         r = each(partial(reconstruct, model, params), test_x)
         drawn = samples(model, params, codes, jax.random.clone(sample_key), min(1000, len(test_x)))
         summary[name] = {
@@ -229,7 +234,7 @@ def main(config: Config) -> dict[str, Any]:
             ),
             "probe_accuracy": linear_probe(codes, labels, test_codes, test.y),
             "neighbours_accuracy": nearest_neighbours(codes, labels, test_codes, test.y),
-            **sparsity(test_codes),
+            **few_entries(test_codes),
             "sample_distance": to_nearest(drawn, seen) / to_nearest(test_x[: len(drawn)], seen),
         }
         pictures[name] = r[:10], drawn[:20]

@@ -43,12 +43,12 @@ def test_the_mnist_preset_and_what_it_cannot_take(tmp_path):
 
 def test_sparsity_of_known_codes():
     one, equal, none = np.eye(4)[:1], np.full((1, 4), -2.0), np.zeros((1, 4))
-    assert structure.sparsity(one) == pytest.approx({"near_zero": 0.75, "hoyer": 1.0})
-    assert structure.sparsity(equal) == pytest.approx({"near_zero": 0.0, "hoyer": 0.0})
+    assert structure.few_entries(one) == pytest.approx({"near_zero": 0.75, "hoyer": 1.0})
+    assert structure.few_entries(equal) == pytest.approx({"near_zero": 0.0, "hoyer": 0.0})
     # Half of the entries: (2 - sqrt 2) / (2 - 1), whatever the scale; no code at all counts as 1.
     half = np.array([[1.0, -1.0, 0.0, 0.0], [5.0, 0.0, 0.0, 5.0]])
-    assert structure.sparsity(half)["hoyer"] == pytest.approx(2 - 2**0.5)
-    assert structure.sparsity(np.concatenate([one, none]))["hoyer"] == pytest.approx(1.0)
+    assert structure.few_entries(half)["hoyer"] == pytest.approx(2 - 2**0.5)
+    assert structure.few_entries(np.concatenate([one, none]))["hoyer"] == pytest.approx(1.0)
 
 
 def test_samples_of_a_point_code_have_its_mean_and_covariance(key):
