@@ -267,8 +267,8 @@ def test_codes_are_the_means_one_by_one_whatever_the_chunks(clusters, pretrained
     assert np.abs(whole - plain).max() > 1e-3
 
 
-def conditional(below, above):
-    encoder = nn.Sequential([networks.MLP((4,), nn.tanh), heads.Code(above)])
+def conditional(below, above, encoder=None):
+    encoder = encoder or nn.Sequential([networks.MLP((4,), nn.tanh), heads.Code(above)])
     decoder = nn.Sequential([networks.MLP((4,), nn.tanh), heads.FixedNormal(below, 1.0)])
     return autoencoder(encoder, decoder)
 
@@ -414,7 +414,7 @@ class Direction(nn.Module):
 @pytest.mark.parametrize("bad", [np.nan, 0.0])
 def test_a_batch_without_labels_moves_nothing_whatever_it_holds(bad):
     """Checked against the gradient of what was left out, which is NaN."""
-    model = stacked.classifier(autoencoder(Direction(), heads.FixedNormal(2, 1.0)), 3)
+    model = stacked.classifier(conditional(2, 3, Direction()), 3)
     x, c = np.full((4, 2), bad, np.float32), np.full((4, 1), bad, np.float32)
     params = model.init(jax.random.key(0), jnp.ones(2), jnp.ones(1))
     gradient = jax.jit(jax.grad(stacked.classification(model), has_aux=True))
@@ -438,7 +438,7 @@ def test_weights_and_unlabelled_rows_leave_no_trace_in_the_error_rate(clusters, 
     logits = jax.vmap(lambda z: CLASSIFY.decode(start, z).logits)(
         evaluate.codes(DEEP, start["model"], key, x)
     )
-    right = np.argmax(logits, axis=1).astype(np.int32)
+    right = np.array(jnp.argmax(logits, axis=1), np.int32)
     y, weight = right.copy(), np.ones(120, np.float32)
     y[:3], weight[:3] = (right[:3] + 1) % 3, 2.0  # errors, each counted twice
     assert rate(Batch(x, y=y, weight=weight)) == pytest.approx(6 / 123)

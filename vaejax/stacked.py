@@ -219,10 +219,10 @@ def error_rate(
 ) -> float:
     """The share of labelled examples to which a `classifier` gives a wrong class, in [0, 1].
 
-    The class is the likeliest under p(y | z = E[q(z|x)]), a share of the weights where there
-    are any. `data`: Batch(x, y=labels), -1 for unlabelled ones, which are not counted, nor are those
-    of weight 0, whatever their x; the rest is as in `evaluate.codes`. Raises ValueError where
-    nothing is counted, and where, among what is, a label is no class or a logit is not finite.
+    The class is the likeliest under p(y | z = E[q(z|x)]), and the share one of the weights where
+    there are any. `data`: Batch(x, y=labels), -1 for unlabelled ones; neither they nor examples of
+    weight 0 are counted, whatever their x; the rest is as in `evaluate.codes`. Raises ValueError
+    where nothing is counted, and where what is has a label that is no class or no finite logits.
     """
     at_least_one("error_rate", batch_size=batch_size, examples=size_of(data.x))
     y = np.asarray(_labels("error_rate", data))
