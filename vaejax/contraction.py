@@ -2,8 +2,8 @@
 
 f(x) is the mean of q(z|x), flattened, with layer noise off; J = df/dx has a row for each entry of
 the code and a column for each entry of x, in units of the code per unit of x; an x of several
-arrays is the vector of all of them. The norms have one
-interface, `norm(model, params, key, x, c, shift=None) -> ()`, and each has a name, by which
+arrays is the vector of all of them. The norms have one interface,
+`norm(model, params, key, x, c, shift=None) -> ()`, and each has a name, by which
 `autoencoders.contractive` says what computed its metric:
 
 | norm | for | cost, of passes through the encoder |
