@@ -12,6 +12,7 @@ from vaejax import autoencoders, contraction, heads
 from vaejax.contraction import closed_form, exact, hutchinson
 from vaejax.model import autoencoder, tied
 from vaejax.networks import MLP, Conv, ConvEncoder
+from vaejax.stacked import stack
 from vaejax.types import Batch
 
 SHAPE = (2, 3)
@@ -269,6 +270,60 @@ def test_norms_of_a_data_set_whatever_the_chunks(key):
         contraction.squared_norms(model, params, key, data, batch_size=0)
 
 
+def test_a_row_whose_derivatives_are_lost_in_nan_is_named_unless_masked(key):
+    """Checked against the norm alone, which is 0 there: relu'(NaN) = 0."""
+    model, params, x = one_layer(nn.relu)
+    broken = x.at[1].set(jnp.nan)
+    for norm in (exact, closed_form):
+        options = {"norm": norm}
+        assert norms(norm, model, params, broken)[1] == 0
+        with pytest.raises(ValueError, match=r"df/dx\|_F\^2 is nan for example 1"):
+            contraction.squared_norms(model, params, key, broken, **options)
+        weight = jnp.array([1.0, 0.0, 1.0])
+        masked = Batch(broken, weight=weight)
+        found = contraction.squared_norms(model, params, key, masked, **options)
+        np.testing.assert_allclose(found[::2], norms(norm, model, params, x)[::2], rtol=1e-6)
+
+
+class Joined(nn.Module):
+    """One layer of both parts of x."""
+
+    @nn.compact
+    def __call__(self, x):
+        return heads.Code(4, nn.sigmoid)(jnp.concatenate([x["a"].ravel(), x["b"]]))
+
+
+def test_an_x_of_several_arrays_is_one_vector():
+    """Against the same encoder of the arrays joined, for every quantity, shifts too."""
+    model, params, x = one_layer()
+    parts = [{"a": one[..., :2], "b": one[..., 2]} for one in (x, 0.1 * jnp.cos(x))]
+    flat = [
+        jax.vmap(lambda one: jnp.concatenate([one["a"].ravel(), one["b"]]))(part) for part in parts
+    ]
+    several = autoencoder(Joined(), heads.Bernoulli(SHAPE))
+    own = {**params, "encoder": {"params": {"Code_0": params["encoder"]["params"]}}}
+    key = jax.random.key(0)
+    keys = jax.random.split(jax.random.key(1), 3)
+    for norm in (exact, closed_form, hutchinson(2)):
+        whole, apart = (
+            jax.vmap(lambda k, x, e, f=f, p=p, norm=norm: norm(f, p, k, x, shift=e))(
+                jax.random.clone(keys), *given
+            )
+            for f, p, given in ((model, params, flat), (several, own, parts))
+        )
+        np.testing.assert_allclose(apart, whole, rtol=1e-5)
+    one = jax.tree.map(lambda leaf: leaf[0], parts[0])
+    s = contraction.singular_values(several, own, one)
+    np.testing.assert_allclose(s, contraction.singular_values(model, params, flat[0][0]), rtol=1e-4)
+    found = contraction.tangents(several, own, one, count=2)
+    expected = contraction.tangents(model, params, flat[0][0], count=2)
+    joined = jnp.concatenate([found["a"].reshape(2, 4), found["b"]], axis=1)
+    cosines = np.abs(np.sum(joined * expected, axis=1))
+    np.testing.assert_allclose(cosines, 1, rtol=1e-4)
+    data = contraction.squared_norms(several, own, key, parts[0])
+    np.testing.assert_allclose(data, norms(exact, model, params, flat[0]), rtol=1e-5)
+
+
 class NoBias(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -293,6 +348,8 @@ def test_closed_form_refuses_what_is_not_one_layer_and_names_the_other_norms(key
         )
         with pytest.raises(ValueError, match=match):
             closed_form(model, params, key, jnp.ones(SHAPE))
+    with pytest.raises(ValueError, match=r"got a tuple without an encoder.*contraction.exact"):
+        closed_form(stack([model]), (params,), key, jnp.ones(SHAPE))
 
 
 def test_a_condition_is_not_differentiated(key):
@@ -302,6 +359,26 @@ def test_a_condition_is_not_differentiated(key):
     J = jax.jacfwd(lambda x: model.encode(params, x, jnp.ones(2)).mean)(jnp.ones(SHAPE))
     found = exact(model, params, key, jnp.ones(SHAPE), jnp.ones(2))
     np.testing.assert_allclose(found, np.sum(J**2), rtol=1e-5)
+
+
+def test_conditions_reach_the_norms_of_data_sets_and_of_the_higher_order_loss(key):
+    """A condition left out fails, one of another example gives another number."""
+    encoder = nn.Sequential([MLP((5,), nn.tanh), heads.Code(4)])
+    model = autoencoder(encoder, nn.Sequential([MLP((5,)), heads.Bernoulli(SHAPE)]))
+    x = jax.nn.sigmoid(jax.random.normal(jax.random.key(1), (3, *SHAPE)))
+    c = jnp.arange(6.0).reshape(3, 2)
+    params = model.init(key, x[0], c[0])
+    truth = jnp.stack([exact(model, params, key, *one) for one in zip(x, c, strict=True)])
+    assert np.ptp(truth) > 1e-3
+    found = contraction.squared_norms(model, params, key, Batch(x, c))
+    np.testing.assert_allclose(found, truth, rtol=1e-5)
+    options = {"norm": exact, "weight": 1.0, "curvature": 1.0, "scale": 0.1}
+    loss = jax.jit(autoencoders.higher_order_contractive(model, **options))
+    metrics, others = (
+        loss(params, jax.random.key(2), Batch(x, given), 0)[1] for given in (c, c[::-1])
+    )
+    np.testing.assert_allclose(metrics["jacobian_exact"], np.mean(truth), rtol=1e-5)
+    assert abs(metrics["curvature_exact"] / others["curvature_exact"] - 1) > 1e-2
 
 
 def test_bad_options_are_named(key):

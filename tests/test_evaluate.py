@@ -258,3 +258,9 @@ def test_codes_and_squared_errors_are_those_of_the_examples_one_by_one():
     broken = np.concatenate([X[:36], np.full((1, 5), np.nan, np.float32)])
     with pytest.raises(ValueError, match="squared_error: .* for example 36"):
         squared_error(MODEL, PARAMS, jax.random.clone(key), broken)
+    masked = Batch(broken, weight=(np.arange(37) < 36).astype(np.float32))
+    for measure, whole in ((codes, found), (squared_error, errors)):
+        counted = measure(MODEL, PARAMS, jax.random.clone(key), masked, batch_size=10)
+        np.testing.assert_allclose(counted[:36], whole[:36], rtol=1e-6)
+        with pytest.raises(ValueError, match=f"{measure.__name__}: .* for example 36"):
+            measure(MODEL, PARAMS, jax.random.clone(key), masked._replace(weight=np.ones(37)))

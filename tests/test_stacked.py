@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from vaejax import autoencoders, data, evaluate, heads, networks, stacked, train
-from vaejax.distributions import Normal
+from vaejax.distributions import Delta, Normal
 from vaejax.evaluate import mean_loss
 from vaejax.model import autoencoder, generate, reconstruct, tied
 from vaejax.types import Batch
@@ -149,14 +149,33 @@ def test_any_model_is_a_level_convolutional_tied_conditioned_and_with_a_prior():
 
 
 def test_dropout_of_each_level_takes_a_key_of_its_own():
-    """With a key the code is another, without one it is the same."""
+    """Checked against one key for all levels; without a key no level has any."""
+    seen = []
+
+    def echo(params, x, c=(), *, key=None):
+        seen.append(key)
+        return Delta(x)
+
+    level = LEVELS[0]._replace(encode=echo, decode=echo)
+    deep, x = stacked.stack([level] * 3), jnp.ones(2)
+    for up_or_down in (deep.encode, deep.decode):
+        seen.clear()
+        up_or_down(((), (), ()), x, key=jax.random.key(1))
+        assert len({tuple(jax.random.key_data(key).tolist()) for key in seen}) == 3
+        seen.clear()
+        up_or_down(((), (), ()), x)
+        assert seen == [None] * 3
+
+
+def test_dropout_is_on_with_a_key_and_off_without():
     noisy = nn.Sequential([networks.MLP((16,), dropout=0.5), heads.Code(16)])
     level = autoencoder(noisy, heads.FixedNormal(16, 1.0))
     deep, x = stacked.stack([level, level]), jnp.ones(16)
     params = deep.init(jax.random.key(0), x)
     one, two = (deep.encode(params, x, key=jax.random.key(k)).mean for k in (1, 2))
-    assert np.abs(one - two).max() > 1e-3
-    np.testing.assert_array_equal(deep.encode(params, x).mean, deep.encode(params, x).mean)
+    plain = level.encode(params[1], level.encode(params[0], x).mean).mean
+    assert min(np.abs(a - b).max() for a, b in ((one, two), (one, plain))) > 1e-3
+    np.testing.assert_allclose(deep.encode(params, x).mean, plain, rtol=1e-6)
 
 
 # Pretraining.
@@ -248,6 +267,56 @@ def test_codes_are_the_means_one_by_one_whatever_the_chunks(clusters, pretrained
     assert np.abs(whole - plain).max() > 1e-3
 
 
+def conditional(below, above, encoder=None):
+    encoder = encoder or nn.Sequential([networks.MLP((4,), nn.tanh), heads.Code(above)])
+    decoder = nn.Sequential([networks.MLP((4,), nn.tanh), heads.FixedNormal(below, 1.0)])
+    return autoencoder(encoder, decoder)
+
+
+def test_conditions_reach_every_level_the_classifier_and_its_draw(clusters):
+    """Checked against c left out above the first level and with one draw for another."""
+    levels = [conditional(8, 3), conditional(3, 2)]
+    x, c = clusters.x, np.eye(3, dtype=np.float32)[clusters.y[::-1]]
+    trained = stacked.pretrain(
+        levels, jax.random.key(0), Batch(x, c), loss=autoencoders.reconstruction, optimizer=ADAM,
+        steps=2, batch_size=30,
+    )  # fmt: skip
+    classify = stacked.classifier(stacked.stack(levels), 3)
+    params = classify.init(jax.random.key(1), x[0], c[0]) | {"model": trained.params}
+
+    def nats_and_errors(x, c, y):
+        for level, own in zip(levels, trained.params, strict=True):
+            x = level.encode(own, x, c).mean
+        logits = x @ params["classes"]["kernel"] + params["classes"]["bias"]
+        return -jax.nn.log_softmax(logits)[y], jnp.argmax(logits) != y
+
+    by_hand = jax.jit(jax.vmap(nats_and_errors))
+    zeroed = autoencoders.corrupted(lambda key, x: 0 * x)
+    for seen, option in ((x, {}), (0 * x, {"draw": zeroed})):
+        loss = stacked.classification(classify, **option)
+        value, metrics = jax.jit(loss)(params, jax.random.key(2), Batch(x, c, clusters.y), 0)
+        nats, errors = by_hand(seen, c, clusters.y)
+        np.testing.assert_allclose(value, np.mean(nats), rtol=1e-5)
+        np.testing.assert_allclose(metrics["error"], np.mean(errors), rtol=1e-5)
+        data = Batch(seen, c, clusters.y)
+        rate = stacked.error_rate(classify, params, jax.random.key(3), data)
+        assert rate == pytest.approx(np.mean(errors))
+
+
+def test_masked_rows_leave_no_trace_in_pretraining(clusters):
+    """NaN in rows of weight 0 goes up as NaN of weight 0, and no further."""
+    weight = (np.arange(120) % 2).astype(np.float32)
+    found = []
+    for hidden in (0.5, np.nan):
+        x = np.where(weight[:, None] > 0, clusters.x, hidden).astype(np.float32)
+        trained = stacked.pretrain(
+            LEVELS[:2], jax.random.key(0), Batch(x, weight=weight), optimizer=ADAM, steps=3,
+            batch_size=60, loss=autoencoders.reconstruction,
+        )  # fmt: skip
+        found.append(trained)
+    assert_equal(*found)
+
+
 # The classifier.
 
 
@@ -333,6 +402,58 @@ def test_weights_count_and_a_batch_without_labels_moves_nothing(clusters, start)
     assert all(np.abs(leaf).max() == 0 for leaf in jax.tree.leaves(grads))
 
 
+class Direction(nn.Module):
+    """x and c over their norm, of which the derivative at zero is NaN."""
+
+    @nn.compact
+    def __call__(self, x, c):
+        h = jnp.concatenate([x, c])
+        return heads.Code(3)(h / jnp.linalg.norm(h))
+
+
+@pytest.mark.parametrize("bad", [np.nan, 0.0])
+def test_a_batch_without_labels_moves_nothing_whatever_it_holds(bad):
+    """Checked against the gradient of what was left out, which is NaN."""
+    model = stacked.classifier(conditional(2, 3, Direction()), 3)
+    x, c = np.full((4, 2), bad, np.float32), np.full((4, 1), bad, np.float32)
+    params = model.init(jax.random.key(0), jnp.ones(2), jnp.ones(1))
+    gradient = jax.jit(jax.grad(stacked.classification(model), has_aux=True))
+
+    def check(y, weight):
+        grads, metrics = gradient(params, jax.random.key(0), Batch(x, c, y, weight), 0)
+        for leaf in jax.tree.leaves((grads, metrics)):
+            np.testing.assert_array_equal(leaf, 0)
+
+    unknown = np.full(4, -1, np.int32)
+    for y, weight in ((unknown, np.ones(4)), (0 * unknown, np.zeros(4))):
+        check(y, weight)
+    with pytest.raises(AssertionError):
+        check(0 * unknown, np.ones(4))
+
+
+def test_weights_and_unlabelled_rows_leave_no_trace_in_the_error_rate(clusters, start):
+    """Checked by rows of weight 0 that hold NaN, wrong labels and labels that are no class."""
+    rate = partial(stacked.error_rate, CLASSIFY, start, jax.random.key(0))
+    x, key = clusters.x.copy(), jax.random.key(0)
+    logits = jax.vmap(lambda z: CLASSIFY.decode(start, z).logits)(
+        evaluate.codes(DEEP, start["model"], key, x)
+    )
+    right = np.array(jnp.argmax(logits, axis=1), np.int32)
+    y, weight = right.copy(), np.ones(120, np.float32)
+    y[:3], weight[:3] = (right[:3] + 1) % 3, 2.0  # errors, each counted twice
+    assert rate(Batch(x, y=y, weight=weight)) == pytest.approx(6 / 123)
+    y[60:], weight[60:] = (right[60:] + 1) % 3, 0.0
+    assert rate(Batch(x, y=y, weight=weight)) == pytest.approx(6 / 63)
+    x[100:], y[100] = np.nan, 7
+    assert rate(Batch(x, y=y, weight=weight)) == pytest.approx(6 / 63)
+    x[50:60], y[50:60] = np.nan, -1
+    assert rate(Batch(x, y=y, weight=weight)) == pytest.approx(6 / 53)
+    with pytest.raises(ValueError, match="largest logit is nan for example 50"):
+        rate(Batch(x, y=right, weight=np.maximum(weight, 1)))
+    with pytest.raises(ValueError, match="no label but -1"):
+        rate(Batch(x, y=y, weight=weight * (y == -1)))
+
+
 def test_the_error_rate_is_of_labelled_examples(clusters, start):
     """Half of the labels hidden: the rate of the other half, whatever the chunks."""
     half = np.where(np.arange(120) % 2 == 0, -1, clusters.y)
@@ -380,6 +501,8 @@ def test_no_level_and_wrong_counts_are_refused(clusters):
         evaluate.codes(DEEP, (), jax.random.key(0), clusters, batch_size=0)
     with pytest.raises(ValueError, match="classifier: classes: got 1, expected 2 or more"):
         stacked.classifier(DEEP, 1)
+    with pytest.raises(ValueError, match=r"classifier: classes: got 3.5, .* an integer"):
+        stacked.classifier(DEEP, 3.5)
 
 
 def test_levels_that_do_not_fit_are_named(clusters):
@@ -387,6 +510,11 @@ def test_levels_that_do_not_fit_are_named(clusters):
     message = r"level 1: got a decoder to \(5,\), expected \(6,\), the code of level 0"
     with pytest.raises(ValueError, match=message):
         stacked.stack(wrong).init(jax.random.key(0), jnp.ones(8))
+    with pytest.raises(ValueError, match="pretrain: " + message):
+        stacked.pretrain(
+            wrong, jax.random.key(0), clusters, loss=autoencoders.reconstruction, optimizer=ADAM,
+            steps=2, batch_size=30,
+        )  # fmt: skip
 
 
 def test_a_level_that_diverges_is_named(clusters):

@@ -1,8 +1,9 @@
 """How much an encoder's code changes with its input: norms, spectrum and directions of df/dx.
 
 f(x) is the mean of q(z|x), flattened, with layer noise off; J = df/dx has a row for each entry of
-the code and a column for each entry of x, in units of the code per unit of x. The norms have one
-interface, `norm(model, params, key, x, c, shift=None) -> ()`, and each has a name, by which
+the code and a column for each entry of x, in units of the code per unit of x; an x of several
+arrays is the vector of all of them. The norms have one interface,
+`norm(model, params, key, x, c, shift=None) -> ()`, and each has a name, by which
 `autoencoders.contractive` says what computed its metric:
 
 | norm | for | cost, of passes through the encoder |
@@ -12,7 +13,7 @@ interface, `norm(model, params, key, x, c, shift=None) -> ()`, and each has a na
 | `hutchinson(probes)` | any | 1 + `probes`; an unbiased estimate |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.flatten_util import ravel_pytree
 
 from vaejax.batch import as_batch, over_data, prepared, size_of
-from vaejax.errors import at_least_one, check_finite, wrong
+from vaejax.errors import at_least_one, wrong
+from vaejax.evaluate import check_counted
 from vaejax.model import Model
 from vaejax.networks import kernels
 from vaejax.types import Array, Key, Params, Transform
@@ -49,7 +52,7 @@ def closed_form(
     during feature extraction, ICML.
     """
     kernel, slopes = _one_layer(model, params, x, c)
-    slope = slopes(x) if shift is None else slopes(x) - slopes(x + shift)
+    slope = slopes(x) if shift is None else slopes(x) - slopes(jax.tree.map(jnp.add, x, shift))
     # Of the parameters alone: under vmap it is computed once for the batch.
     return slope**2 @ jnp.sum(kernel**2, axis=0)
 
@@ -63,7 +66,8 @@ def exact(
     is made row by row or column by column, whichever are fewer, and held in memory: under `vmap`,
     batch times size of z times size of x numbers.
     """
-    return jnp.sum(_jacobian(_shifted(_encoder(model, params, c), shift), x) ** 2)
+    f, flat, _ = _encoder(model, params, x, c)
+    return jnp.sum(_jacobian(_shifted(f, shift), flat) ** 2)
 
 
 def hutchinson(probes: int = 1) -> Norm:
@@ -82,7 +86,8 @@ def hutchinson(probes: int = 1) -> Norm:
     def norm(
         model: Model, params: Params, key: Key, x: Any, c: Any = (), *, shift: Any = None
     ) -> Array:
-        z, pull = jax.vjp(_shifted(_encoder(model, params, c), shift), x)
+        f, flat, _ = _encoder(model, params, x, c)
+        z, pull = jax.vjp(_shifted(f, shift), flat)
         signs = jax.random.rademacher(key, (probes, z.size), z.dtype)
         return jnp.sum(jax.vmap(pull)(signs)[0] ** 2) / probes
 
@@ -105,12 +110,13 @@ def squared_norms(
     `data`: a Batch, or the x of one, `[n, ...]`, stored data if a `transform(key, x)` is given
     (drawn once per example); `norm`: `closed_form`, `exact` or `hutchinson(probes)`, of which the
     root is biased. `batch_size` examples are held in memory at a time.
-    Raises ValueError where a number is not finite, with the example's index.
+    The norms of rows of weight 0 may be anything. Raises ValueError where another norm, or the code
+    that it is of, is not finite, with the example's index.
     """
     batch = as_batch(data)
     at_least_one("squared_norms", batch_size=batch_size, examples=size_of(batch.x))
     found = _squared_norms(model, norm, transform, batch_size, params, key, batch.x, batch.c)
-    return check_finite("squared_norms", "|df/dx|_F^2", found, batch.x)
+    return check_counted("squared_norms", "|df/dx|_F^2", found, batch.x, batch.weight)
 
 
 def singular_values(model: Model, params: Params, x: Any, c: Any = ()) -> Array:
@@ -119,10 +125,11 @@ def singular_values(model: Model, params: Params, x: Any, c: Any = ()) -> Array:
     Their squares add up to |J|_F^2. A contractive code has few large ones: it changes along the
     directions in which the data vary and hardly along others (Rifai et al., 2011, ICML).
     """
-    return jnp.linalg.svd(_jacobian(_encoder(model, params, c), x), compute_uv=False)
+    f, flat, _ = _encoder(model, params, x, c)
+    return jnp.linalg.svd(_jacobian(f, flat), compute_uv=False)
 
 
-def tangents(model: Model, params: Params, x: Any, c: Any = (), *, count: int) -> Array:
+def tangents(model: Model, params: Params, x: Any, c: Any = (), *, count: int) -> Any:
     """The directions of x in which the code changes most: `[count, *shape of x]`, of norm 1.
 
     The leading right singular vectors of J = df/dx, which a contractive autoencoder makes the
@@ -130,11 +137,12 @@ def tangents(model: Model, params: Params, x: Any, c: Any = (), *, count: int) -
     their signs are arbitrary. Raises ValueError unless 1 <= count <= min(size of z, size of x).
     Rifai, Dauphin, Vincent, Bengio and Muller, 2011, The manifold tangent classifier, NIPS.
     """
-    J = _jacobian(_encoder(model, params, c), x)
+    f, flat, unravel = _encoder(model, params, x, c)
+    J = _jacobian(f, flat)
     if not 1 <= count <= min(J.shape):
         fix = "lower it: there are no more directions"
         raise wrong("tangents: count", count, f"1 to {min(J.shape)}", fix)
-    return jnp.linalg.svd(J, full_matrices=False)[2][:count].reshape(count, *jnp.shape(x))
+    return jax.vmap(unravel)(jnp.linalg.svd(J, full_matrices=False)[2][:count])
 
 
 def saturation(z: Any, *, margin: float = 0.05) -> float:
@@ -167,38 +175,49 @@ def _squared_norms(
 ) -> Array:
     def example(index: Array) -> Array:
         one_x, one_c, norm_key = prepared(key, transform, index, x, c)
-        return norm(model, params, norm_key, one_x, one_c)
+        found = norm(model, params, norm_key, one_x, one_c)
+        f, flat, _ = _encoder(model, params, one_x, one_c)
+        # relu'(NaN) is 0: a derivative may look sound where the code is not.
+        return jnp.where(jnp.all(jnp.isfinite(f(flat))), found, jnp.nan)
 
     return over_data(example, size_of(x), batch_size)
 
 
-def _encoder(model: Model, params: Params, c: Any) -> Callable[[Any], Array]:
-    return lambda x: jnp.ravel(model.encode(params, x, c).mean)
+def _encoder(
+    model: Model, params: Params, x: Any, c: Any
+) -> tuple[Callable[[Array], Array], Array, Callable[[Array], Any]]:
+    """f of x as a vector, that vector, and how it becomes an x again."""
+    flat, unravel = ravel_pytree(x)
+    return lambda v: jnp.ravel(model.encode(params, unravel(v), c).mean), flat, unravel
 
 
-def _shifted(f: Callable[[Any], Array], shift: Any) -> Callable[[Any], Array]:
+def _shifted(f: Callable[[Array], Array], shift: Any) -> Callable[[Array], Array]:
     """f, or the function whose Jacobian at x is J(x) - J(x + shift)."""
-    return f if shift is None else lambda x: f(x) - f(x + shift)
+    if shift is None:
+        return f
+    e, _ = ravel_pytree(shift)
+    return lambda v: f(v) - f(v + e)
 
 
-def _jacobian(f: Callable[[Any], Array], x: Any) -> Array:
+def _jacobian(f: Callable[[Array], Array], flat: Array) -> Array:
     """df/dx as a matrix `[size of f, size of x]`, by the side that takes fewer passes."""
-    size = jax.eval_shape(f, x).size
-    differentiate = jax.jacrev if size <= jnp.size(x) else jax.jacfwd
-    return differentiate(f)(x).reshape(size, jnp.size(x))
+    size = jax.eval_shape(f, flat).size
+    return (jax.jacrev if size <= flat.size else jax.jacfwd)(f)(flat)
 
 
 def _one_layer(
     model: Model, params: Params, x: Any, c: Any
 ) -> tuple[Array, Callable[[Any], Array]]:
     """The kernel of the only layer, and s'(a) as a function of x."""
-    weights = flatten_dict(params["encoder"])
-    size = jax.eval_shape(_encoder(model, params, c), x).size
-    found = list(kernels(params["encoder"]))
+    encoder = params.get("encoder", {}) if isinstance(params, Mapping) else {}
+    weights, found = flatten_dict(encoder), list(kernels(encoder))
+    f, flat, _ = _encoder(model, params, x, c)
+    size = jax.eval_shape(f, flat).size
     bias = (*found[0][:-1], "bias") if found else ()
-    expected = (jnp.size(x), size)
+    expected = (flat.size, size)
     if set(weights) != {*found[:1], bias} or weights[found[0]].shape != expected:
-        got = {"/".join(path): jnp.shape(leaf) for path, leaf in weights.items()}
+        shapes = {"/".join(path): jnp.shape(leaf) for path, leaf in weights.items()}
+        got = shapes or f"a {type(params).__name__} without an encoder"
         fix = "use contraction.exact or contraction.hutchinson(probes)"
         one = f"an encoder of one dense layer, kernel {expected} and bias ({size},)"
         raise wrong("closed_form: params['encoder']", got, one, fix)

@@ -104,13 +104,14 @@ def codes(
 
     `data`: a Batch, or the x of one, `[n, ...]`; `transform(key, x)`: of stored data, drawn once
     per example, which alone uses the key; `batch_size`: examples in memory at a time.
-    Raises ValueError where a code is not finite, with the example's index.
+    Rows of weight 0 are encoded as they are: their codes may be anything, NaN too, and keep the
+    weight 0. Raises ValueError where another code is not finite, with the example's index.
     """
     batch = as_batch(data)
     at_least_one("codes", batch_size=batch_size, examples=size_of(batch.x))
-    found = _over_prepared(_code, model, transform, batch_size, params, key, batch)
+    found = over_prepared(_code, model, transform, batch_size, params, key, batch)
     total = jnp.sum(found, axis=range(1, found.ndim))
-    check_finite("codes", "the sum of the code", total, batch.x)
+    check_counted("codes", "the sum of the code", total, batch.x, batch.weight)
     return found
 
 
@@ -126,13 +127,14 @@ def squared_error(
     """|x - r(x)|^2 of every example, summed over its entries: `[n]`, squared units of x.
 
     `r(x) = E[x|z = E[q(z|x)]]`, the reconstruction at the mean code: under the squared-error loss
-    and under any other, the number that PCA's error is compared with. Arguments as for `codes`.
-    Raises ValueError where an error is not finite, with the example's index.
+    and under any other, the number that PCA's error is compared with. Arguments, and rows of
+    weight 0, as for `codes`. Raises ValueError where another error is not finite, with the
+    example's index.
     """
     batch = as_batch(data)
     at_least_one("squared_error", batch_size=batch_size, examples=size_of(batch.x))
-    found = _over_prepared(_squared_error, model, transform, batch_size, params, key, batch)
-    return check_finite("squared_error", "|x - r(x)|^2", found, batch.x)
+    found = over_prepared(_squared_error, model, transform, batch_size, params, key, batch)
+    return check_counted("squared_error", "|x - r(x)|^2", found, batch.x, batch.weight)
 
 
 def mean_loss(
@@ -173,8 +175,16 @@ def mean_loss(
     return {name: total / whole for name, total in totals.items()}
 
 
+def check_counted(function: str, name: str, values: Any, x: Any, weight: Any) -> np.ndarray:
+    """`errors.check_finite` of the examples that count alone; all values `[n]` as they are."""
+    values = np.asarray(values)
+    counts = isinstance(weight, tuple) or np.asarray(weight) > 0
+    check_finite(function, name, np.where(counts, values, 0), x)
+    return values
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _over_prepared(
+def over_prepared(
     measure: Callable[..., Array], model: Model, transform: Transform | None, batch_size: int,
     params: Params, key: Key, batch: Batch,
 ) -> Array:  # fmt: skip

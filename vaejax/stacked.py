@@ -13,7 +13,7 @@ autoencoders.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax import lax
 
 from vaejax import evaluate
-from vaejax.batch import as_batch, batch_mean, over_batch, over_data, prepared, size_of
+from vaejax.batch import as_batch, batch_mean, over_batch, size_of
 from vaejax.distributions import Categorical
-from vaejax.errors import at_least_one, check_finite, wrong
-from vaejax.model import Model, deterministic, draw
+from vaejax.errors import at_least_one, wrong
+from vaejax.model import Model, draw
 from vaejax.train import NonFiniteError, make_train
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
@@ -59,7 +60,7 @@ def stack(levels: Sequence[Model]) -> Model:
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         params = []
         for i, level in enumerate(levels):
-            params.append(_init(i, level, jax.random.fold_in(key, i), x, c))
+            params.append(_init("stack", i, level, jax.random.fold_in(key, i), x, c))
             x = level.encode(params[i], x, c).mean
         return tuple(params)
 
@@ -99,7 +100,8 @@ def pretrain(
     `params_l = argmin loss(level_l)` on `x_l = evaluate.codes(level_{l-1}, ..., x_{l-1})`, by
     `train.make_train`, jitted.
 
-    - `levels`: as for `stack`; `data`: a Batch, or the x of one, `[n, ...]`, labels not used;
+    - `levels`: as for `stack`; `data`: a Batch, or the x of one, `[n, ...]`, labels not used, its
+      conditions and weights those of every level;
     - `loss`: a function from Model to Loss, such as `autoencoders.reconstruction` or
       `partial(autoencoders.denoising, corrupt=...)`, or one for each level;
     - `optimizer`, `steps`, `batch_size`: of each level, the optimizer's state starting afresh;
@@ -120,7 +122,8 @@ def pretrain(
     for i, (level, loss_of) in enumerate(zip(levels, losses, strict=True)):
         init_key, see_key, train_key, codes_key = jax.random.split(jax.random.fold_in(key, i), 4)
         x, c = jax.tree.map(lambda leaf: leaf[0], (data.x, data.c))
-        start = _init(i, level, init_key, x if transform is None else transform(see_key, x), c)
+        seen = x if transform is None else transform(see_key, x)
+        start = _init("pretrain", i, level, init_key, seen, c)
         train = make_train(
             loss_of(level), optimizer, steps=steps, batch_size=batch_size, transform=transform
         )
@@ -143,10 +146,12 @@ def classifier(model: Model, classes: int) -> Model:
     The parameters are `{"model": ..., "classes": ...}`, the first those of `model`, so that a
     classifier starts from pretrained ones by `classify.init(key, x) | {"model": pretrained}`.
     The decoder's parameters among them are not used and get a gradient of zero, which plain
-    optimizers leave in place (weight decay does not). Raises ValueError for fewer than two classes.
+    optimizers leave in place (weight decay does not). Raises ValueError for fewer than two classes
+    or a number that is no integer.
     """
-    if classes < 2:
-        raise wrong("classifier: classes", classes, "2 or more", "count the labels, from 0")
+    if not isinstance(classes, Integral) or classes < 2:
+        expected = "2 or more, an integer"
+        raise wrong("classifier: classes", classes, expected, "count the labels, from 0")
     layer = nn.Dense(classes)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
@@ -170,8 +175,9 @@ def classifier(model: Model, classes: int) -> Model:
 def classification(model: Model, *, draw: Callable[..., Any] = draw) -> Loss:
     """The cross-entropy -log p(y | z), z ~ q(z|x), of a `classifier`, nats per labelled example.
 
-    Examples with label -1 are not counted, whatever their x; without a labelled one the loss is 0.
-    (`mean_loss` weighs batches by their examples, labelled or not: `error_rate` by the labelled.)
+    Examples with label -1 are not counted, whatever their x; without a labelled one the loss and
+    its gradient are 0. (`mean_loss` weighs batches by their examples, labelled or not: `error_rate`
+    by the labelled.)
 
     `draw`: how a Draw is made (`autoencoders.corrupted(...)` classifies corrupted inputs). The
     metrics are `cross_entropy` and `error`, the share of labelled examples whose likeliest class is
@@ -190,10 +196,12 @@ def classification(model: Model, *, draw: Callable[..., Any] = draw) -> Loss:
         if not isinstance(batch.weight, tuple):
             counts = counts * batch.weight
         weighed = batch._replace(c=(batch.c, y), weight=counts)
-        sums = over_batch(example, params, key, weighed)
-        # A batch may hold no label at all: a mean over nothing, which moves nothing.
+        # A batch may hold no label at all: a mean over nothing, which moves nothing. The gradient
+        # is cut at the parameters, where NaN that 0 was multiplied with on the way is left behind.
         some = jnp.any(counts > 0)
-        means = batch_mean(sums, jnp.where(some, counts, 1.0))
+        params = jax.tree.map(lambda p: jnp.where(some, p, lax.stop_gradient(p)), params)
+        values = over_batch(example, params, key, weighed)
+        means = batch_mean(values, jnp.where(some, counts, 1.0))
         H, error = jax.tree.map(lambda mean: jnp.where(some, mean, 0.0), means)
         return H, {"cross_entropy": H, "error": error}
 
@@ -211,40 +219,34 @@ def error_rate(
 ) -> float:
     """The share of labelled examples to which a `classifier` gives a wrong class, in [0, 1].
 
-    The class is the likeliest under p(y | z = E[q(z|x)]). `data`: Batch(x, y=labels), -1 for
-    unlabelled ones, which are not counted; the rest is as in
-    `evaluate.codes`. Raises ValueError for labels
-    outside the classes, without a labelled example, and where a probability is not finite.
+    The class is the likeliest under p(y | z = E[q(z|x)]), and the share one of the weights where
+    there are any. `data`: Batch(x, y=labels), -1 for unlabelled ones; neither they nor examples of
+    weight 0 are counted, whatever their x; the rest is as in `evaluate.codes`. Raises ValueError
+    where nothing is counted, and where what is has a label that is no class or no finite logits.
     """
     at_least_one("error_rate", batch_size=batch_size, examples=size_of(data.x))
     y = np.asarray(_labels("error_rate", data))
-    logits = _logits(model, transform, batch_size, params, key, data.x, data.c)
-    check_finite("error_rate", "the largest logit", jnp.max(logits, axis=1), data.x)
+    weight = np.where(y == -1, 0, 1 if isinstance(data.weight, tuple) else np.asarray(data.weight))
+    if not np.any(weight > 0):
+        got, fix = "no label but -1, or of weight 0", "give labelled data"
+        raise wrong("error_rate: y", got, "a labelled example", fix)
+    logits = evaluate.over_prepared(_logits, model, transform, batch_size, params, key, data)
+    largest = jnp.max(logits, axis=1)
+    evaluate.check_counted("error_rate", "the largest logit", largest, data.x, weight)
     classes = logits.shape[1]
-    bad = np.flatnonzero((y < -1) | (y >= classes))
+    bad = np.flatnonzero((weight > 0) & ((y < 0) | (y >= classes)))
     if len(bad):
         got = f"{y[bad[0]]} at example {bad[0]}"
         fix = "build classifier(model, classes) for all labels, and count them from 0"
         raise wrong("error_rate: y", got, f"0 to {classes - 1}, or -1 for unlabelled", fix)
-    if not np.any(y >= 0):
-        raise wrong("error_rate: y", "no label but -1", "a labelled example", "give labelled data")
-    return float(np.mean(np.argmax(np.asarray(logits), axis=1)[y >= 0] != y[y >= 0]))
+    return float(np.average(np.argmax(np.asarray(logits), axis=1) != y, weights=weight))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _logits(
-    model: Model, transform: Any, batch_size: int, params: Any, key: Key, x: Any, c: Any
-) -> Array:
-    model = deterministic(model)
-
-    def example(index: Array) -> Array:
-        one_x, one_c, _ = prepared(key, transform, index, x, c)
-        return model.decode(params, model.encode(params, one_x, one_c).mean, one_c).logits
-
-    return over_data(example, size_of(x), batch_size)
+def _logits(model: Model, params: Params, x: Any, c: Any) -> Array:
+    return model.decode(params, model.encode(params, x, c).mean, c).logits
 
 
-def _init(i: int, level: Model, key: Key, x: Any, c: Any) -> Params:
+def _init(function: str, i: int, level: Model, key: Key, x: Any, c: Any) -> Params:
     """Parameters of a level, after a check that it reconstructs what the level below encodes."""
     params = level.init(key, x, c)
     if i > 0:
@@ -252,7 +254,8 @@ def _init(i: int, level: Model, key: Key, x: Any, c: Any) -> Params:
         if decoded.event_shape != jnp.shape(x):
             expected = f"{jnp.shape(x)}, the code of level {i - 1}"
             fix = "let each level's decoder give the code of the level below"
-            raise wrong(f"stack: level {i}", f"a decoder to {decoded.event_shape}", expected, fix)
+            got = f"a decoder to {decoded.event_shape}"
+            raise wrong(f"{function}: level {i}", got, expected, fix)
     return params
 
 
