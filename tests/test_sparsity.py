@@ -141,6 +141,28 @@ def test_rho_outside_0_1_is_refused(penalty, rho):
         penalty(rho)
 
 
+def test_rho_may_be_mapped_over_and_is_then_not_checked():
+    for penalty in (sparsity.kl, sparsity.squared):
+        mapped = jax.vmap(lambda rho, of=penalty: of(rho)(Z))(jnp.array([0.1, RHO]))
+        np.testing.assert_allclose(mapped, [penalty(0.1)(Z), penalty(RHO)(Z)], rtol=1e-5)
+
+
+def test_bfloat16_codes_have_means_and_divergence_in_float32():
+    """Their eps of 2^-8 is no mean to squeeze into, nor may rounding make a negative divergence."""
+    for rho in (0.01, 0.05):
+        at_target = jnp.full((64, 4), rho, jnp.bfloat16)
+        assert 0 <= sparsity.kl(rho)(at_target) < 1e-5
+        exact = at_target[0].astype(jnp.float32)
+        dead = sparsity.kl(rho)(jnp.zeros((64, 4), jnp.bfloat16))
+        assert dead == pytest.approx(float(sparsity.kl(rho)(jnp.zeros((64, 4)))))
+        assert sparsity.squared(rho)(at_target) == pytest.approx(
+            float(jnp.sum((exact - rho) ** 2)), rel=1e-3
+        )
+    rho = jnp.linspace(0.01, 0.99, 300)
+    values = jax.vmap(lambda r: sparsity.kl(r)(jnp.full((3, 1), r)))(rho)
+    assert jnp.all((values >= 0) & (values < 1e-6))
+
+
 def test_sparse_trains_towards_rho():
     """Units driven by Adam from a mean near 1/2 to the target, on sigmoid codes."""
     model = model_of(heads.Code(LATENT, nn.sigmoid))
@@ -239,6 +261,55 @@ def test_masked_examples_take_no_places_in_the_batch(params):
     assert loss(dead, jax.random.key(0), Batch(X[:8]), 0)[1]["threshold"] == 0
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_batch_top_k_gives_each_part_a_key_and_the_condition_and_codes_their_shape(part):
+    """One part adds noise and the condition; the decoder wants the code as the encoder made it."""
+
+    def added(where, value, c, key):
+        noise = jax.random.normal(key, c.shape)  # no key, no noise: an error
+        return value + (noise + c).reshape(value.shape) if where == part else value
+
+    def encode(params, x, c=(), *, key=None):
+        return distributions.Delta(added("encoder", x.reshape(2, 3), c, key))
+
+    def decode(params, z, c=(), *, key=None):
+        assert z.shape == (2, 3)
+        return distributions.Normal(added("decoder", z, c, key).ravel(), jnp.ones(6))
+
+    model = RELU._replace(encode=encode, decode=decode)
+    loss = autoencoders.batch_top_k(model, k=6)
+    x, c = Z[:, [0, 1, 2, 3, 0, 1]], jnp.ones((6, 6))
+    one = loss({}, jax.random.key(0), Batch(x, c), 0)[0]
+    assert one != loss({}, jax.random.key(1), Batch(x, c), 0)[0]
+    assert one != loss({}, jax.random.key(0), Batch(x, 2 * c), 0)[0]
+
+
+def negated(key, x):
+    return -x
+
+
+def test_the_threshold_counts_by_weight_and_prepares_the_data(params, key):
+    """Masked rows, whatever they hold, leave no trace; a batch of them alone does not count."""
+    weight = np.repeat(np.array([1, 0], np.float32), 20)
+    z = np.array(jax.vmap(lambda x: RELU.encode(params, x).mean)(X))
+    kept = [largest_by_hand(z[i : i + 8], 2, weight[i : i + 8]) for i in (0, 8, 16)]
+    expected = np.mean([part[part > 0].min() for part in kept])
+    for fill in (np.nan, 1e3):
+        x = np.where(weight[:, None] > 0, X, np.float32(fill))
+        theta = sparsity.threshold(RELU, params, key, Batch(x, weight=weight), k=2, batch_size=8)
+        assert theta == pytest.approx(expected, rel=1e-5)
+    options = {"k": 2, "batch_size": 8}
+    turned = sparsity.threshold(RELU, params, key, X, transform=negated, **options)
+    assert turned == pytest.approx(sparsity.threshold(RELU, params, key, -X, **options))
+    assert turned != pytest.approx(sparsity.threshold(RELU, params, key, X, **options), rel=1e-2)
+    with pytest.raises(ValueError, match="threshold: the sum of the code is nan for example 20 "):
+        sparsity.threshold(RELU, params, key, x * np.where(weight, 1, np.nan)[:, None], **options)
+    with pytest.raises(ValueError, match="threshold: data.weight: got no weight above 0"):
+        sparsity.threshold(RELU, params, key, Batch(X, weight=0 * weight), **options)
+    with pytest.raises(TypeError, match=r"batch_top_k: k: got 2\.0, expected a whole number"):
+        sparsity.largest(jnp.asarray(Z), 2.0)
+
+
 def test_the_threshold_keeps_as_many_of_examples_alone(params, key):
     theta = sparsity.threshold(RELU, params, key, X, k=2, batch_size=8)
     by_hand = [batch_top_k_by_hand(params, X[i : i + 8], 2)[2] for i in range(0, 40, 8)]
@@ -323,6 +394,9 @@ def test_the_transposed_start_and_what_has_no_dictionary(unit_params, key):
             function(deep_params)
     with pytest.raises(ValueError, match="unit_columns: the decoder"):
         sparsity.unit_columns(deep).init(jax.random.key(1), X[0])
+    for function, name in ((sparsity.atoms, "atoms"), (sparsity.transposed, "transposed")):
+        with pytest.raises(ValueError, match=f"{name}: params: got a tuple, .*of one autoencoder"):
+            function((unit_params,))
 
 
 # Units that never fire
@@ -347,6 +421,23 @@ def test_firing_counts_each_unit_over_the_data(unit_params, key):
     weight = np.arange(40.0, dtype=np.float32)
     share = sparsity.firing(UNIT, params, key, Batch(X, weight=weight), batch_size=7)
     np.testing.assert_allclose(share, weight @ (z != 0) / weight.sum(), rtol=1e-5)
+
+
+def test_firing_prepares_the_data_and_reports_what_is_not_finite(params, key):
+    turned = sparsity.firing(RELU, params, key, X, transform=negated)
+    np.testing.assert_array_equal(turned, sparsity.firing(RELU, params, key, -X))
+    assert np.any(turned != sparsity.firing(RELU, params, key, X))
+    x, weight = X.copy(), np.ones(40, np.float32)
+    x[[7, 30]], weight[[7, 30]] = np.nan, 0
+    for batch_size in (9, 40):
+        message = r"firing: the sum of the code is nan for example 7 \(2 such of 40\)"
+        with pytest.raises(ValueError, match=message):
+            sparsity.firing(RELU, params, key, x, batch_size=batch_size)
+        masked = sparsity.firing(RELU, params, key, Batch(x, weight=weight), batch_size=batch_size)
+        alone = sparsity.firing(RELU, params, key, X[weight > 0])
+        np.testing.assert_allclose(masked, alone, rtol=1e-5)
+    with pytest.raises(ValueError, match="firing: data.weight: got no weight above 0"):
+        sparsity.firing(RELU, params, key, Batch(X, weight=0 * weight))
 
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(0.01)))
@@ -437,6 +528,105 @@ def test_the_worst_example_is_chosen(trained):
     assert cosine[dead[0]] > 0.9999
 
 
+def nearest_residuals(state, x):
+    """Which rows the dead units' atoms are the residuals of, and the cosines."""
+    z = jax.vmap(lambda x: UNIT.encode(state.params, x).mean)(X)
+    residual = X - jax.vmap(lambda z: UNIT.decode(state.params, z).mean)(z)
+    cosine = x @ (residual / jnp.linalg.norm(residual, axis=1, keepdims=True)).T
+    return jnp.argmax(cosine, axis=1), jnp.max(cosine, axis=1)
+
+
+def test_masked_rows_and_those_not_finite_are_never_a_start(trained):
+    """In the rows 10 to 39: of weight 0 and large, or NaN, or infinite; or NaN and counted."""
+    weight = np.repeat(np.array([1, 0], np.float32), [10, 30])
+    rest = np.full((40, 1), True)
+    rest[:10] = False
+    for fill, masked in ((1e3, True), (np.nan, True), (np.inf, True), (np.nan, False)):
+        x = np.where(rest, np.float32(fill), X)
+        hook = sparsity.revive(UNIT, OPTIMIZER, Batch(x, weight=weight if masked else ()))
+        for step in range(3):
+            new = hook(trained._replace(step=jnp.asarray(step))).params
+            rows, cosine = nearest_residuals(trained, sparsity.atoms(new)[jnp.array(DEAD)])
+            assert jnp.all(rows < 10)
+            assert rows[0] != rows[1]
+            assert jnp.all(cosine > 0.9999)
+            assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new))
+            alive = np.setdiff1d(np.arange(LATENT), DEAD)
+            for old, after in zip(parts(trained.params), parts(new), strict=True):
+                np.testing.assert_array_equal(old[alive], after[alive])
+    few = sparsity.revive(UNIT, OPTIMIZER, Batch(X, weight=np.where(np.arange(40) < 5, 1.0, 0.0)))
+    with pytest.raises(ValueError, match=r"revive: examples: got 5, expected at least 7.*weight"):
+        few(trained)
+    none_left = sparsity.revive(UNIT, OPTIMIZER, np.where(np.arange(40)[:, None] > 0, np.nan, X))
+    new = none_left(trained).params
+    changed = np.any(parts(new)[1] != parts(trained.params)[1], axis=1)
+    dead = np.flatnonzero(UNIT.encode(trained.params, X[0]).mean == 0)
+    assert np.flatnonzero(changed).tolist() == [dead[0]]  # one example for five units
+
+
+def known(params, bias):
+    """A state whose residual is x, and whose unit j is active where 1e-3 x_0 + bias_j > 0."""
+    code = {"kernel": jnp.zeros((SIZE, LATENT)).at[0].set(1e-3), "bias": jnp.asarray(bias)}
+    params = jax.tree.map(jnp.zeros_like, params)
+    params = {**params, "encoder": {"params": {"code": code}}}
+    return train.make_step(autoencoders.reconstruction(RELU), OPTIMIZER)[0](
+        jax.random.key(3), params
+    )
+
+
+ON, OFF = 1.0, -1.0
+HALVES = np.repeat(np.eye(SIZE, dtype=np.float32)[[1, 2]] * np.array([[1.0], [1.5]]), 20, axis=0)
+HALVES = HALVES.astype(np.float32)
+
+
+def check_drawn_by_the_fourth_power(large, draws):
+    """Of two sizes of residual, 1 and 3/2, equally many: within four standard errors."""
+    p = 1.5**4 / (1 + 1.5**4)
+    assert abs(large - p) < 4 * (p * (1 - p) / draws) ** 0.5
+
+
+def test_a_start_is_drawn_with_the_fourth_power_of_the_residual(params):
+    """One dead unit, 400 steps. Checked against the square, and against a draw regardless of it."""
+    state = known(params, [ON, ON, ON, ON, OFF, ON, ON])
+    hook = sparsity.revive(RELU, OPTIMIZER, HALVES)
+    new = jax.vmap(lambda step: hook(state._replace(step=step)).params)(jnp.arange(400))
+    atoms = new["decoder"]["params"]["loc"]["kernel"]
+    assert np.flatnonzero(np.any(atoms != 0, axis=(0, 2))).tolist() == [4]
+    large = float(jnp.mean(atoms[:, 4, 2] > 0.999))
+    assert large + jnp.mean(atoms[:, 4, 1] > 0.999) == pytest.approx(1)
+    check_drawn_by_the_fourth_power(large, 400)
+    for mistaken in (1.5**2 / (1 + 1.5**2), 0.5):
+        with pytest.raises(AssertionError):
+            check_drawn_by_the_fourth_power(mistaken, 400)
+
+
+def test_share_transform_and_all_units_dead(params):
+    """Unit 3 is active in 4 of 40 examples, unit 5 in none."""
+    x = HALVES + 0.5 * np.eye(SIZE, dtype=np.float32)[0] * (np.arange(40)[:, None] % 10 == 0)
+    state = known(params, [ON, ON, ON, -1e-4, ON, OFF, ON])
+
+    def new(state=state, data=x, **options):
+        params = sparsity.revive(RELU, OPTIMIZER, data, **options)(state).params
+        w, v, _ = parts(params)
+        return w, v, np.flatnonzero(np.any(v != 0, axis=1)).tolist()
+
+    assert new()[2] == [5]
+    assert new(share=0.05)[2] == [5]
+    assert new(share=0.15)[2] == [3, 5]
+    assert new(transform=negated)[2] == [3, 5]
+    assert np.all(new(transform=negated)[1] <= 0)
+    all_dead = known(params, [OFF] * LATENT)
+    w, v, changed = new(all_dead, scale=0.5)
+    assert changed == list(range(LATENT))
+    np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(w, axis=1), 0.5e-3, rtol=1e-5)
+    assert new(data=0 * x)[2] == []  # without a residual there is nowhere to start
+    shares = jax.vmap(lambda share: parts(
+        sparsity.revive(RELU, OPTIMIZER, x, share=share)(state).params
+    )[1])(jnp.array([0.05, 0.15]))  # fmt: skip
+    assert np.any(shares != 0, axis=2).sum(axis=1).tolist() == [1, 2]
+
+
 def test_units_that_the_batch_never_keeps_are_dead(params):
     """Checked against the codes before the batch keeps its largest: there the unit is alive."""
     faint = jnp.ones(LATENT).at[3].set(1e-4)
@@ -460,6 +650,18 @@ def test_units_that_the_batch_never_keeps_are_dead(params):
 def test_revival_refuses_what_it_cannot_do(trained, params, key):
     with pytest.raises(ValueError, match="revive: examples: got 5, expected at least 7"):
         sparsity.revive(UNIT, OPTIMIZER, X, examples=5)(trained)
+    for options, message in (
+        ({"share": 7}, r"revive: share: got 7, expected a share in \[0, 1\)"),
+        ({"share": -0.1}, r"revive: share: got -0\.1"),
+        ({"scale": 0.0}, r"revive: scale: got 0\.0, expected above 0"),
+        ({"scale": float("nan")}, "revive: scale: got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sparsity.revive(UNIT, OPTIMIZER, X, **options)
+    with pytest.raises(ValueError, match="revive: optimizer: got one of another kind"):
+        sparsity.revive(UNIT, optax.sgd(0.1), X)(trained)
+    with pytest.raises(ValueError, match="revive: params: got a tuple"):
+        sparsity.revive(UNIT, OPTIMIZER, X)(trained._replace(params=(trained.params,)))
     deep = autoencoder(
         nn.Sequential([networks.MLP((6,)), heads.Code(LATENT)]), heads.FixedNormal(SIZE, 1.0)
     )

@@ -71,6 +71,24 @@ def test_neighbours_are_mixed():
     assert abs(np.corrcoef(np.arange(1000), positions)[0, 1]) < 0.15
 
 
+def check_blocks_in_another_order(epochs):
+    """Of each epoch the blocks that its batches are; every block once, in an order of its own."""
+    for blocks in epochs:
+        assert sorted(blocks) == list(range(20))
+    assert len({tuple(blocks) for blocks in epochs}) == len(epochs)
+
+
+def test_each_epoch_reads_the_blocks_in_another_order():
+    """Checked against one order for all epochs, of which only the rows within blocks differ."""
+    batches = data.stream(ROWS, key=KEY, batch_size=50, block=50, mixed=1, epochs=3)
+    blocks = [{row // 50 for row in numbers(batch)} for batch in batches]
+    assert all(len(block) == 1 for block in blocks)
+    order = [block.pop() for block in blocks]
+    check_blocks_in_another_order([order[:20], order[20:40], order[40:]])
+    with pytest.raises(AssertionError):
+        check_blocks_in_another_order([order[:20], order[:20], order[40:]])
+
+
 def test_the_order_is_that_of_the_key_and_the_step_alone(path):
     whole = list(data.stream(path, key=KEY, epochs=3, **SIZES))
     for start in (1, 3, 15, 16, 17, 40, 47):
@@ -151,6 +169,9 @@ def test_other_sources_and_counts_are_refused(tmp_path):
     for name in ("batch_size", "epochs", "block", "mixed"):
         with pytest.raises(ValueError, match=f"stream: expected {name} >= 1, got 0"):
             data.stream(ROWS, key=KEY, **(SIZES | {name: 0}))
+    for name in ("batch_size", "epochs", "block", "mixed", "start"):
+        with pytest.raises(TypeError, match=rf"stream: {name}: got 4\.0, expected a whole number"):
+            data.stream(ROWS, key=KEY, **(SIZES | {name: 4.0}))
     with pytest.raises(ValueError, match="stream: start: got -1"):
         data.stream(ROWS, key=KEY, start=-1, **SIZES)
 

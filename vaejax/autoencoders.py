@@ -135,7 +135,7 @@ def batch_top_k(model: Model, *, k: int) -> Loss:
     """
 
     def code(params: Params, key: Key, x: Any, c: Any) -> Array:
-        return jnp.ravel(model.encode(params, x, c, key=key).mean)
+        return model.encode(params, x, c, key=key).mean
 
     def example(params: Params, key: Key, x_and_z: Any, c: Any) -> Array:
         x, z = x_and_z
@@ -144,11 +144,11 @@ def batch_top_k(model: Model, *, k: int) -> Loss:
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         code_key, decode_key = jax.random.split(key)
         z = over_batch(code, params, code_key, batch)
-        z = sparsity.largest(z, k, batch.weight)
-        pairs = batch._replace(x=(batch.x, z))
+        kept = sparsity.largest(z.reshape(len(z), -1), k, batch.weight)
+        pairs = batch._replace(x=(batch.x, kept.reshape(z.shape)))
         D = batch_mean(over_batch(example, params, decode_key, pairs), batch.weight)
-        active = batch_mean(jnp.mean(z != 0, axis=1), batch.weight)
-        theta = sparsity.smallest_active(z)
+        active = batch_mean(jnp.mean(kept != 0, axis=1), batch.weight)
+        theta = sparsity.smallest_active(kept)
         theta = jnp.where(jnp.isfinite(theta), theta, 0)
         return D, {"distortion": D, "active": active, "threshold": theta}
 

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import hashlib
 import logging
+import numbers
 import os
 import re
 import tempfile
@@ -115,9 +116,14 @@ def stream(
     `ceil(n / batch_size)` of them per epoch. Where n / batch_size is not whole, every batch has a
     `weight`, and the last of an epoch is filled up with rows of weight 0: one shape, one program.
     Raises: ValueError for other types and for rows with NaN or infinity, when their batch is due,
-    naming the row and the file; FileNotFoundError.
+    naming the row and the file; TypeError for counts that are not whole; FileNotFoundError.
     """
-    at_least_one("stream", batch_size=batch_size, epochs=epochs, block=block, mixed=mixed)
+    counts = {"batch_size": batch_size, "epochs": epochs, "block": block, "mixed": mixed}
+    for name, value in (counts | {"start": start}).items():
+        endless = name == "epochs" and value is None
+        if not (endless or isinstance(value, numbers.Integral)):
+            raise wrong(f"stream: {name}", repr(value), "a whole number", "pass an int", TypeError)
+    at_least_one("stream", **counts)
     if start < 0:
         raise wrong("stream: start", start, "0 or more batches", "pass the number of steps done")
     rows, where = _rows(source)

@@ -15,7 +15,8 @@ A dictionary is the kernel of a decoder of one dense layer: unit j's atom is wha
 to x for each unit of z_j.
 """
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from jax import lax
 
 from vaejax.batch import as_batch, batch_mean, over_data, prepared, size_of
 from vaejax.distributions import Delta
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, check_finite, concrete, wrong
 from vaejax.model import Model, deterministic
 from vaejax.networks import kernels
 from vaejax.train import TrainState
@@ -59,8 +60,11 @@ def kl(rho: float) -> Penalty:
 
     m_j is squeezed into [eps, 1 - eps] by `eps + (1 - 2 eps) m_j`, eps of the float type (1.2e-7):
     a unit that is dead or stuck has a large finite gradient, and the one that mends it, where a
-    clipped mean would have none. A mean outside [0, 1], which ReLU codes have, gives NaN.
-    Raises ValueError for rho outside (0, 1). Ng, 2011, Sparse autoencoder, CS294A lecture notes.
+    clipped mean would have none. Means and divergence of bfloat16 codes are computed in float32;
+    what rounding takes below zero counts as zero. A mean outside [0, 1], which ReLU codes have,
+    gives NaN: use `squared` for them.
+    Raises ValueError for rho outside (0, 1); a rho that is traced, as under vmap, is not checked.
+    Ng, 2011, Sparse autoencoder, CS294A lecture notes.
     """
     _check_rho("kl", rho)
 
@@ -68,7 +72,9 @@ def kl(rho: float) -> Penalty:
         m = _unit_means(z, weight)
         eps = float(jnp.finfo(m.dtype).eps)
         m = eps + (1 - 2 * eps) * m
-        return jnp.sum(rho * jnp.log(rho / m) + (1 - rho) * jnp.log((1 - rho) / (1 - m)))
+        divergence = rho * jnp.log(rho / m) + (1 - rho) * jnp.log((1 - rho) / (1 - m))
+        below = lax.stop_gradient(jnp.minimum(divergence, 0))  # rounding; the gradient is right
+        return jnp.sum(divergence - below)
 
     return penalty
 
@@ -78,7 +84,7 @@ def squared(rho: float) -> Penalty:
 
     In the units of z squared. ReLU codes have it in place of `kl`, since their means may pass 1;
     rho is asked to be inside (0, 1) for them too: their scale is free, the decoder's undoes it.
-    Raises ValueError for rho outside (0, 1).
+    Raises ValueError for rho outside (0, 1); a rho that is traced, as under vmap, is not checked.
     """
     _check_rho("squared", rho)
 
@@ -93,12 +99,14 @@ def largest(z: Array, k: int, weight: Any = ()) -> Array:
 
     `z`: `[batch, latent]`; of examples with a weight of 0 nothing is kept, and they do not count as
     part of the batch. Of equal entries the first ones are kept. Returns `[batch, latent]`.
-    Raises ValueError unless 1 <= k <= latent.
+    Raises TypeError for a k that is not whole, and ValueError unless 1 <= k <= latent.
     """
     batch, latent = z.shape
+    if not isinstance(k, numbers.Integral):
+        raise wrong("batch_top_k: k", repr(k), "a whole number", "pass an int", TypeError)
     if not 1 <= k <= latent:
         raise wrong("batch_top_k: k", k, f"1 to {latent}, the code's size", "lower k")
-    counted = jnp.full(batch, True) if isinstance(weight, tuple) else weight > 0
+    counted = _weights(batch, weight) > 0
     flat = jnp.where(counted[:, None], z, -jnp.inf).ravel()
     _, kept = lax.top_k(flat, batch * k)
     inside = jnp.arange(batch * k) < k * jnp.sum(counted)
@@ -121,15 +129,20 @@ def threshold(
     k of its units active in the mean over the data, see `thresholded`.
 
     `data`: a Batch or the x of one, `[n, ...]`, in a random order; batches of `batch_size` as in
-    training, what is left over unused. `transform`: as in `evaluate.elbo_terms`. Returns theta > 0,
-    in the units of z. Raises ValueError for k outside the code's size, or where nothing is active.
+    training, what is left over unused. Examples of weight 0 are no part of their batch, and batches
+    of them alone do not count. `transform`: as in `evaluate.elbo_terms`. Returns theta > 0, in the
+    units of z. Raises ValueError for k outside the code's size, where nothing is active, where no
+    example has a weight, and where a code is not finite, with the example's index.
     Bussmann, Leask and Nanda, 2024, arXiv:2412.06410.
     """
     batch = as_batch(data)
     batch_size = min(batch_size, size_of(batch.x))
     at_least_one("threshold", batch_size=batch_size)
-    smallest = _smallest(model, transform, batch_size, k, params, key, batch)
-    theta = float(np.mean(smallest))
+    smallest, totals = _smallest(model, transform, batch_size, k, params, key, batch)
+    weight = np.asarray(_weights(size_of(batch.x), batch.weight))[: len(totals)]
+    _check_counted("threshold", weight)
+    check_finite("threshold", _TOTAL, np.where(weight > 0, totals, 0), batch.x)
+    theta = float(np.mean(smallest[(weight > 0).reshape(-1, batch_size).any(axis=1)]))
     if not np.isfinite(theta):
         fix = "train it with batch_top_k first, or end the encoder with heads.Code(n, nn.relu)"
         raise wrong("threshold: the codes", "a batch with none above zero", "active units", fix)
@@ -207,11 +220,16 @@ def firing(
 
     A unit with a share of 0 is dead. `data`: a Batch (whose weights count) or the x of one,
     `[n, ...]`; `transform`: as in `evaluate.elbo_terms`; `key` serves it alone. Memory is that of
-    `batch_size` examples beside the data.
+    `batch_size` examples beside the data. Raises ValueError where a code is not finite, with the
+    example's index, unless its weight is 0; and where no example has a weight.
     """
     batch = as_batch(data)
     at_least_one("firing", batch_size=batch_size, examples=size_of(batch.x))
-    return np.asarray(_firing(model, transform, batch_size, params, key, batch))
+    weight = np.asarray(_weights(size_of(batch.x), batch.weight))
+    _check_counted("firing", weight)
+    share, totals = _firing(model, transform, batch_size, params, key, batch)
+    check_finite("firing", _TOTAL, np.where(weight > 0, totals, 0), batch.x)
+    return np.asarray(share)
 
 
 def revive(
@@ -230,21 +248,34 @@ def revive(
     A unit active in at most `share` of `examples` random examples is dead. Each gets an example of
     its own, drawn with probability proportional to `|x - r(x)|^4`, and with residual
     `u = (x - r(x)) / |x - r(x)|`: its atom becomes u, its encoder's column `scale` times the mean
-    norm of the columns alive times u, its bias 0, and the optimizer's moments of all these 0.
+    norm of the columns alive (of all, if none is) times u, its bias 0, and the optimizer's moments
+    of all these 0.
+
+    Examples of weight 0 are not looked at. In one whose code or residual is not finite no unit
+    counts as active, and no unit starts at it, nor at one without a residual: the hook is compiled
+    and cannot report them, `fit` and `firing` do. Units for which none is left stay as they are.
 
     `model`: an encoder and a decoder of one dense layer each; `optimizer`: the one that made the
     state; `keep`: what the loss does to the codes `[batch, latent]` of a batch before they are
     decoded, `partial(largest, k=k)` for `batch_top_k`; `data`, `transform`: as in `train.fit`, and
     of data that is streamed some rows, since all are put on the device. Returns `TrainState ->
     TrainState`, pure and a function of the state's key and step, for `fit(hook=...)` or between
-    chunks of `make_scan`. Raises ValueError for other models, and for fewer examples than units.
+    chunks of `make_scan`. Raises ValueError for other models, for fewer examples that count than
+    units, for share outside [0, 1) or scale <= 0, and for the state of another optimizer.
     Bricken et al., 2023, Towards monosemanticity, transformer-circuits.pub (neuron resampling; they
     take x for the residual and 0.2 for the scale, which a top-k code would never choose again).
     """
-    batch = as_batch(data)
-    examples = min(examples, size_of(batch.x))
+    if concrete(share) and not 0 <= float(share) < 1:
+        raise wrong("revive: share", share, "a share in [0, 1)", "5 of 100 examples are 0.05")
+    if concrete(scale) and not float(scale) > 0:
+        raise wrong("revive: scale", scale, "above 0", "1 gives the mean norm of the columns")
+    batch = as_batch(data)._replace(y=())
+    counted = size_of(batch.x)
+    if not isinstance(batch.weight, tuple) and concrete(batch.weight):
+        counted = int(np.sum(np.asarray(batch.weight) > 0))
+    examples = min(examples, counted)
     at_least_one("revive", examples=examples)
-    on_device = jax.tree.map(jnp.asarray, batch._replace(y=()))
+    on_device = jax.tree.map(jnp.asarray, batch)
 
     def hook(state: TrainState) -> TrainState:
         return _revived(model, optimizer, transform, keep, examples, share, scale, state, on_device)
@@ -252,104 +283,179 @@ def revive(
     return hook
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _revived(
-    model: Model, optimizer: Any, transform: Any, keep: Any, examples: int, share: float,
-    scale: float, state: TrainState, data: Batch,
+    model: Model, optimizer: Any, transform: Any, keep: Any, examples: int, share: Any,
+    scale: Any, state: TrainState, data: Batch,
 ) -> TrainState:  # fmt: skip
+    _check_revivable(optimizer, state, examples)
     key = jax.random.fold_in(jax.random.fold_in(state.key, _REVIVE), state.step)
-    chosen_key, transform_key, unit_key = jax.random.split(key, 3)
-    quiet, params = deterministic(model), state.params
-    (w_path, w), (v_path, v) = (
-        next(iter(_dense("revive", params, part).items())) for part in ("encoder", "decoder")
-    )
-    latent = v.shape[0]
-    if w.shape != v.shape[::-1]:
-        raise _not_mirrored("revive", w, v)
-    if examples < latent:
-        fix = "give more, so that no two units start alike"
-        raise wrong("revive: examples", examples, f"at least {latent}, the units", fix)
-    chosen = jax.random.choice(chosen_key, size_of(data.x), (examples,), replace=False)
+    chosen_key, transform_key, start_key = jax.random.split(key, 3)
+    rows = _rows(chosen_key, data, examples)
 
     def seen(i: Array) -> tuple[Any, Any]:
-        return prepared(transform_key, transform, chosen[i], data.x, data.c)[:2]
+        return prepared(transform_key, transform, rows[i], data.x, data.c)[:2]
 
-    def residual_of(i: Array) -> Array:
-        x, c = seen(i)
-        return jnp.ravel(x - quiet.decode(params, z[i], c).mean)
-
-    z = over_data(lambda i: quiet.encode(params, *seen(i)).mean, examples, 500)
-    z = z if keep is None else keep(z)
-    residual = over_data(residual_of, examples, 500)
-    dead = jnp.mean(z != 0, axis=0) <= share
-    log_error = jnp.log(jnp.sum(residual**2, axis=1) + 1e-30)
-    # The largest of log p + Gumbel noise: draws without replacement, p proportional to error^2.
-    _, drawn = lax.top_k(2 * log_error + jax.random.gumbel(unit_key, (examples,)), latent)
-    own = drawn[jnp.cumsum(dead) - 1]  # the first drawn are the worst: for the dead, in their order
-    u = residual[own] * jnp.exp(-0.5 * log_error[own])[:, None]
-    norms = jnp.linalg.norm(w, axis=0)
-    alive = jnp.where(jnp.any(~dead), ~dead, True)
-    norm = scale * jnp.sum(norms * alive) / jnp.sum(alive)
-    b_path = (*w_path[:-1], "bias")
-    flat = flatten_dict(params)
-    new = {("encoder", *w_path): norm * u.T, ("decoder", *v_path): u}
-    mask = {("encoder", *w_path): dead[None, :], ("decoder", *v_path): dead[:, None]}
-    if ("encoder", *b_path) in flat:
-        new[("encoder", *b_path)], mask[("encoder", *b_path)] = jnp.zeros(latent), dead
-    masks = unflatten_dict({path: mask.get(path, False) for path in flat})
-    fresh = unflatten_dict(flat | {p: jnp.where(mask[p], new[p], flat[p]) for p in new})
+    active, residual = _coded(deterministic(model), keep, state.params, seen, examples)
+    counted = _weights(size_of(data.x), data.weight)[rows] > 0
+    rate = jnp.sum(active & counted[:, None], axis=0) / jnp.maximum(jnp.sum(counted), 1)
+    dead = rate <= share
+    given, u = _starts(start_key, dead, residual, counted)
+    params, fresh = _restarted(state.params, dead, given, u, scale)
     opt_state = optax.tree_utils.tree_map_params(
-        optimizer, lambda moment, m: jnp.where(m, 0, moment), state.opt_state, masks
+        optimizer, lambda moment, new: jnp.where(new, 0, moment), state.opt_state, fresh
     )
-    return state._replace(params=fresh, opt_state=opt_state)
+    return state._replace(params=params, opt_state=opt_state)
 
 
 _REVIVE = 0x72657669  # "revi": apart from the streams of `train`
 
 
+def _check_revivable(optimizer: Any, state: TrainState, examples: int) -> None:
+    (w,), (v,) = (_dense("revive", state.params, p).values() for p in ("encoder", "decoder"))
+    if w.shape != v.shape[::-1]:
+        raise _not_mirrored("revive", w, v)
+    if examples < len(v):
+        fix = "give more of a weight above 0, so that no two units start alike"
+        raise wrong("revive: examples", examples, f"at least {len(v)}, the units", fix)
+    made: Any = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
+    if made != jax.tree.structure(state.opt_state):
+        got, fix = "one of another kind", "pass revive the optimizer that fit or make_step has"
+        raise wrong("revive: optimizer", got, "the one that made state.opt_state", fix)
+
+
+def _rows(key: Key, data: Batch, examples: int) -> Array:
+    """Different rows of the data, those of weight 0 last: `[examples]`."""
+    size = size_of(data.x)
+    if isinstance(data.weight, tuple):
+        return jax.random.choice(key, size, (examples,), replace=False)
+    return lax.top_k(jnp.where(data.weight > 0, jax.random.uniform(key, (size,)), -1), examples)[1]
+
+
+def _coded(
+    model: Model, keep: Any, params: Params, seen: Callable[[Array], tuple[Any, Any]], examples: int
+) -> tuple[Array, Array]:
+    """Which units are active in the examples, `[examples, latent]`, and the residuals, flat."""
+    z = over_data(lambda i: model.encode(params, *seen(i)).mean, examples, 500)
+    flat = z.reshape(examples, -1)
+    finite = jnp.all(jnp.isfinite(flat), axis=1, keepdims=True)
+    # What is not finite would take the places of others in the batch; NaN is put back below.
+    kept = flat if keep is None else keep(jnp.where(finite, flat, 0))
+    decoded = jnp.where(finite, kept, jnp.nan).reshape(z.shape)
+
+    def residual(i: Array) -> Array:
+        x, c = seen(i)
+        return jnp.ravel(x - model.decode(params, decoded[i], c).mean)
+
+    return finite & (kept != 0), over_data(residual, examples, 500)
+
+
+def _starts(key: Key, dead: Array, residual: Array, counted: Array) -> tuple[Array, Array]:
+    """Which units start anew, `[latent]`, and where: residuals of unit norm, `[latent, size]`."""
+    log_error = jnp.log(jnp.sum(residual**2, axis=1))
+    usable = counted & jnp.isfinite(log_error)
+    # The largest of log p + Gumbel noise: draws without replacement, p proportional to error^2.
+    noise = jax.random.gumbel(key, log_error.shape)
+    _, drawn = lax.top_k(jnp.where(usable, 2 * log_error + noise, -jnp.inf), len(dead))
+    own = drawn[jnp.cumsum(dead) - 1]  # in the order drawn, for the dead in theirs
+    return dead & usable[own], residual[own] * jnp.exp(-0.5 * log_error[own])[:, None]
+
+
+def _restarted(
+    params: Params, dead: Array, given: Array, u: Array, scale: Any
+) -> tuple[Params, Params]:
+    """The parameters with atoms, columns and biases of some units new; and which entries are."""
+    ((w_path, w),) = _dense("revive", params, "encoder").items()
+    ((v_path, _),) = _dense("revive", params, "decoder").items()
+    alive = ~dead | jnp.all(dead)
+    norm = scale * jnp.sum(jnp.linalg.norm(w, axis=0) * alive) / jnp.sum(alive)
+    old = flatten_dict(params)
+    new = {
+        ("encoder", *w_path): (given[None, :], norm * u.T),
+        ("decoder", *v_path): (given[:, None], u),
+    }
+    bias = ("encoder", *w_path[:-1], "bias")
+    if bias in old:
+        new[bias] = (given, jnp.zeros_like(old[bias]))
+    fresh = {path: new[path][0] if path in new else False for path in old}
+    values = {path: jnp.where(at, value, old[path]) for path, (at, value) in new.items()}
+    return unflatten_dict(old | values), unflatten_dict(fresh)
+
+
+_TOTAL = "the sum of the code"
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _firing(
     model: Model, transform: Any, batch_size: int, params: Params, key: Key, batch: Batch
-) -> Array:
-    model, size = deterministic(model), size_of(batch.x)
+) -> tuple[Array, Array]:
+    """The share of each unit, `[latent]`, and the sum of each example's code, `[n]`."""
+    code, size = _code(model, transform, params, key, batch), size_of(batch.x)
     width = min(batch_size, size)
-    weight = jnp.ones(size) if isinstance(batch.weight, tuple) else jnp.asarray(batch.weight)
+    weight = _weights(size, batch.weight)
 
-    def active(index: Array) -> Array:
-        x, c, _ = prepared(key, transform, index, batch.x, batch.c)
-        return jnp.ravel(model.encode(params, x, c).mean) != 0
-
-    def chunk(start: Array) -> Array:
+    def chunk(start: Array) -> tuple[Array, Array]:
         at = start + jnp.arange(width)
         inside = jnp.where(at < size, weight[jnp.minimum(at, size - 1)], 0)
-        return inside @ jax.vmap(active)(jnp.minimum(at, size - 1))
+        z = jax.vmap(code)(jnp.minimum(at, size - 1))
+        return inside @ (z != 0), jnp.sum(z, axis=1)
 
-    def add(total: Array, start: Array) -> tuple[Array, None]:
-        return total + chunk(start), None
+    def add(total: Array, start: Array) -> tuple[Array, Array]:
+        fired, sums = chunk(start)
+        return total + fired, sums
 
     starts = jnp.arange(0, size, width)
-    total, _ = lax.scan(add, jnp.zeros_like(chunk(starts[0])), starts)
-    return total / jnp.sum(weight)
+    fired = jax.eval_shape(chunk, starts[0])[0]
+    total, sums = lax.scan(add, jnp.zeros(fired.shape, fired.dtype), starts)
+    return total / jnp.sum(weight), sums.ravel()[:size]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _smallest(
     model: Model, transform: Any, batch_size: int, k: int, params: Params, key: Key, batch: Batch
-) -> Array:
-    model = deterministic(model)
+) -> tuple[Array, Array]:
+    """The smallest activation kept in each batch, and the sum of each of their examples' codes."""
+    code, batches = _code(model, transform, params, key, batch), size_of(batch.x) // batch_size
+    weight = _weights(size_of(batch.x), batch.weight)
+
+    def one(start: Array) -> tuple[Array, Array]:
+        at = start + jnp.arange(batch_size)
+        z = jax.vmap(code)(at)
+        return smallest_active(largest(z, k, weight[at])), jnp.sum(z, axis=1)
+
+    smallest, sums = lax.map(one, batch_size * jnp.arange(batches))
+    return smallest, sums.ravel()
+
+
+def _code(
+    model: Model, transform: Any, params: Params, key: Key, batch: Batch
+) -> Callable[[Array], Array]:
+    """The code of the example at an index, flat, layer noise off."""
+    quiet = deterministic(model)
 
     def code(index: Array) -> Array:
         x, c, _ = prepared(key, transform, index, batch.x, batch.c)
-        return jnp.ravel(model.encode(params, x, c).mean)
+        return jnp.ravel(quiet.encode(params, x, c).mean)
 
-    def one(start: Array) -> Array:
-        return smallest_active(largest(jax.vmap(code)(start + jnp.arange(batch_size)), k))
+    return code
 
-    return lax.map(one, batch_size * jnp.arange(size_of(batch.x) // batch_size))
+
+def _weights(size: int, weight: Any) -> Array:
+    return jnp.ones(size) if isinstance(weight, tuple) else jnp.asarray(weight)
+
+
+def _check_counted(function: str, weight: np.ndarray) -> None:
+    if not np.any(weight > 0):
+        fix = "give at least one example a weight"
+        raise wrong(f"{function}: data.weight", "no weight above 0", "a positive sum", fix)
 
 
 def _dense(function: str, params: Params, part: str) -> dict[tuple[str, ...], Array]:
     """The path and the kernel of the one dense layer in a part of the parameters."""
+    if not (isinstance(params, Mapping) and part in params):
+        expected = "those of one autoencoder, {'encoder': ..., 'decoder': ...}"
+        fix = "pass params[i] for level i of a stack"
+        raise wrong(f"{function}: params", f"a {type(params).__name__}", expected, fix)
     found = kernels(params[part])
     if len(found) != 1 or any(kernel is None for kernel in found.values()):
         shapes = [None if k is None else k.shape for k in found.values()]
@@ -371,11 +477,12 @@ def _with_atoms(params: Params) -> Params:
 
 
 def _unit_means(z: Array, weight: Any) -> Array:
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     return jax.vmap(lambda unit: batch_mean(unit, weight), in_axes=1)(z)
 
 
 def _check_rho(function: str, rho: float) -> None:
-    if not 0 < rho < 1:
+    if concrete(rho) and not 0 < float(rho) < 1:
         fix = "0.05 makes a unit active in a twentieth of the examples"
         raise wrong(f"{function}: rho", rho, "a mean activation inside (0, 1)", fix)
 
