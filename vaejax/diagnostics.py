@@ -157,6 +157,7 @@ def active_units(
         raise wrong("active_units: posterior", name, "one with a mean", fix, TypeError) from error
     found = codes(model, params, key, batch, transform=transform, batch_size=batch_size)
     shift = np.asarray(found, float).reshape(len(found), -1)
+    check_finite("active_units", "a mean code", shift.sum(axis=1), batch.x)  # weights or not
     squares = (shift - shift.mean(axis=0)) ** 2
     return ActiveUnits(squares.mean(axis=0), _spread(squares), threshold)
 
