@@ -304,6 +304,9 @@ def test_the_threshold_counts_by_weight_and_prepares_the_data(params, key):
     assert turned != pytest.approx(sparsity.threshold(RELU, params, key, X, **options), rel=1e-2)
     with pytest.raises(ValueError, match="threshold: the sum of the code is nan for example 20 "):
         sparsity.threshold(RELU, params, key, x * np.where(weight, 1, np.nan)[:, None], **options)
+    quiet = np.where(np.arange(40)[:, None] < 8, 0, X)  # one batch that counts and has no unit on
+    with pytest.raises(ValueError, match="threshold: the codes: got a batch with none above zero"):
+        sparsity.threshold(RELU, params, key, quiet, **options)
     with pytest.raises(ValueError, match="threshold: data.weight: got no weight above 0"):
         sparsity.threshold(RELU, params, key, Batch(X, weight=0 * weight), **options)
     with pytest.raises(TypeError, match=r"batch_top_k: k: got 2\.0, expected a whole number"):
