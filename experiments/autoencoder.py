@@ -127,10 +127,12 @@ def main(config: Config) -> dict[str, Any]:
         "epochs": len(fitted.history["epoch"]),
         "seconds_train": run.rows(folder)[-1]["seconds"],
     }
+    drawn = {}
     if config.network == "linear":  # the span of the decoder's columns is that of PCA's axes
         (kernel,) = networks.kernels(fitted.params["encoder" if config.tie else "decoder"]).values()
         columns = np.asarray(kernel if config.tie else kernel.T, np.float64)
         summary["principal_angle_rad"] = float(scipy.linalg.subspace_angles(columns, axes.T).max())
+        drawn = figures.filters(columns, axes, x.shape[1:]) if x.ndim == 4 else {}
     if isinstance(test.y, np.ndarray):
         seen, labels = x[: config.probe_images], images.y[: config.probe_images]
         codes, test_codes = (evaluate.codes(*trained, part) for part in (seen, x_test))
@@ -139,8 +141,7 @@ def main(config: Config) -> dict[str, Any]:
         summary["retrieval_accuracy"] = representation.nearest_neighbours(*labelled)
     run.write_json(folder / "summary.json", summary)
     if x.ndim == 4 and x.shape[-1] in (1, 3):
-        drawn = figures.autoencoder(model, fitted.params, keys[3], x_test, test.y)
-        drawn |= figures.filters(fitted.params, axes, x.shape[1:]) if not config.hidden else {}
+        drawn |= figures.autoencoder(model, fitted.params, keys[3], x_test, test.y)
         run.save_figures(folder, drawn)
     run.report(folder, summary, "squared error summed over pixels, white = 1, per test image")
     return summary

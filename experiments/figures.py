@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax import networks, plot
+from vaejax import plot
 from vaejax.model import Model, generate, interpolate, reconstruct
 from vaejax.types import Key, Params
 
@@ -74,10 +74,9 @@ def autoencoder(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> 
     return drawn
 
 
-def filters(params: Params, axes: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:
-    """A linear encoder's filters over PCA's `axes` `[count, d]`: one subspace, other bases."""
-    (kernel,) = networks.kernels(params["encoder"]).values()
+def filters(columns: np.ndarray, axes: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:
+    """A linear decoder's `columns` `[d, count]` over PCA's `axes` `[count, d]`: one subspace."""
     count = min(16, len(axes))
-    both = np.concatenate([np.asarray(kernel).T[:count], axes[:count]]).reshape(-1, *shape)
-    labels = ["autoencoder", "PCA"]
-    return {"filters": plot.filters(both, columns=count, title="filters", labels=labels)}
+    both = np.concatenate([columns.T[:count], axes[:count]]).reshape(-1, *shape)
+    labels, title = ["decoder's columns", "PCA's axes"], "two bases of one subspace"
+    return {"filters": plot.filters(both, columns=count, title=title, labels=labels)}
