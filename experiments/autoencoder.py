@@ -91,32 +91,32 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = replace(config, epochs=2, batch_size=16, latent=4, probe_images=64,
                          train_split="train[:64]", test_split="test[:32]")  # fmt: skip
-    keys = jax.random.split(jax.random.key(config.seed), 4)
+    init_key, fit_key, draw_key = jax.random.split(jax.random.key(config.seed), 3)
     images = data.load(config.dataset, config.train_split)
     test = data.load(config.dataset, config.test_split)
-    x, x_test = (np.asarray(data.scale(keys[2], part.x)) for part in (images, test))
+    x, x_test = (np.asarray(data.scale(draw_key, part.x)) for part in (images, test))
     if not 0 <= x.min() <= x.max() <= 1:
         got = f"floats in [{x.min():.4g}, {x.max():.4g}]"
         raise wrong(
             "autoencoder: --dataset", got, "[0, 1]", "store uint8, or divide by the maximum"
         )
     model = build(config, x.shape[1:])
-    params = model.init(keys[0], jnp.asarray(x[0]))
+    params = model.init(init_key, jnp.asarray(x[0]))
     folder = run.open_folder(config, name=f"autoencoder-{Path(config.dataset).stem}")
     loss = autoencoders.reconstruction(model)
     steps = config.epochs * (len(x) // config.batch_size)
     fitted = train.fit(
         loss, optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
         params, images.x,
-        key=keys[1], epochs=config.epochs, batch_size=config.batch_size, transform=data.scale,
+        key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.scale,
         evaluate=partial(evaluate.mean_loss, loss, data=test.x, transform=data.scale),
         evaluate_every=config.evaluate_every,
         directory=folder / "checkpoints", checkpoint_every=config.checkpoint_every,
         resume=config.resume, log=run.logger(folder), progress=config.progress,
     )  # fmt: skip
 
-    trained = model, fitted.params, keys[2]
-    errors = evaluate.squared_error(*trained, x_test)
+    unused = jax.random.key(0)  # evaluation draws nothing here
+    errors = evaluate.squared_error(model, fitted.params, unused, x_test)
     flat, flat_test = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
     axes, mean = principal_axes(flat, config.latent)
     centred = flat_test - mean
@@ -135,13 +135,16 @@ def main(config: Config) -> dict[str, Any]:
         drawn = figures.filters(columns, axes, x.shape[1:]) if x.ndim == 4 else {}
     if isinstance(test.y, np.ndarray):
         seen, labels = x[: config.probe_images], images.y[: config.probe_images]
-        codes, test_codes = (evaluate.codes(*trained, part) for part in (seen, x_test))
+        codes, test_codes = (
+            evaluate.codes(model, fitted.params, jax.random.clone(unused), part)
+            for part in (seen, x_test)
+        )
         labelled = codes, labels, test_codes, test.y
         summary["probe_accuracy"] = representation.linear_probe(*labelled)
         summary["retrieval_accuracy"] = representation.nearest_neighbours(*labelled)
     run.write_json(folder / "summary.json", summary)
     if x.ndim == 4 and x.shape[-1] in (1, 3):
-        drawn |= figures.autoencoder(model, fitted.params, keys[3], x_test, test.y)
+        drawn |= figures.autoencoder(model, fitted.params, draw_key, x_test, test.y)
         run.save_figures(folder, drawn)
     run.report(folder, summary, "squared error summed over pixels, white = 1, per test image")
     return summary
