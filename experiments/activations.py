@@ -44,7 +44,10 @@ PRESETS = {"activations": Config()}
 def sampled(config: Config, key: Any) -> np.ndarray:
     """The first rows of the stream in another order than training's."""
     batches = data.stream(config.dataset, key=key, batch_size=256)
-    return np.concatenate([b.x for b in islice(batches, -(-config.sample // 256))])
+    first = islice(batches, -(-config.sample // 256))
+    # The last batch of the file is filled up with rows of weight 0.
+    rows = [b.x if isinstance(b.weight, tuple) else b.x[b.weight > 0] for b in first]
+    return np.concatenate(rows)[: config.sample]
 
 
 def main(config: Config) -> dict[str, Any]:

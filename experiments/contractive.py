@@ -33,7 +33,7 @@ from vaejax import (
     train,
 )
 from vaejax.corruption import gaussian, masking
-from vaejax.errors import at_least_one
+from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model, autoencoder, tied
 from vaejax.networks import kernels
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
@@ -179,6 +179,8 @@ def main(config: Config) -> dict[str, Any]:
     splits = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))
     scaled = partial(data.scale, jax.random.key(0))
     seen, test = (split._replace(x=scaled(split.x)) for split in splits)
+    if isinstance(seen.y, tuple):
+        raise wrong("contractive: --dataset", "no labels", "labels y", "give a .npz with x and y")
     folder = run.open_folder(config, name=f"contractive-{Path(config.dataset).stem}")
     model = build(config, np.asarray(seen.x.mean(axis=0)))
     steps = config.epochs * (len(seen.x) // config.batch_size)

@@ -209,6 +209,8 @@ def main(config: Config) -> dict[str, Any]:
     counts = {"epochs": config.epochs, "labels": config.labels, "valid": config.valid}
     at_least_one("stacked", **counts, seeds=config.seeds, hidden=len(config.hidden))
     images, test = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))
+    if isinstance(images.y, tuple):
+        raise wrong("stacked: --dataset", "no labels", "labels y", "give a .npz with x and y")
     valid = jax.tree.map(lambda leaf: leaf[len(images.x) - config.valid :], images)
     folder = run.open_folder(config, name=f"stacked-{Path(config.dataset).stem}")
     rows: list[dict[str, Any]] = []

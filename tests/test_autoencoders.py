@@ -80,6 +80,9 @@ def test_the_penalties_are_added_with_their_weights_and_named(key):
     half = autoencoders.sparse(linear(heads.TopK(6, 3)), penalty=lambda z, weight: 0.0, weight=1.0)
     top_k = linear(heads.TopK(6, 3)).init(jax.random.key(5), X[0])
     assert value(half, top_k, Batch(X))[1]["active"] == 0.5
+    each = autoencoders.sparse(model, penalty=lambda z, weight: jnp.mean(z, axis=1), weight=1.0)
+    with pytest.raises(ValueError, match=r"sparse: penalty: got shape \(5,\), expected one number"):
+        value(each, params, Batch(X))
     l1 = autoencoders.sparse(
         model, penalty=lambda z, weight: jnp.mean(jnp.sum(abs(z), axis=1)), weight=lambda s: 0.1 * s
     )
@@ -87,6 +90,7 @@ def test_the_penalties_are_added_with_their_weights_and_named(key):
         loss, metrics = value(l1, params, Batch(X), step)
         np.testing.assert_allclose(loss, D + 0.1 * step * np.abs(z).sum(1).mean(), rtol=1e-5)
     assert metrics["active"] == 1.0 and metrics["distortion"] == D
+    np.testing.assert_allclose(metrics["activation"], np.mean(z), rtol=1e-4)
     contractive = autoencoders.contractive(model, norm=finite_norm, weight=0.5)
     loss, metrics = value(contractive, params, Batch(X))
     (W,) = kernels(params["encoder"]).values()

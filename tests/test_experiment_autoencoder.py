@@ -31,5 +31,5 @@ def test_the_other_networks_run(preset, tmp_path):
 
 
 def test_a_tied_convolution_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="tied: the decoder"):
+    with pytest.raises(ValueError, match="tied: the encoder: got convolutions"):
         smoke(tmp_path, "conv", hidden=(4,), tie=True)

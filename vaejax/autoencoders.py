@@ -102,7 +102,8 @@ def sparse(
     `penalty(z, w) -> ()`: of codes `[batch, latent]` and the examples' weights `[batch]` or `()`:
     `sparsity.l1`, `sparsity.kl(rho)`, `sparsity.squared(rho)`; `weight`: a number or a schedule of
     the step; `draw`: how a Draw is made. The metrics are `distortion` (nats per example),
-    `penalty` (Omega) and `active` (share of the code's entries that are not zero).
+    `penalty` (Omega), `active` (share of the code's entries that are not zero) and `activation`
+    (their mean). Raises ValueError for a penalty that is not one number.
     Lee, Ekanadham and Ng, 2007, Sparse deep belief net model for visual area V2; Ng, 2011.
     """
 
@@ -112,9 +113,12 @@ def sparse(
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         D, z = over_batch(example, params, key, batch)
-        active = batch_mean(jnp.mean(z != 0, axis=1), batch.weight)
+        shares = {"active": jnp.mean(z != 0, axis=1), "activation": jnp.mean(z, axis=1)}
         D, Omega = batch_mean(D, batch.weight), penalty(z, batch.weight)
-        metrics = {"distortion": D, "penalty": Omega, "active": active}
+        if jnp.shape(Omega) != ():
+            fix = "average it over the batch, or pass sparsity.l1, kl(rho) or squared(rho)"
+            raise wrong("sparse: penalty", f"shape {jnp.shape(Omega)}", "one number, ()", fix)
+        metrics = {"distortion": D, "penalty": Omega, **batch_mean(shares, batch.weight)}
         return D + schedule(weight, step) * Omega, metrics
 
     return loss

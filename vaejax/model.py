@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.errors import ScopeParamShapeError
+from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vaejax.distributions import Distribution
@@ -189,6 +189,12 @@ def tied(model: Model) -> Model:
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         params = model.init(key, x, c)
         for part in ("encoder", "decoder"):
+            ranks = [
+                jnp.ndim(k) for p, k in flatten_dict(params[part]).items() if p[-1] == "kernel"
+            ]
+            if any(rank != 2 for rank in ranks):
+                fix = "use it for an encoder and a decoder of dense layers"
+                raise wrong(f"tied: the {part}", "convolutions", "dense layers alone", fix)
             _check_order(part, list(kernels(params[part])))
         own = kernels(params["decoder"])
         mirrored = [k.shape[::-1] for k in kernels(params["encoder"]).values()][::-1]
@@ -239,6 +245,9 @@ def _apply(
     rngs = {} if key is None else {"rngs": {"dropout": key}}
     try:
         return module.apply(params, *inputs, *_given(c), **rngs)
+    except ScopeParamNotFoundError as error:
+        fix = "pass what this model's own init made, or fit returned for it"
+        raise wrong(f"{name}: params", "those of another model", "this model's", fix) from error
     except ScopeParamShapeError as error:
         got = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(inputs or c)) or "none"
         given = f" with c {jax.tree.map(jnp.shape, c)}" if inputs and jax.tree.leaves(c) else ""
