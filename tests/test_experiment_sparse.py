@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -123,3 +124,12 @@ def test_the_streaming_benchmark_reports_memory_and_leaves_nothing(tmp_path):
     assert report["rows"] == 3000
     with pytest.raises(ValueError, match="streaming: --folder: got .* GB free"):
         streaming.main(replace(config, smoke=False, rows=10**12))
+
+
+@pytest.mark.parametrize("rows, asked", [(300, 8192), (1000, 400)])
+def test_the_sample_of_a_stream_holds_each_row_once_and_no_filling(rows, asked, tmp_path):
+    path = tmp_path / "rows.npy"
+    np.save(path, np.arange(rows, dtype=np.float32)[:, None])
+    config = replace(activations.PRESETS["activations"], dataset=path, sample=asked)
+    found = activations.sampled(config, jax.random.key(0))[:, 0]
+    assert len(found) == len(np.unique(found)) == min(rows, asked)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from vaejax import checkpoint, data, heads, train
+from vaejax import autoencoders, checkpoint, data, heads, train
 from vaejax.distributions import Normal
 from vaejax.model import autoencoder
 from vaejax.objectives import elbo
@@ -506,3 +506,19 @@ def test_parameters_load_without_the_run(params, tmp_path):
         checkpoint.load(tmp_path, like=wide)
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         checkpoint.load(tmp_path / "typo", like=params)
+
+
+def test_levels_without_a_transform_are_a_warning(key):
+    """uint8 images would be trained on as numbers up to 255."""
+    model = autoencoder(heads.Code(2), heads.FixedNormal((4, 3), 1.0))
+    params = model.init(key, jnp.zeros((4, 3)))
+    loss = autoencoders.reconstruction(model)
+
+    def run(images, **options):
+        train.fit(loss, optax.sgd(1e-9), params, images, key=jax.random.key(1), epochs=1,
+                  batch_size=25, progress=False, **options)  # fmt: skip
+
+    with pytest.warns(UserWarning, match="uint8 levels 0..255 and there is no transform"):
+        run(IMAGES)
+    run(IMAGES, transform=data.scale)
+    run(IMAGES / np.float32(255))

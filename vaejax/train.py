@@ -11,6 +11,7 @@ import math
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -237,7 +238,8 @@ def fit(
 
     Raises NonFiniteError at the first loss that is not finite, naming the terms, the step and the
     last good checkpoint; Interrupted on Ctrl-C, after the epoch is done and saved; ValueError for
-    data that cannot be trained on or a directory or checkpoint that is not this run's.
+    data that cannot be trained on or a directory or checkpoint that is not this run's. Warns of
+    uint8 levels without a transform.
     """
     every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
     at_least_one("fit", epochs=epochs, patience=patience, **every)
@@ -250,6 +252,7 @@ def fit(
     data = as_batch(data)
     size = size_of(data)
     _check_finite(data)
+    _warn_of_levels(data, transform)
     order, steps = shuffled(size, batch_size), size // batch_size
     scan = make_scan(loss, optimizer, steps=steps, indices=order, transform=transform)
     run_epoch = jax.jit(scan, donate_argnums=0)
@@ -419,6 +422,15 @@ def _check_finite(data: Batch) -> None:
                     f"fit: data.{name} holds NaN or infinite values in {len(bad)} of "
                     f"{len(array)} examples, the first at index {bad[0]}; drop or fill them"
                 )
+
+
+def _warn_of_levels(data: Batch, transform: Transform | None) -> None:
+    if transform is None and np.result_type(*jax.tree.leaves(data.x)) == np.uint8:
+        warnings.warn(
+            "fit: data.x holds uint8 levels 0..255 and there is no transform, so the model sees "
+            "numbers up to 255; pass transform=data.scale (or data.binarize, data.dequantize)",
+            stacklevel=3,
+        )
 
 
 def _check_history(
