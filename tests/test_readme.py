@@ -48,7 +48,8 @@ def test_no_number_is_left_to_be_filled_in():
     for page in [ROOT / "README.md", *(ROOT / "experiments").rglob("README.md")]:
         for line in page.read_text().splitlines():
             cells = [cell.strip() for cell in line.split("|")] if "|" in line else [line]
-            assert not any(re.fullmatch(r"[A-Z]{4,}[A-Z_]*", cell) for cell in cells), line
+            capitals = {cell for cell in cells if re.fullmatch(r"[A-Z]{4,}[A-Z_]*", cell)}
+            assert capitals <= {"AUROC", "ELBO", "IWAE"}, line
 
 
 def test_links_lead_somewhere():
