@@ -137,8 +137,9 @@ def save_figures(folder: Path, figures: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write values as indented JSON."""
-    path.write_text(json.dumps(values, indent=2, default=str) + "\n")
+    """Write values as indented JSON, in which what is not finite is null."""
+    finite = json.loads(json.dumps(values, default=str), parse_constant=lambda _: None)
+    path.write_text(json.dumps(finite, indent=2) + "\n")
 
 
 def report(folder: Path, summary: Mapping[str, Any], note: str) -> None:

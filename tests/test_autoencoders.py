@@ -1,6 +1,7 @@
 """Losses of deterministic autoencoders: their values by hand, tied weights, PCA, and warnings."""
 
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,19 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from sklearn.decomposition import PCA
 
-from vaejax import Batch, autoencoder, autoencoders, heads, networks, objectives, tied, train
+from vaejax import (
+    Batch,
+    autoencoder,
+    autoencoders,
+    contraction,
+    corruption,
+    heads,
+    networks,
+    objectives,
+    sparsity,
+    tied,
+    train,
+)
 from vaejax.distributions import Normal, SparseDelta
 from vaejax.networks import MLP, kernels
 
@@ -312,3 +325,26 @@ def test_conditions_reach_encoder_and_decoder_under_every_loss(key):
 
 def conditional_norm(model, params, key, x, c=(), *, shift=None):
     return jnp.sum(jax.jacrev(lambda v: model.encode(params, v, c).mean)(x) ** 2)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda m: autoencoders.denoising(m, corrupt=corruption.masking),
+            "denoising: corrupt: got",
+        ),
+        (lambda m: autoencoders.denoising(m, corrupt=0.5), "got float, expected a function"),
+        (lambda m: autoencoders.sparse(m, penalty=sparsity.kl, weight=1.0), "call it: sparsity.kl"),
+        (lambda m: autoencoders.sparse(m, penalty=lambda z: 0.0, weight=1.0), r"\(z, weight\)"),
+        (
+            lambda m: autoencoders.contractive(m, norm=contraction.hutchinson, weight=1.0),
+            r"norm: got hutchinson\(probes.*call it",
+        ),
+    ],
+)
+def test_functions_of_another_signature_are_refused_when_the_loss_is_made(make, message):
+    with pytest.raises(TypeError, match=message):
+        make(linear())
+    autoencoders.sparse(linear(), penalty=sparsity.kl(0.1), weight=1.0)
+    autoencoders.contractive(linear(), norm=partial(contraction.exact), weight=1.0)

@@ -101,7 +101,7 @@ def test_a_resumed_experiment_repeats_the_numbers_of_one_go(tmp_path, monkeypatc
 
 def test_a_failed_start_leaves_the_folder_free(tmp_path):
     for wrong_option in ({"batch_size": 5000}, {"particles": 0}):
-        with pytest.raises(ValueError, match="batch_size=5000|particles >= 1, got 0"):
+        with pytest.raises(ValueError, match="batch_size: got 5000|particles >= 1, got 0"):
             vae.main(replace(vae.Config(), out=tmp_path / "run", **wrong_option))
     assert not (tmp_path / "run").exists()
 

@@ -493,7 +493,7 @@ def test_no_level_and_wrong_counts_are_refused(clusters):
         run(LEVELS, steps=0)
     with pytest.raises(ValueError, match="expected batch_size >= 1"):
         run(LEVELS, batch_size=0)
-    with pytest.raises(ValueError, match="<= 120 examples, got batch_size=121"):
+    with pytest.raises(ValueError, match="batch_size: got 121, expected 1 to 120"):
         run(LEVELS, batch_size=121)
     with pytest.raises(ValueError, match="got 2 losses, expected 3, one a level"):
         run(LEVELS, loss=[autoencoders.reconstruction] * 2)
@@ -540,3 +540,14 @@ def test_labels_outside_the_classes_and_none_are_refused(clusters, start):
         CLASSIFICATION(start, jax.random.key(0), one_hot, 0)
     (value, metrics), _ = GRADIENT(start, jax.random.key(0), far, 0)
     assert value == metrics["cross_entropy"] == np.inf  # what fit refuses to go on from
+
+
+def test_a_model_alone_or_a_loss_in_place_of_its_function_is_refused():
+    with pytest.raises(TypeError, match=r"stack: levels: got one Model.*\[model\]"):
+        stacked.stack(LEVELS[0])
+    run = partial(stacked.pretrain, key=jax.random.key(0), data=np.zeros((4, 8)), steps=1,
+                  optimizer=optax.sgd(0.1), batch_size=2)  # fmt: skip
+    with pytest.raises(TypeError, match="pretrain: levels: got one Model"):
+        run(LEVELS[0], loss=autoencoders.reconstruction)
+    with pytest.raises(TypeError, match="pretrain: loss: got loss"):
+        run(LEVELS[:1], loss=autoencoders.reconstruction(LEVELS[0]))

@@ -347,7 +347,7 @@ def test_data_that_are_not_finite_are_refused_before_training(params, bad):
 
 
 def test_a_batch_larger_than_the_data_is_refused(params):
-    with pytest.raises(ValueError, match="1 <= batch_size <= 50 examples, got batch_size=64"):
+    with pytest.raises(ValueError, match="batch_size: got 64, expected 1 to 50"):
         quiet_fit(params, batch_size=64)
 
 

@@ -5,18 +5,17 @@ A score is `[n]`, in nats where a density gives it, and higher for what is more 
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.batch import as_batch, over_data, prepared, size_of
+from vaejax.batch import as_batch, size_of
 from vaejax.distributions import Distribution, Normal
 from vaejax.errors import at_least_one, check_finite, wrong
-from vaejax.evaluate import elbo_terms, log_likelihood
-from vaejax.model import Model, deterministic
+from vaejax.evaluate import elbo_terms, log_likelihood, over_prepared
+from vaejax.model import Model
 from vaejax.types import Array, Key, Params, Transform
 
 
@@ -110,7 +109,7 @@ def reconstruction_error(
     """
     batch = as_batch(data)
     at_least_one("reconstruction_error", batch_size=batch_size, examples=size_of(batch.x))
-    error = _reconstruction_error(model, transform, batch_size, params, key, batch.x, batch.c)
+    error = over_prepared(_minus_log_px, model, transform, batch_size, params, key, batch)
     return check_finite("reconstruction_error", "-log p(x|z)", error, batch.x)
 
 
@@ -263,18 +262,8 @@ def one_class(
     }
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _reconstruction_error(
-    model: Model, transform: Any, batch_size: int, params: Any, key: Key, x: Any, c: Any
-) -> Array:
-    model = deterministic(model)
-
-    def example(index: Array) -> Array:
-        one_x, one_c, _ = prepared(key, transform, index, x, c)
-        z = model.encode(params, one_x, one_c).mean
-        return -model.decode(params, z, one_c).log_prob(one_x)
-
-    return over_data(example, size_of(x), batch_size)
+def _minus_log_px(model: Model, params: Params, x: Any, c: Any) -> Array:
+    return -model.decode(params, model.encode(params, x, c).mean, c).log_prob(x)
 
 
 def _no_latent(*_: Any, key: Key | None = None) -> Normal:

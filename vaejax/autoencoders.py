@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from vaejax import sparsity, terms
 from vaejax.batch import batch_mean, over_batch
 from vaejax.distributions import Delta, SparseDelta
-from vaejax.errors import at_least_one, concrete, wrong
+from vaejax.errors import at_least_one, concrete, takes, wrong
 from vaejax.model import Draw, Model, draw
 from vaejax.objectives import Schedule, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
@@ -75,8 +75,10 @@ def corrupted(
     """A `draw` whose encoder sees `corrupt(key, x)` while the Draw's x stays the clean target.
 
     For any loss that takes a draw: `objectives.elbo(model, draw=corrupted(...))` is a denoising
-    VAE (Im et al., 2017, arXiv:1511.06406). Raises ValueError for a corrupted x of another shape.
+    VAE (Im et al., 2017, arXiv:1511.06406). Raises ValueError for a corrupted x of another shape,
+    TypeError for a `corrupt` that does not take a key and an x.
     """
+    takes("denoising: corrupt", corrupt, "key, x", "call it: corruption.masking(0.5)")
 
     def corrupted_draw(model: Model, params: Params, key: Key, x: Any, c: Any = ()) -> Any:
         corrupt_key, draw_key = jax.random.split(key)
@@ -106,6 +108,8 @@ def sparse(
     (their mean). Raises ValueError for a penalty that is not one number.
     Lee, Ekanadham and Ng, 2007, Sparse deep belief net model for visual area V2; Ng, 2011.
     """
+
+    takes("sparse: penalty", penalty, "z, weight", "call it: sparsity.kl(0.05)")
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:
         d = draw(model, params, key, x, c)
@@ -176,6 +180,8 @@ def contractive(
     auto-encoders: explicit invariance during feature extraction.
     """
 
+    takes("contractive: norm", norm, *_NORM)
+
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:
         draw_key, norm_key = jax.random.split(key)
         d = draw(model, params, draw_key, x, c)
@@ -214,6 +220,7 @@ def higher_order_contractive(
     auto-encoder, ECML.
     """
     at_least_one("higher_order_contractive", samples=samples)
+    takes("higher_order_contractive: norm", norm, *_NORM)
     if concrete(scale) and not 0 < scale < math.inf:
         fix = "the noise is in units of x"
         raise wrong("higher_order_contractive: scale", scale, "a positive number", fix)
@@ -240,6 +247,7 @@ def higher_order_contractive(
 
 
 _plainly = draw
+_NORM = "model, params, key, x, c", "pass contraction.closed_form, or call it: hutchinson(1)"
 
 
 def _name(norm: Callable[..., Any]) -> str:

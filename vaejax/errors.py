@@ -1,5 +1,7 @@
 """The one shape of the library's error messages: where, got, expected, and what mends it."""
 
+import contextlib
+import inspect
 from typing import Any
 
 import jax
@@ -16,6 +18,25 @@ def wrong(
 def concrete(value: Any) -> bool:
     """Whether a hyperparameter has a value to check, which it has not while JAX traces it."""
     return not isinstance(value, jax.core.Tracer)
+
+
+def takes(where: str, function: Any, arguments: str, fix: str) -> None:
+    """Raise TypeError unless `function` can be called with as many positional arguments.
+
+    `arguments`: their names, such as "key, x", for the message.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # not callable; or a built-in, which does not tell
+        signature = None
+    if signature is not None:
+        with contextlib.suppress(TypeError):
+            signature.bind(*arguments.split(", "))
+            return
+    elif callable(function):
+        return
+    got = f"{getattr(function, '__name__', type(function).__name__)}{signature or ''}"
+    raise wrong(where, got, f"a function of ({arguments})", fix, TypeError)
 
 
 def at_least_one(function: str, **counts: int | None) -> None:

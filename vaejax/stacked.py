@@ -26,7 +26,7 @@ from jax import lax
 from vaejax import evaluate
 from vaejax.batch import as_batch, batch_mean, over_batch, size_of
 from vaejax.distributions import Categorical
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, takes, wrong
 from vaejax.model import Model, draw
 from vaejax.train import NonFiniteError, make_train
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
@@ -54,7 +54,7 @@ def stack(levels: Sequence[Model]) -> Model:
     the levels' own. Raises ValueError without a level, and at `init` for a level that decodes to
     another shape than the code below it.
     """
-    levels = tuple(levels)
+    levels = _levels("stack", levels)
     at_least_one("stack", levels=len(levels))
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
@@ -111,12 +111,14 @@ def pretrain(
     Raises ValueError for no level, counts below 1, or losses not as many as levels; NonFiniteError
     for a loss that becomes infinite or NaN, naming the level. Bengio et al., 2007.
     """
-    levels = tuple(levels)
+    levels = _levels("pretrain", levels)
     losses = (loss,) * len(levels) if callable(loss) else tuple(loss)
     at_least_one("pretrain", levels=len(levels), steps=steps, batch_size=batch_size)
     if len(losses) != len(levels):
         fix = "give one function Model -> Loss for all levels, or one for each"
         raise wrong("pretrain: loss", f"{len(losses)} losses", f"{len(levels)}, one a level", fix)
+    for one in losses:
+        takes("pretrain: loss", one, "model", "pass the function, autoencoders.reconstruction")
     data = jax.tree.map(jnp.asarray, as_batch(data))
     params, histories = [], []
     for i, (level, loss_of) in enumerate(zip(levels, losses, strict=True)):
@@ -244,6 +246,14 @@ def error_rate(
 
 def _logits(model: Model, params: Params, x: Any, c: Any) -> Array:
     return model.decode(params, model.encode(params, x, c).mean, c).logits
+
+
+def _levels(function: str, levels: Sequence[Model]) -> tuple[Model, ...]:
+    """The levels as a tuple; a Model alone, which is a tuple of functions too, is refused."""
+    if isinstance(levels, Model):
+        fix = "give a sequence, from the data upwards: [model]"
+        raise wrong(f"{function}: levels", "one Model", "several", fix, TypeError)
+    return tuple(levels)
 
 
 def _init(function: str, i: int, level: Model, key: Key, x: Any, c: Any) -> Params:

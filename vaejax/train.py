@@ -169,9 +169,8 @@ def shuffled(size: int, batch_size: int) -> Callable[[Key, Array], Array]:
     Black and Rogaway, 2002, Ciphers with arbitrary finite domains.
     """
     if not 1 <= batch_size <= size:
-        raise ValueError(
-            f"shuffled: expected 1 <= batch_size <= {size} examples, got batch_size={batch_size}"
-        )
+        fix = "lower it; one example alone needs a leading axis: x[None]"
+        raise wrong("shuffled: batch_size", batch_size, f"1 to {size}, the examples", fix)
     steps = size // batch_size
 
     def indices(key: Key, step: Array) -> Array:
