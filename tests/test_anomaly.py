@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from vaejax import anomaly, data, heads
+from vaejax import anomaly, data, evaluate, heads
 from vaejax.anomaly import Auroc, auroc, one_class
 from vaejax.distributions import Bernoulli, Normal
 from vaejax.evaluate import elbo_terms, log_likelihood
@@ -122,8 +122,8 @@ def test_ragged_ends_and_chunk_sizes_change_nothing(batch_size, key):
 def test_memory_is_bounded_by_the_batch():
     def peak(n):
         x = jax.ShapeDtypeStruct((n, 5), jnp.float32)
-        lower = anomaly._reconstruction_error.lower
-        compiled = lower(POOR, None, 10, PARAMS, jax.random.key(0), x, ()).compile()
+        lower, measure = evaluate.over_prepared.lower, anomaly._minus_log_px
+        compiled = lower(measure, POOR, None, 10, PARAMS, jax.random.key(0), Batch(x)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert peak(10_000) <= peak(100) + 10_000 * 16
