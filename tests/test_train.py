@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from vaejax import autoencoders, checkpoint, data, heads, train
+from vaejax import autoencoders, checkpoint, data, heads, sparsity, train
 from vaejax.distributions import Normal
 from vaejax.model import autoencoder
 from vaejax.objectives import elbo
@@ -522,3 +522,14 @@ def test_levels_without_a_transform_are_a_warning(key):
         run(IMAGES)
     run(IMAGES, transform=data.scale)
     run(IMAGES / np.float32(255))
+
+
+def test_a_penalty_that_is_not_finite_points_at_the_codes(key):
+    model = autoencoder(heads.Code(2), heads.FixedNormal(12, 1.0))
+    params = model.init(key, jnp.zeros(12))
+    loss = autoencoders.sparse(model, penalty=sparsity.kl(0.1), weight=1.0)
+    x = -np.abs(IMAGES.reshape(50, 12) / np.float32(255))
+    kernel = {"params": {"code": {"kernel": jnp.ones((12, 2)), "bias": jnp.zeros(2)}}}
+    with pytest.raises(train.NonFiniteError, match="penalty.* check that the codes lie where"):
+        train.fit(loss, optax.sgd(0.1), {**params, "encoder": kernel}, x, key=jax.random.key(1),
+                  epochs=1, batch_size=25, progress=False)  # fmt: skip

@@ -454,12 +454,22 @@ def _check_history(
         f"fit: {', '.join(n for n, v in terms.items() if not math.isfinite(v))} not finite at step "
         f"{step} ({', '.join(f'{n} = {v:.6g}' for n, v in terms.items())}). The batch's stored x "
         f"lies in {ranges}, with {'no transform' if transform is None else 'a transform'}: check "
-        "that the likelihood's support holds it (data.binarize, data.scale), then try a lower "
-        f"learning rate or clipped gradients. {_last_good(store)}",
+        f"that {_suspect(terms)}, then try a lower learning rate or clipped gradients. "
+        f"{_last_good(store)}",
         step,
         terms,
         checkpoint.latest(store),
     )
+
+
+def _suspect(terms: dict[str, float]) -> str:
+    """What to look at first, by the term that is not finite."""
+    bad = {name for name, value in terms.items() if not math.isfinite(value)}
+    if "penalty" in bad and "distortion" not in bad:
+        return "the codes lie where the penalty wants them (sparsity.kl: in [0, 1], by nn.sigmoid)"
+    if "cross_entropy" in bad:
+        return "x is finite and the labels are from 0 to classes - 1"
+    return "the likelihood's support holds it (data.binarize, data.scale)"
 
 
 def _bar(epochs: int, progress: bool) -> Any:
