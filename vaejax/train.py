@@ -424,7 +424,8 @@ def _check_finite(data: Batch) -> None:
 
 
 def _warn_of_levels(data: Batch, transform: Transform | None) -> None:
-    if transform is None and np.result_type(*jax.tree.leaves(data.x)) == np.uint8:
+    levels = [getattr(leaf, "dtype", None) == np.uint8 for leaf in jax.tree.leaves(data.x)]
+    if transform is None and all(levels):
         warnings.warn(
             "fit: data.x holds uint8 levels 0..255 and there is no transform, so the model sees "
             "numbers up to 255; pass transform=data.scale (or data.binarize, data.dequantize)",
