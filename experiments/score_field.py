@@ -202,13 +202,13 @@ def main(config: Config) -> dict[str, Any]:
             summary[f"zeros_{kind}_learned"] = len(mine[kind])
             summary[f"zeros_{kind}_true"] = len(theirs[kind])
             gaps = np.linalg.norm(theirs[kind][:, None] - mine[kind], axis=2)
-            summary[f"zeros_{kind}_distance"] = gaps.min(axis=1).max() if gaps.size else np.inf
+            summary[f"zeros_{kind}_distance"] = gaps.min(axis=1).max() if gaps.size else None
         first, last = (np.linalg.norm(p[:, None] - MEANS, axis=2).argmin(1) for p in (start, ends))
         summary["mode_shares_true"] = WEIGHTS.tolist()
         summary["mode_shares_start"] = (np.bincount(first, minlength=3) / len(start)).tolist()
         summary["mode_shares_end"] = (np.bincount(last, minlength=3) / len(ends)).tolist()
         summary["share_still_in_the_mode_of_the_start"] = (first == last).mean()
-    summary = {k: float(v) if np.ndim(v) == 0 and not isinstance(v, int) else v
+    summary = {k: float(v) if isinstance(v, np.generic) else v
                for k, v in summary.items()}  # fmt: skip
     run.write_json(folder / "summary.json", summary)
     figure, axes = panels(["data", f"data with noise, scale {config.scale:g}",
