@@ -20,9 +20,9 @@ from flax import linen as nn
 
 from experiments import run
 from vaejax import autoencoders, corruption, data, evaluate, heads, networks, plot, train
-from vaejax.batch import keys_of
+from vaejax.batch import over_examples
 from vaejax.errors import at_least_one, wrong
-from vaejax.model import autoencoder, reconstruct
+from vaejax.model import autoencoder
 
 EXACT = 60.0  # dB: what an image counts that is better than this, for instance one left as it was
 
@@ -95,12 +95,6 @@ def psnr(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
     return -10 * np.log10(np.maximum(error, 10 ** (-EXACT / 10)))
 
 
-@partial(jax.jit, static_argnums=0)
-def mapped(function: Any, fixed: tuple[Any, ...], *arrays: Any) -> Any:
-    """`function(*fixed, *example)` of every example, 500 of them at a time."""
-    return jax.lax.map(lambda one: function(*fixed, *one), arrays, batch_size=500)
-
-
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     if config.smoke:
@@ -135,15 +129,17 @@ def main(config: Config) -> dict[str, Any]:
     )  # fmt: skip
 
     clean = np.asarray(data.scale(test_key, test))
-    seen = mapped(corrupt, (), keys_of(test_key, jnp.arange(len(test))), clean)
-    rows, repair = {"corrupted": np.asarray(seen)}, partial(reconstruct, model)
+    seen = over_examples(corrupt, test_key, clean)
+    unused = jax.random.key(0)  # nothing more is drawn
+    rows = {"corrupted": np.asarray(seen)}
     for name in ("plain", "denoising"):
-        rows[name] = np.asarray(mapped(repair, (fitted.params[name],), seen))
+        again = jax.random.clone(unused)
+        rows[name] = np.asarray(evaluate.reconstructions(model, fitted.params[name], again, seen))
     found = {f"{name}_psnr_db": psnr(clean, row).mean() for name, row in rows.items()}
     # Not moved by images that lose nothing, such as those erased where they are blank.
     pooled = {f"{name}_psnr_of_mean_error_db": psnr(clean[None], row[None]).item()
               for name, row in rows.items()}  # fmt: skip
-    of_clean = np.asarray(mapped(repair, (fitted.params["plain"],), clean))
+    of_clean = np.asarray(evaluate.reconstructions(model, fitted.params["plain"], unused, clean))
     gain = {f"gain_over_{name}_db": found["denoising_psnr_db"] - found[f"{name}_psnr_db"]
             for name in ("corrupted", "plain")}  # fmt: skip
     summary = {k: float(v) for k, v in {**found, **gain, **pooled}.items()} | {

@@ -156,12 +156,9 @@ def recovery(atoms: np.ndarray, params: Params) -> dict[str, float]:
 
 def codes(model: Model, params: Params, x: Any) -> tuple[np.ndarray, np.ndarray]:
     """Codes `[n, latent]` and reconstructions `[n, ...]` of examples as the model sees them."""
-
-    def one(x: Any) -> tuple[Any, Any]:
-        z = model.encode(params, x).mean
-        return z, model.decode(params, z).mean
-
-    z, r = jax.jit(partial(jax.lax.map, one, batch_size=500))(jnp.asarray(x))
+    key = jax.random.key(0)  # nothing is drawn
+    z = evaluate.codes(model, params, key, x)
+    r = evaluate.reconstructions(model, params, jax.random.clone(key), x)
     return np.asarray(z), np.asarray(r)
 
 

@@ -36,7 +36,7 @@ from vaejax import (
 )
 from vaejax.batch import over_examples
 from vaejax.errors import wrong
-from vaejax.model import autoencoder, reconstruct
+from vaejax.model import autoencoder
 from vaejax.representation import linear_probe, nearest_neighbours
 
 
@@ -101,9 +101,9 @@ def levels(x: Any) -> np.ndarray:
     return np.asarray(x, np.float32) / 255
 
 
-def each(function: Any, x: Any) -> np.ndarray:
-    """`function` of every example, a thousand at a time."""
-    return np.asarray(jax.jit(lambda x: jax.lax.map(function, x, batch_size=1000))(jnp.asarray(x)))
+def rebuilt(model: Any, params: Any, x: Any) -> np.ndarray:
+    """The reconstruction of every example."""
+    return np.asarray(evaluate.reconstructions(model, params, jax.random.key(0), x))
 
 
 def squared_error(x: Any, r: Any) -> float:
@@ -130,7 +130,7 @@ def samples(model: Any, params: Any, codes: np.ndarray, key: Any, n: int) -> np.
     else:  # of their mean and covariance, which is singular where units are dead
         mixing = jax.random.normal(key, (n, len(codes))) / np.sqrt(len(codes))
         z = codes.mean(axis=0)[None] + mixing @ (codes - codes.mean(axis=0, keepdims=True))
-    return each(lambda z: model.decode(params, z).mean, z)
+    return np.asarray(jax.jit(jax.vmap(lambda z: model.decode(params, z).mean))(z))
 
 
 def to_nearest(a: np.ndarray, b: np.ndarray) -> float:
@@ -158,7 +158,7 @@ def gaussians(config: Config, key: Any) -> dict[str, float]:
             fit = train.make_train(loss, optax.adam(rate), steps=config.gaussian_steps,
                                    batch_size=256, transform=fresh)  # fmt: skip
             params = jax.jit(fit)(jax.random.key(2), start, x[:256])[0].params
-            r = each(partial(reconstruct, model, params), x)
+            r = rebuilt(model, params, x)
             found[f"explained_{name}_{kind}"] = 1 - squared_error(x, r) / squared_error(x, 0)
         found[f"explained_{name}_pca"] = float(variances[:q].sum() / variances.sum())
     return found
@@ -184,7 +184,7 @@ def elsewhere(
     for name, (there, test_there) in kinds.items():
         flat = test_there.reshape(len(test_there), -1)
         pca = PCA(config.small, random_state=0).fit(there[: config.judged].reshape(-1, len(order)))
-        r = each(partial(reconstruct, model, params), test_there)
+        r = rebuilt(model, params, test_there)
         best = squared_error(flat, pca.inverse_transform(pca.transform(flat)))
         found[name] = squared_error(test_there, r) / best
         rows += [test_there[:10], r[:10]]
@@ -225,13 +225,11 @@ def main(config: Config) -> dict[str, Any]:
             ).params  # fmt: skip
         encode = partial(evaluate.codes, model, params, jax.random.key(0))
         codes, test_codes = (np.asarray(encode(v)) for v in (seen, test_x))
-        r = each(partial(reconstruct, model, params), test_x)
+        r = rebuilt(model, params, test_x)
         drawn = samples(model, params, codes, jax.random.clone(sample_key), min(1000, len(test_x)))
         summary[name] = {
             "squared_error": squared_error(test_x, r),
-            "squared_error_if_masked": squared_error(
-                test_x, each(partial(reconstruct, model, params), masked)
-            ),
+            "squared_error_if_masked": squared_error(test_x, rebuilt(model, params, masked)),
             "probe_accuracy": linear_probe(codes, labels, test_codes, test.y),
             "neighbours_accuracy": nearest_neighbours(codes, labels, test_codes, test.y),
             **few_entries(test_codes),

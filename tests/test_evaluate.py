@@ -11,7 +11,14 @@ from flax import linen as nn
 
 from vaejax import data, heads, networks
 from vaejax.distributions import Normal
-from vaejax.evaluate import codes, elbo_terms, log_likelihood, mean_loss, squared_error
+from vaejax.evaluate import (
+    codes,
+    elbo_terms,
+    log_likelihood,
+    mean_loss,
+    reconstructions,
+    squared_error,
+)
 from vaejax.model import autoencoder, deterministic
 from vaejax.objectives import elbo
 from vaejax.types import Batch
@@ -250,14 +257,17 @@ def test_codes_and_squared_errors_are_those_of_the_examples_one_by_one():
     key = jax.random.key(4)
     found = codes(MODEL, PARAMS, key, X, batch_size=10)
     errors = squared_error(MODEL, PARAMS, jax.random.clone(key), X, batch_size=10)
+    again = reconstructions(MODEL, PARAMS, jax.random.clone(key), X, batch_size=10)
     for i, x in enumerate(X):
         z = MODEL.encode(PARAMS, x).mean
         np.testing.assert_allclose(found[i], z, rtol=1e-5, atol=1e-6)
         rebuilt = MODEL.decode(PARAMS, z).mean
+        np.testing.assert_allclose(again[i], rebuilt, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(errors[i], np.sum((x - np.asarray(rebuilt)) ** 2), rtol=1e-4)
     broken = np.concatenate([X[:36], np.full((1, 5), np.nan, np.float32)])
-    with pytest.raises(ValueError, match="squared_error: .* for example 36"):
-        squared_error(MODEL, PARAMS, jax.random.clone(key), broken)
+    for measure in (squared_error, reconstructions):
+        with pytest.raises(ValueError, match=f"{measure.__name__}: .* for example 36"):
+            measure(MODEL, PARAMS, jax.random.clone(key), broken)
     masked = Batch(broken, weight=(np.arange(37) < 36).astype(np.float32))
     for measure, whole in ((codes, found), (squared_error, errors)):
         counted = measure(MODEL, PARAMS, jax.random.clone(key), masked, batch_size=10)

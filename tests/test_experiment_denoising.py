@@ -51,7 +51,7 @@ def test_masking_costs_what_it_must():
     """The mean squared error of a masked image is nu x^2 in the mean: PSNR of x = 1 at nu = 1/2."""
     clean = np.ones((200, 20, 20, 1), np.float32)
     draws = jax.random.split(jax.random.key(0), 200)
-    seen = np.asarray(denoising.mapped(corruption.masking(0.5), (), draws, clean))
+    seen = np.asarray(jax.vmap(corruption.masking(0.5))(draws, clean))
     assert denoising.psnr(clean, seen).mean() == pytest.approx(-10 * np.log10(0.5), abs=0.05)
 
 

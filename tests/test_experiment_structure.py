@@ -82,12 +82,14 @@ def test_images_of_a_plane_are_explained_by_pca_alone(share):
     rng = np.random.default_rng(share)
     x = rng.uniform(size=(300, 4, 4, 1)).astype(np.float32)
 
-    class Nothing:
-        encode = staticmethod(lambda params, x, c=(): structure.distributions.Delta(x))
-        decode = staticmethod(lambda params, z, c=(): structure.distributions.Delta(0 * z))
-
+    nothing = Model(
+        init=lambda key, x, c=(): {},
+        prior=lambda params, c=(): None,
+        encode=lambda params, x, c=(), *, key=None: structure.distributions.Delta(x),
+        decode=lambda params, z, c=(), *, key=None: structure.distributions.Delta(0 * z),
+    )
     config = replace(structure.Config(), small=4)
-    found, pictures = structure.elsewhere(config, Nothing, {}, x, x)
+    found, pictures = structure.elsewhere(config, nothing, {}, x, x)
     flat = x.reshape(300, -1)
     for name, values in {"itself": flat, "rotated": flat, "inverted": 1 - flat}.items():
         left_over = np.sort(np.linalg.eigvalsh(np.cov(values.T, bias=True)))[:12].sum()

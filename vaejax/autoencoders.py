@@ -108,7 +108,6 @@ def sparse(
     (their mean). Raises ValueError for a penalty that is not one number.
     Lee, Ekanadham and Ng, 2007, Sparse deep belief net model for visual area V2; Ng, 2011.
     """
-
     takes("sparse: penalty", penalty, "z, weight", "call it: sparsity.kl(0.05)")
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:
@@ -179,7 +178,6 @@ def contractive(
     name what computed it. Rifai, Vincent, Muller, Glorot and Bengio, 2011, Contractive
     auto-encoders: explicit invariance during feature extraction.
     """
-
     takes("contractive: norm", norm, *_NORM)
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:

@@ -115,6 +115,28 @@ def codes(
     return found
 
 
+def reconstructions(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+) -> Array:
+    """The reconstruction r(x) = E[x|z = E[q(z|x)]] of every example, in the shape of x: `[n, ...]`.
+
+    Arguments, and rows of weight 0, as for `codes`. Raises ValueError where another reconstruction
+    is not finite, with the example's index.
+    """
+    batch = as_batch(data)
+    at_least_one("reconstructions", batch_size=batch_size, examples=size_of(batch.x))
+    found = over_prepared(reconstruct, model, transform, batch_size, params, key, batch)
+    total = jnp.sum(found, axis=range(1, found.ndim))
+    check_counted("reconstructions", "the sum of r(x)", total, batch.x, batch.weight)
+    return found
+
+
 def squared_error(
     model: Model,
     params: Params,
@@ -288,5 +310,6 @@ __all__ = [
     "elbo_terms",
     "log_likelihood",
     "mean_loss",
+    "reconstructions",
     "squared_error",
 ]

@@ -29,7 +29,8 @@ from jax import lax
 
 from vaejax.batch import as_batch, batch_mean, over_data, prepared, size_of
 from vaejax.distributions import Delta
-from vaejax.errors import at_least_one, check_finite, concrete, wrong
+from vaejax.errors import at_least_one, concrete, wrong
+from vaejax.evaluate import check_counted
 from vaejax.model import Model, deterministic
 from vaejax.networks import kernels
 from vaejax.train import TrainState
@@ -140,8 +141,8 @@ def threshold(
     at_least_one("threshold", batch_size=batch_size)
     smallest, totals = _smallest(model, transform, batch_size, k, params, key, batch)
     weight = np.asarray(_weights(size_of(batch.x), batch.weight))[: len(totals)]
-    _check_counted("threshold", weight)
-    check_finite("threshold", _TOTAL, np.where(weight > 0, totals, 0), batch.x)
+    _check_some("threshold", weight)
+    check_counted("threshold", _TOTAL, totals, batch.x, weight)
     theta = float(np.mean(smallest[(weight > 0).reshape(-1, batch_size).any(axis=1)]))
     if not np.isfinite(theta):
         fix = "train it with batch_top_k first, or end the encoder with heads.Code(n, nn.relu)"
@@ -226,9 +227,9 @@ def firing(
     batch = as_batch(data)
     at_least_one("firing", batch_size=batch_size, examples=size_of(batch.x))
     weight = np.asarray(_weights(size_of(batch.x), batch.weight))
-    _check_counted("firing", weight)
+    _check_some("firing", weight)
     share, totals = _firing(model, transform, batch_size, params, key, batch)
-    check_finite("firing", _TOTAL, np.where(weight > 0, totals, 0), batch.x)
+    check_counted("firing", _TOTAL, totals, batch.x, weight)
     return np.asarray(share)
 
 
@@ -444,7 +445,7 @@ def _weights(size: int, weight: Any) -> Array:
     return jnp.ones(size) if isinstance(weight, tuple) else jnp.asarray(weight)
 
 
-def _check_counted(function: str, weight: np.ndarray) -> None:
+def _check_some(function: str, weight: np.ndarray) -> None:
     if not np.any(weight > 0):
         fix = "give at least one example a weight"
         raise wrong(f"{function}: data.weight", "no weight above 0", "a positive sum", fix)
