@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import run, structure
+from vaejax.model import Model
 
 WAYS = ["free", "dimension", "sparsity", "noise", "prior"]
 
