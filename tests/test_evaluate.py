@@ -141,7 +141,7 @@ def test_memory_does_not_grow_with_particles_or_images():
 
     def peak(n, particles):
         x = jax.ShapeDtypeStruct((n, 5), jnp.float32)
-        sizes = (particles, None, 10, 5)
+        sizes = (particles, None, None, 10, 5)
         compiled = _log_likelihood.lower(POOR, *sizes, PARAMS, jax.random.key(0), x, ()).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

@@ -6,9 +6,11 @@ probability is in nats.
 """
 
 from vaejax import (
+    adversarial,
     annealing,
     anomaly,
     autoencoders,
+    autoregressive,
     bounds,
     checkpoint,
     contraction,
@@ -63,10 +65,12 @@ __all__ = [
     "Model",
     "Params",
     "Transform",
+    "adversarial",
     "annealing",
     "anomaly",
     "autoencoder",
     "autoencoders",
+    "autoregressive",
     "batch_mean",
     "bounds",
     "checkpoint",

@@ -36,6 +36,11 @@ def as_batch(data: Any) -> Batch:
     return batch
 
 
+def present(c: Any) -> tuple[Any, ...]:
+    """A condition as what a network takes beside its input: `(c,)`, or `()` where it is absent."""
+    return () if isinstance(c, tuple) and not c else (c,)
+
+
 def keys_of(key: Key, indices: Array) -> Key:
     """A key for each example, which depends on `key` and the example's index alone: `[n]`."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from vaejax import terms
-from vaejax.batch import as_batch, over_data, over_examples, prepared, size_of
+from vaejax.batch import as_batch, over_data, over_examples, prepared, present, size_of
 from vaejax.errors import at_least_one, check_finite, wrong
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
@@ -40,6 +40,7 @@ def elbo_terms(
     data: Any,
     *,
     samples: int = 1,
+    draw: Callable[..., Any] = draw,
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> dict[str, np.ndarray]:
@@ -47,13 +48,14 @@ def elbo_terms(
 
     `ELBO = -(D + R)`, D and R averaged over `samples` draws of z. `data` is a Batch, or the x of
     one, `[n, ...]`: stored data if a `transform(key, x)` is given (drawn once per example), else
-    what the likelihood sees.
+    what the likelihood sees. `draw`: how a Draw is made, as in the losses.
     Raises ValueError where a number is not finite, with the example's index.
     """
     batch = as_batch(data)
     counts = {"samples": samples, "batch_size": batch_size, "examples": size_of(batch.x)}
     at_least_one("elbo_terms", **counts)
-    D, R = _elbo_terms(model, samples, transform, batch_size, params, key, batch.x, batch.c)
+    sizes = samples, draw, transform, batch_size
+    D, R = _elbo_terms(model, *sizes, params, key, batch.x, batch.c)
     result = {"elbo": -(D + R), "distortion": D, "rate": R}
     return {
         name: check_finite("elbo_terms", name, value, batch.x) for name, value in result.items()
@@ -67,6 +69,7 @@ def log_likelihood(
     data: Any,
     *,
     particles: int,
+    draw: Callable[..., Any] | None = None,
     transform: Transform | None = None,
     batch_size: int = 20,
     chunk: int = 50,
@@ -78,17 +81,39 @@ def log_likelihood(
     `batch_size * chunk` decoded examples, whatever K and n are; the default, 1000 at a time, is
     what a CPU's caches like, and on a GPU more are faster.
 
-    `data`: a Batch, or the x of one, `[n, ...]`; `particles`: K; returns `log_px` `[n]` (nats) and
-    `ess` `[n]`. Raises ValueError for K < 1, for a model without a prior, and where a number is not
-    finite, with the example's index; TypeError for a point posterior under a density.
+    `data`: a Batch, or the x of one, `[n, ...]`; `particles`: K; `draw`: how a Draw is made, where
+    that is not the model's own way (which encodes x once for all its particles); returns `log_px`
+    `[n]` (nats) and `ess` `[n]`. Raises ValueError for K < 1, for a model without a prior, and
+    where a number is not finite, with the example's index; TypeError for a point posterior under a
+    density.
     Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
     batch = as_batch(data)
     counts = {"particles": particles, "batch_size": batch_size, "examples": size_of(batch.x)}
     at_least_one("log_likelihood", **counts, chunk=chunk)
-    sizes = particles, transform, batch_size, min(chunk, particles)
+    sizes = particles, draw, transform, batch_size, min(chunk, particles)
     log_px, ess = _log_likelihood(model, *sizes, params, key, batch.x, batch.c)
     return Likelihood(check_finite("log_likelihood", "log p(x)", log_px, batch.x), np.asarray(ess))
+
+
+def log_prob(
+    network: Any,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 100,
+) -> np.ndarray:
+    """The exact log p(x|c) of every example under a network without latent variables: `[n]`, nats.
+
+    `network`: as in `objectives.maximum_likelihood`; the other arguments as in `elbo_terms`.
+    Raises ValueError where a number is not finite, with the example's index.
+    """
+    batch = as_batch(data)
+    at_least_one("log_prob", batch_size=batch_size, examples=size_of(batch.x))
+    found = _log_prob(network, transform, batch_size, params, key, batch)
+    return check_finite("log_prob", "log p(x)", found, batch.x)
 
 
 def codes(
@@ -220,6 +245,17 @@ def over_prepared(
     return over_data(example, size_of(batch.x), batch_size)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _log_prob(
+    network: Any, transform: Any, batch_size: int, params: Params, key: Key, batch: Batch
+) -> Array:
+    def example(index: Array) -> Array:
+        x, c, _ = prepared(key, transform, index, batch.x, batch.c)
+        return network.apply(params, *present(c)).log_prob(x)
+
+    return over_data(example, size_of(batch.x), batch_size)
+
+
 def _code(model: Model, params: Params, x: Any, c: Any) -> Array:
     return model.encode(params, x, c).mean
 
@@ -239,10 +275,11 @@ def _batch_loss(
     return {"loss": value, **metrics}
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _elbo_terms(
     model: Model,
     samples: int,
+    draw: Callable[..., Any],
     transform: Any,
     batch_size: int,
     params: Any,
@@ -264,10 +301,11 @@ def _elbo_terms(
     return over_data(example, size_of(x), batch_size)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _log_likelihood(
     model: Model,
     particles: int,
+    draw: Callable[..., Any] | None,
     transform: Any,
     batch_size: int,
     chunk: int,
@@ -280,13 +318,19 @@ def _log_likelihood(
 
     def example(index: Array) -> tuple[Array, Array]:
         one_x, one_c, particles_key = prepared(key, transform, index, x, c)
-        q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
+        own = draw is None
+        q: Any = model.encode(params, one_x, one_c) if own else None
+        pz = model.prior(params, one_c) if own else None
+
+        def draw_one(key: Key) -> Draw:
+            if draw is not None:
+                return draw(model, params, key, one_x, one_c)
+            z, log_q = q.sample_and_log_prob(key)
+            return Draw(one_x, z, log_q, q, pz, model.decode(params, z, one_c))
 
         def log_weight(particle: Array) -> Array:
-            z, log_q = q.sample_and_log_prob(jax.random.fold_in(particles_key, particle))
-            d = Draw(one_x, z, log_q, q, pz, model.decode(params, z, one_c))
-            log_w = -terms.distortion(d) - terms.sampled_rate(d)
-            return jnp.where(particle < particles, log_w, -jnp.inf)
+            d = draw_one(jax.random.fold_in(particles_key, particle))
+            return jnp.where(particle < particles, terms.log_weight(d), -jnp.inf)
 
         def add(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             top, total, squares = sums
@@ -309,6 +353,7 @@ __all__ = [
     "codes",
     "elbo_terms",
     "log_likelihood",
+    "log_prob",
     "mean_loss",
     "reconstructions",
     "squared_error",

@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vaejax.batch import present
 from vaejax.distributions import Distribution
 from vaejax.errors import wrong
 from vaejax.networks import kernels
@@ -81,18 +82,18 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         encoder_key, decoder_key, prior_key, z_key = jax.random.split(key, 4)
-        variables = _init("encoder", encoder, encoder_key, x, *_given(c))
-        q = jax.eval_shape(lambda: encoder.apply(variables, x, *_given(c)))
+        variables = _init("encoder", encoder, encoder_key, x, *present(c))
+        q = jax.eval_shape(lambda: encoder.apply(variables, x, *present(c)))
         _is_distribution("encoder", q)
-        z = jax.eval_shape(lambda: encoder.apply(variables, x, *_given(c)).sample(z_key))
+        z = jax.eval_shape(lambda: encoder.apply(variables, x, *present(c)).sample(z_key))
         z = jnp.zeros(z.shape, z.dtype)
         params = {
             "encoder": variables,
-            "decoder": _init("decoder", decoder, decoder_key, z, *_given(c)),
+            "decoder": _init("decoder", decoder, decoder_key, z, *present(c)),
         }
         if learned:
-            params["prior"] = _init("prior", prior, prior_key, *_given(c))
-        decoded = jax.eval_shape(lambda: decoder.apply(params["decoder"], z, *_given(c)))
+            params["prior"] = _init("prior", prior, prior_key, *present(c))
+        decoded = jax.eval_shape(lambda: decoder.apply(params["decoder"], z, *present(c)))
         _is_distribution("decoder", decoded)
         one, got = decoded.event_shape, jnp.shape(x) if isinstance(x, jax.Array) else ()
         if len(got) == len(one) + 1 and got[1:] == one:
@@ -227,10 +228,6 @@ def _check_order(part: str, paths: list[tuple[str, ...]]) -> None:
             raise wrong(f"tied: the {part}", got, "names that tell the order of the layers", fix)
 
 
-def _given(c: Any) -> tuple[Any, ...]:
-    return () if isinstance(c, tuple) and not c else (c,)
-
-
 def _apply(
     name: str,
     what: str,
@@ -244,7 +241,7 @@ def _apply(
     """The module at work; its complaint about a kernel's shape becomes one about the input's."""
     rngs = {} if key is None else {"rngs": {"dropout": key}}
     try:
-        return module.apply(params, *inputs, *_given(c), **rngs)
+        return module.apply(params, *inputs, *present(c), **rngs)
     except ScopeParamNotFoundError as error:
         fix = "pass what this model's own init made, or fit returned for it"
         raise wrong(f"{name}: params", "those of another model", "this model's", fix) from error

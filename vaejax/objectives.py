@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from vaejax import terms
-from vaejax.batch import batch_mean, over_batch
+from vaejax.batch import batch_mean, over_batch, present
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Draw, Model, draw
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
@@ -226,6 +226,24 @@ def renyi(model: Model, *, alpha: float, particles: int, draw: Callable[..., Any
         return {"renyi": _power_mean(log_w, 1 - alpha), **_bound(log_w)}
 
     return _negative_bound(example, "renyi")
+
+
+def maximum_likelihood(network: Any) -> Loss:
+    """-log p(x|c) of a network without latent variables, averaged over the batch, nats per example.
+
+    `network`: any object with `.init(key, *c) -> params` and `.apply(params, *c, rngs=None)`, the
+    Distribution of one example: a Linen module that returns one (a flow, a mixture), or
+    `autoregressive.Causal`. The metrics are `log_px`.
+    """
+
+    def example(params: Params, key: Key, x: Any, c: Any) -> Array:
+        return network.apply(params, *present(c), rngs={"dropout": key}).log_prob(x)
+
+    def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        log_px = batch_mean(over_batch(example, params, key, batch), batch.weight)
+        return -log_px, {"log_px": log_px}
+
+    return loss
 
 
 def leave_one_out(signal: Array) -> Array:

@@ -1,0 +1,157 @@
+"""Autoregressive distributions: p(x) = prod_i p(x_i | x_<i), by one causal network.
+
+    network = autoregressive.Causal(net, shape=(28, 28, 1))    # net(x) -> Distribution, causal
+    params = network.init(key)
+    px = network.apply(params)                                 # a Distribution like any other
+    px.log_prob(x), px.sample(key), px.complete(key, x, known=392)
+
+A network with no latent variable is a model of its own: train it by
+`objectives.maximum_likelihood(network)`, measure it by `evaluate.log_prob`. The same object serves
+as the decoder of an `autoencoder` (`net(x, z)`) or as its learned prior.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vaejax.distributions import Distribution, distribution
+from vaejax.errors import concrete, wrong
+from vaejax.types import Array, Key, Params
+
+
+@distribution
+class Autoregressive(Distribution):
+    """The chain rule: log p(x) = sum_i log p(x_o(i) | x_o(1), ..., x_o(i-1)), in nats.
+
+    - `conditionals(x)`: every conditional at once, a Distribution of independent entries over the
+      event, in which that of entry o(i) depends on the entries before it alone;
+    - `order`: o as flat positions `[n]`; `()` is the raster order;
+    - `step(carry, previous, i) -> (carry, Distribution over ())`: the same conditionals one by one,
+      from the value drawn before (zero at i = 0), for sampling without doing all again for every
+      entry; `()` where the network has none; `carry`: what it starts with;
+    - `shape` and `dtype` of the event.
+
+    `log_prob` takes one pass of the network; `sample` n passes, or n steps. There is no gradient
+    through a sample. Larochelle and Murray, 2011, The neural autoregressive distribution estimator.
+    """
+
+    conditionals: Any
+    order: Any = ()
+    step: Any = ()
+    carry: Any = ()
+    shape: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    dtype: Any = dataclasses.field(default=jnp.float32, metadata={"static": True})
+
+    def log_prob(self, x):
+        return self.conditionals(x).log_prob(x)
+
+    def sample(self, key):
+        return self.complete(key, jnp.zeros(self.shape, self.dtype), known=0)
+
+    def complete(self, key: Key, x: Array, *, known: Any) -> Array:
+        """Draw from p(x_rest | x_known), where the first `known` entries *in the order* are given.
+
+        `x`: an event, of which the others are not looked at; `known`: 0 to n, a number or a traced
+        integer. Exact, because what is given comes first: for other parts take another order.
+        Returns an event. Raises ValueError for another shape, or a number outside 0 to n.
+        """
+        size = math.prod(self.shape)
+        if jnp.shape(x) != self.shape:
+            fix = "map a batch: jax.vmap"
+            raise wrong("Autoregressive.complete: x", jnp.shape(x), self.shape, fix)
+        if concrete(known) and not 0 <= known <= size:
+            fix = "count the entries that are given"
+            raise wrong("Autoregressive.complete: known", known, f"0 to {size}", fix)
+        order = jnp.arange(size) if isinstance(self.order, tuple) else self.order
+        one = self._by_network if isinstance(self.step, tuple) else self._by_step
+
+        def draw(state: Any, at: Any) -> Any:
+            i, key = at
+            carry, x = state
+            carry, drawn = one(carry, x, i, order, key)
+            value = jnp.where(i < known, x[order[i]], drawn.astype(self.dtype))
+            return (carry, x.at[order[i]].set(value)), None
+
+        # What comes after is hidden even from a network that is not causal.
+        places = jnp.arange(size)
+        given = (
+            jnp.zeros(size, self.dtype)
+            .at[order]
+            .set(jnp.where(places < known, jnp.ravel(x)[order].astype(self.dtype), 0))
+        )
+        start = lax.stop_gradient((self.carry, given))
+        (_, x), _ = lax.scan(draw, start, (places, jax.random.split(key, size)))
+        return lax.stop_gradient(x.reshape(self.shape))
+
+    def _by_network(self, carry: Any, x: Array, i: Array, order: Array, key: Key) -> Any:
+        drawn = self.conditionals(x.reshape(self.shape)).sample(key)
+        return carry, jnp.ravel(drawn)[order[i]]
+
+    def _by_step(self, carry: Any, x: Array, i: Array, order: Array, key: Key) -> Any:
+        previous = jnp.where(i > 0, x[order[i - 1]], 0).astype(self.dtype)
+        carry, p = self.step(carry, previous, i)
+        return carry, p.sample(key)
+
+    @property
+    def event_shape(self):
+        return self.shape
+
+    @property
+    def discrete(self):
+        x = jax.ShapeDtypeStruct(self.shape, self.dtype)
+        return jax.eval_shape(self.conditionals, x).discrete
+
+
+class Causal(NamedTuple):
+    """A causal Linen module, as a network that returns an `Autoregressive` distribution.
+
+    - `net(x, *given) -> Distribution` of independent entries; given is a code z, a condition c,
+      both, or nothing;
+    - where it can go one by one, `net.start(*given) -> carry` and
+      `net.step(carry, previous, i, *given) -> (carry, Distribution over ())`, both its methods;
+    - `shape`, `dtype` of an event; `order`: a permutation of its flat positions, `()` for raster.
+
+    `init(key, *given) -> params` and `apply(params, *given, rngs=None) -> Autoregressive`, so that
+    it serves as a density of its own (`objectives.maximum_likelihood`), and as the decoder or the
+    prior of an `autoencoder`. Raises ValueError for an order that is no permutation.
+    """
+
+    net: Any
+    shape: tuple[int, ...]
+    dtype: Any = jnp.float32
+    order: tuple[int, ...] = ()
+
+    def init(self, key: Key, *given: Any) -> Params:
+        """The network's parameters."""
+        self._check_order()
+        return self.net.init(key, jnp.zeros(self.shape, self.dtype), *given)
+
+    def apply(self, params: Params, *given: Any, rngs: Any = None) -> Autoregressive:
+        """The distribution under these parameters; `rngs` is the layer noise of training."""
+        self._check_order()
+        order = jnp.asarray(self.order) if self.order else ()
+        conditionals = jax.tree_util.Partial(self._conditionals, params, given, rngs or {})
+        step: Any = ()
+        carry: Any = ()
+        if hasattr(self.net, "step"):
+            step = jax.tree_util.Partial(self._step, params, given)
+            carry = self.net.apply(params, *given, method="start")
+        return Autoregressive(conditionals, order, step, carry, self.shape, self.dtype)
+
+    def _conditionals(self, params: Params, given: Any, rngs: Any, x: Array) -> Any:
+        return self.net.apply(params, x, *given, rngs=rngs)
+
+    def _step(self, params: Params, given: Any, carry: Any, previous: Array, i: Array) -> Any:
+        return self.net.apply(params, carry, previous, i, *given, method="step")
+
+    def _check_order(self) -> None:
+        size = math.prod(self.shape)
+        if self.order and sorted(self.order) != list(range(size)):
+            got = f"{len(self.order)} positions, {len(set(self.order))} of them different"
+            expected = f"each of 0 to {size - 1} once, the flat positions of {self.shape}"
+            fix = "make one by tuple(numpy.random.default_rng(0).permutation(size).tolist())"
+            raise wrong("Causal: order", got, expected, fix)
