@@ -1,12 +1,12 @@
 """Every family of the library through one suite: gradients, one trace, shapes, training, storage.
 
-A member is a function that builds a model, and the objective that trains it; what is particular to
-it is tested where it lives.
+A member is what trains it and what it makes of one example; what is particular to it is tested
+where it lives.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -37,12 +37,13 @@ from vaejax import (
 from vaejax.distributions import Normal
 
 SHAPE, LATENT, EXAMPLES = (4, 4, 1), 3, 32
+KEY = jax.random.key(0)
 PRIOR = Normal(jnp.zeros(LATENT), jnp.ones(LATENT))
 
 
 def images() -> jax.Array:
     """Bright rows and columns with some noise: three numbers say most of what an image holds."""
-    position_key, which_key, noise_key = jax.random.split(jax.random.key(0), 3)
+    position_key, which_key, noise_key = jax.random.split(KEY, 3)
     line = jax.nn.one_hot(jax.random.randint(position_key, (EXAMPLES,), 0, 4), 4)
     row = jnp.broadcast_to(line[:, :, None], (EXAMPLES, 4, 4))
     vertical = jax.random.bernoulli(which_key, 0.5, (EXAMPLES, 1, 1))
@@ -134,69 +135,146 @@ ZOO = {
     "dreg": (vae(), partial(objectives.dreg, particles=3)),
     "miwae": (vae(), partial(objectives.miwae, outer=2, inner=2)),
 }
-every = pytest.mark.parametrize("name", list(ZOO))
+
+
+class Member(NamedTuple):
+    """What the suite needs of a family.
+
+    `init(key) -> params`; `loss` and the `batch` that it is given; `outputs(params, x)`: what it
+    makes of one example without noise; `sample(params, key)`: an event, or None without a prior.
+    """
+
+    init: Callable[[Any], Any]
+    loss: Any
+    outputs: Callable[[Any, Any], Any]
+    sample: Callable[[Any, Any], Any] | None
+    batch: Batch = Batch(X)
+    optimizer: Any = optax.adam(1e-2)
+
+
+def with_model(model: Model, objective: Callable[[Model], Any]) -> Member:
+    """A model of images and the objective that trains it."""
+    has_prior = jax.eval_shape(lambda k: model.prior(model.init(k, X[0])), KEY) is not None
+    return Member(
+        lambda key: model.init(key, X[0]),
+        objective(model),
+        partial(reconstruct, model),
+        (lambda params, key: generate(model, params, key).x) if has_prior else None,
+    )
+
+
+MEMBERS: dict[str, Callable[[], Member]] = {
+    name: partial(lambda build, objective: with_model(build(), objective), *entry)
+    for name, entry in ZOO.items()
+}
+every = pytest.mark.parametrize("name", list(MEMBERS))
+member = cache(lambda name: MEMBERS[name]())
+
+
+def first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def last(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[-1], tree)
+
+
+def watched() -> optax.GradientTransformation:
+    """Gradients as they are; the state sums up how large they were."""
+
+    def update(grads: Any, seen: Any, params: Any = None) -> tuple[Any, Any]:
+        return grads, jax.tree.map(lambda total, g: total + jnp.abs(g), seen, grads)
+
+    return optax.GradientTransformation(partial(jax.tree.map, jnp.zeros_like), update)
+
+
+class Trained(NamedTuple):
+    """The first of three before and after 50 steps; all gradients and losses; the last alone."""
+
+    start: Any
+    params: Any
+    gradients: Any
+    losses: np.ndarray
+    alone: np.ndarray
 
 
 @pytest.fixture(scope="module")
-def trained() -> Callable[[str], Any]:
-    """A member after 50 steps, trained once for all the tests of this file."""
-    found: dict[str, Any] = {}
+def trained() -> Callable[[str], Trained]:
+    """A member trained three times in one program, once for all the tests of this file."""
 
-    def run(name: str) -> Any:
-        if name not in found:
-            init_key, fit_key, eval_key = jax.random.split(jax.random.key(3), 3)
-            build, objective = ZOO[name]
-            model = build()
-            loss = objective(model)
-            params = model.init(init_key, X[0])
-            chex.clear_trace_counter()
-            traced = chex.assert_max_traces(loss, n=1)
-            step = train.make_step(traced, optax.adam(1e-2))
-            update = jax.jit(step[1])
-            state = step[0](fit_key, params)
-            history = []
-            for _ in range(50):
-                state, metrics = update(state, Batch(X))
-                history.append(float(metrics["loss"]))
-            gradient = jax.jit(jax.grad(lambda p, k: loss(p, k, Batch(X), 0)[0]))
-            found[name] = model, params, state.params, history, gradient(params, eval_key)
-        return found[name]
+    @cache
+    def run(name: str) -> Trained:
+        family = member(name)
+        keys = jax.random.split(jax.random.key(3), 3)
+        start = jax.jit(jax.vmap(family.init))(keys)
+        chex.clear_trace_counter()
+        once = chex.assert_max_traces(family.loss, n=1)
+        optimizer = optax.chain(watched(), family.optimizer)
+        whole_batch = {"indices": lambda key, step: jnp.arange(EXAMPLES)}
+        program = train.make_train(once, optimizer, steps=50, **whole_batch)
+        keys = jax.random.split(jax.random.key(4), 3)
+        states, history = jax.jit(jax.vmap(program, (0, 0, None)))(keys, start, family.batch)
+        assert states.step.shape == (3,)
+        alone = jax.jit(train.make_train(family.loss, optimizer, steps=3, **whole_batch))
+        losses = alone(jax.random.clone(keys[-1]), last(start), family.batch)[1]["loss"]
+        gradients = states.opt_state[0]
+        return Trained(
+            first(start), first(states.params), gradients,
+            np.asarray(history["loss"]), np.asarray(losses),
+        )  # fmt: skip
 
     return run
 
 
 @every
 def test_gradients_are_finite_and_reach_every_parameter(name, trained):
-    _, _, _, _, gradient = trained(name)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trained(name).gradients):
         assert np.isfinite(leaf).all() and np.any(leaf != 0), jax.tree_util.keystr(path)
 
 
 @every
 def test_the_loss_falls_in_fifty_steps_of_one_trace(name, trained):
     """That it is traced once is counted while it trains: a second trace raises."""
-    history = trained(name)[3]
-    assert np.isfinite(history).all() and np.mean(history[-5:]) < np.mean(history[:5])
+    losses = trained(name).losses
+    assert np.isfinite(losses).all()
+    assert (losses[:, -5:].mean(axis=1) < losses[:, :5].mean(axis=1)).all()
 
 
 @every
-def test_shapes_of_reconstructions_and_samples(name, trained):
-    model, _, params, _, _ = trained(name)
-    rebuilt = jax.jit(jax.vmap(partial(reconstruct, model, params)))(X[:2])
-    assert rebuilt.shape == (2, *SHAPE) and np.isfinite(rebuilt).all()
-    if model.prior(params) is None:
+def test_a_member_of_a_population_of_three_is_what_it_is_alone(name, trained):
+    found = trained(name)
+    np.testing.assert_allclose(found.losses[-1, :3], found.alone, rtol=2e-4, atol=1e-4)
+    assert len(np.unique(found.losses[:, 0])) == 3
+
+
+@every
+def test_a_batch_is_mapped_to_what_the_loop_gives(name, trained):
+    family, params = member(name), trained(name).params
+    x = jax.tree.map(lambda leaf: leaf[:2], family.batch.x)
+    mapped = jax.jit(jax.vmap(family.outputs, (None, 0)))(params, x)
+    looped = map(partial(jax.jit(family.outputs), params), (first(x), last(x)))
+    for from_batch, alone in zip(mapped, looped, strict=True):
+        assert np.isfinite(alone).all()
+        np.testing.assert_allclose(from_batch, alone, rtol=1e-4, atol=1e-5)
+
+
+@every
+def test_shapes_of_samples(name, trained):
+    family, params = member(name), trained(name).params
+    if family.sample is None:
         with pytest.raises(ValueError, match="no prior"):
-            generate(model, params, jax.random.key(1))
+            generate(ZOO[name][0](), params, jax.random.key(1))
     else:
-        sample = jax.jit(partial(generate, model, params))(jax.random.key(1))
-        assert sample.x.shape == sample.mean.shape == SHAPE
+        sample = jax.jit(family.sample)(params, jax.random.key(1))
+        expected = jax.tree.leaves(family.batch.x)[0]
+        assert sample.shape == expected.shape[1:] and np.isfinite(sample).all()
 
 
 @every
 def test_stored_parameters_come_back_bit_for_bit(name, trained, tmp_path):
-    model, start, params, _, _ = trained(name)
-    state = train.make_step(RECONSTRUCTION(model), optax.sgd(0.1))[0](jax.random.key(1), params)
+    params = trained(name).params
+    state = train.make_step(member(name).loss, optax.sgd(0.1))[0](jax.random.key(1), params)
     identity = {"examples": EXAMPLES}
     with checkpoint.opened(tmp_path, identity, resume=False) as store:
         checkpoint.save(store, 1, checkpoint.Record(state, state, {"epoch": 1}))
-    chex.assert_trees_all_equal(checkpoint.load(tmp_path, like=start), params)
+    chex.assert_trees_all_equal(checkpoint.load(tmp_path, like=trained(name).start), params)
