@@ -25,6 +25,93 @@ from vaejax.networks import join
 from vaejax.types import Array
 
 
+class MADE(nn.Module):
+    """A masked autoencoder: dense layers, cut so that output i hears of the inputs before it alone.
+
+    Inputs have the degrees 1 to n, outputs 0 to n - 1, hidden units evenly from 1 to n - 1; a
+    weight is kept where the degree it comes from is at most the one it goes to:
+    `h = activation((W . M_W) x + b)`, `logits = (V . M_V) h + (A . M_A) x + d`.
+
+    `shape`: of the event, any; `hidden`: widths, one per layer; `direct`: whether there is A, which
+    joins outputs to inputs directly (where a layer is narrower than n - 1 some inputs reach the
+    next output by it alone); `activation`: elementwise; `classes`: None for entries 0. and 1., or K
+    for integers 0 to K - 1. A condition c enters the first hidden layer and the logits. Raises
+    ValueError for another shape and counts below 1, and TypeError for floats where classes are
+    expected.
+
+    Germain et al., 2015, MADE: masked autoencoder for distribution estimation, arXiv:1502.03509;
+    sampled by updating the first layer alone, as in Larochelle and Murray, 2011, NADE.
+    """
+
+    shape: tuple[int, ...]
+    hidden: Sequence[int] = (500,)
+    direct: bool = True
+    activation: Callable[[Array], Array] = nn.relu
+    classes: int | None = None
+
+    def setup(self) -> None:
+        at_least_one("MADE", layers=len(self.hidden), hidden=min(self.hidden, default=1))
+        at_least_one("MADE", classes=self.classes)
+        size, k = math.prod(self.shape), self.classes or 1
+        spread = [np.linspace(1, max(size - 1, 1), width).round() for width in self.hidden]
+        first = np.repeat(np.arange(1, size + 1), k)
+        self.degrees = first, *spread, first - 1
+        draw, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros
+        pairs = list(zip(self.degrees[:-1], self.degrees[1:], strict=True))
+        self.kernels = [
+            self.param(f"kernel_{n}", draw, (len(a), len(b))) for n, (a, b) in enumerate(pairs)
+        ]
+        self.biases = [self.param(f"bias_{n}", zeros, (len(b),)) for n, (_, b) in enumerate(pairs)]
+        if self.direct:
+            self.across = self.param("direct", draw, (size * k, size * k))
+        self.hidden_given = nn.Dense(self.hidden[0], use_bias=False)
+        self.logits_given = nn.Dense(size * k, use_bias=False)
+
+    def __call__(self, x: Array, c: Any = ()) -> Bernoulli | Categorical:
+        """The distribution of every entry given those before it, for one example of `shape`."""
+        _check("MADE", x, self.shape, self.classes)
+        inputs, first, *_, outputs = self.degrees
+        u, (h, logits) = self._seen(x), self.start(c)
+        h = h + u @ _masked(self.kernels[0], inputs, first)
+        if self.direct:
+            logits = logits + u @ _masked(self.across, inputs, outputs)
+        logits = logits + self._deep(h) @ _masked(self.kernels[-1], self.degrees[-2], outputs)
+        return _distribution(logits, self.shape, self.classes)
+
+    def start(self, c: Any = ()) -> tuple[Array, Array]:
+        """What `step` remembers: the first layer before its activation, and what goes to logits."""
+        h, logits = self.biases[0], self.biases[-1]
+        if jax.tree.leaves(c):
+            h, logits = h + self.hidden_given(join(c)), logits + self.logits_given(join(c))
+        return h, logits
+
+    def step(self, carry: Any, previous: Array, i: Array, c: Any = ()) -> Any:
+        """`(carry, distribution of entry i)`, from entry i - 1; the same as in a whole pass."""
+        (h, logits), k, outputs = carry, self.classes or 1, self.degrees[-1]
+        # Entry i - 1 has the degree i; before the first there is none.
+        u, degree = jnp.where(i > 0, self._seen(previous), 0), jnp.full(k, i)
+        rows = lax.dynamic_slice_in_dim(self.kernels[0], (i - 1) * k, k)
+        h = h + u @ _masked(rows, degree, self.degrees[1])
+        if self.direct:
+            rows = lax.dynamic_slice_in_dim(self.across, (i - 1) * k, k)
+            logits = logits + u @ _masked(rows, degree, outputs)
+        columns = lax.dynamic_slice_in_dim(self.kernels[-1], i * k, k, axis=1)
+        now = self._deep(h) @ _masked(columns, self.degrees[-2], degree)
+        now = now + lax.dynamic_slice_in_dim(logits, i * k, k)
+        return (h, logits), _distribution(now, (), self.classes)
+
+    def _seen(self, x: Array) -> Array:
+        return jnp.ravel(x if self.classes is None else jax.nn.one_hot(x, self.classes))
+
+    def _deep(self, h: Array) -> Array:
+        """The last hidden layer, from the first before its activation."""
+        h = self.activation(h)
+        for n, kernel in enumerate(self.kernels[1:-1], 1):
+            kernel = _masked(kernel, self.degrees[n], self.degrees[n + 1])
+            h = self.activation(h @ kernel + self.biases[n])
+        return h
+
+
 class GatedPixelCNN(nn.Module):
     """Causal convolutions in two stacks, so that a pixel sees all those before it in its reach.
 
@@ -51,7 +138,8 @@ class GatedPixelCNN(nn.Module):
     classes: int | None = None
 
     def setup(self) -> None:
-        at_least_one("GatedPixelCNN", features=self.features, layers=self.layers)
+        counts = {"features": self.features, "layers": self.layers, "classes": self.classes}
+        at_least_one("GatedPixelCNN", **counts)
         if len(self.shape) not in (2, 3) or self.shape[2:] not in ((), (1,)):
             fix = "model the channels as classes, or as columns of their own"
             raise wrong("GatedPixelCNN: shape", self.shape, "[h, w] or [h, w, 1]", fix)
@@ -106,7 +194,7 @@ class GatedPixelCNN(nn.Module):
                 between.append(b)
             return found, between
 
-        # Not under `vmap` either, where the pixel's number is one for all, is it done at every step.
+        # Under `vmap` too it stays a branch, since the number of the pixel is one for all.
         rows, between = lax.cond(column == 0, next_row, lambda rows: (rows, between), rows)
         found, h = [], jnp.where(column == 0, 0, seen)
         for block, before, b in zip(self.blocks, pixels, between, strict=True):
@@ -150,8 +238,8 @@ class _Gated(nn.Module):
         if jax.tree.leaves(c):
             u = u + self.right_given(join(c))[None, None]
         u = self.out(_gate(u))
-        # The first layer sees the pixels, which are no features to add to.
-        return u if h.shape[-1] != self.features else u + h[:, self.side // 2 :]
+        # Pixels that are no features yet there is no adding to.
+        return u + h[:, self.side // 2 :] if h.shape[-1] == self.features else u
 
 
 class _ValidConv(nn.Module):
@@ -183,6 +271,11 @@ def _as_product(x: Array, kernel: Array) -> Array:
 def _native(x: Array, kernel: Array) -> Array:
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x[None], kernel, (1, 1), "VALID", dimension_numbers=numbers)[0]
+
+
+def _masked(kernel: Array, before: Any, after: Any) -> Array:
+    """A kernel without the weights that lead from a higher degree to a lower one."""
+    return jnp.where(jnp.asarray(before)[:, None] <= jnp.asarray(after)[None, :], kernel, 0)
 
 
 def _gate(u: Array) -> Array:
