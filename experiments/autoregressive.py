@@ -93,7 +93,7 @@ def pictures(network: Causal, params: Any, key: Any, x: Any, levels: int) -> dic
     size, draws = math.prod(network.shape), 24
     order = np.asarray(network.order or range(size))
     px = network.apply(params)
-    keys = jax.random.split(key, (2, max(64, draws * len(x))))
+    sample_key, complete_key = jax.random.split(key)
 
     @jax.jit
     def expected(x: Any) -> Any:
@@ -107,8 +107,9 @@ def pictures(network: Causal, params: Any, key: Any, x: Any, levels: int) -> dic
     def grey(x: Any) -> Any:
         return np.asarray(x, np.float32) / (levels - 1)
 
-    samples = grey(jax.jit(jax.vmap(px.sample))(keys[0, :64]))
-    drawn = grey(jax.jit(jax.vmap(complete))(x, keys[1, : draws * len(x)].reshape(len(x), draws)))
+    samples = grey(jax.jit(jax.vmap(px.sample))(jax.random.split(sample_key, 64)))
+    keys = jax.random.split(complete_key, (len(x), draws))
+    drawn = grey(jax.jit(jax.vmap(complete))(x, keys))
     hidden = np.isin(np.arange(size), order[size // 2 :]).reshape(network.shape)
     columns = [np.where(hidden, 0.5, grey(x)), *drawn.transpose(1, 0, 2, 3, 4)[:6]]
     shown = np.stack([*columns, drawn.mean(axis=1), grey(x)], axis=1)
@@ -116,7 +117,7 @@ def pictures(network: Causal, params: Any, key: Any, x: Any, levels: int) -> dic
         "samples": plot.images(samples, title="ancestral samples"),
         "expected": plot.images(
             np.concatenate([grey(x), grey(jax.vmap(expected)(x))]), columns=len(x),
-            labels=["image", "expected from\nthose before"], title="one pixel at a time",
+            labels=["image", "expected"], title="pixels, and what was expected from those before",
         ),
         "completions": plot.images(
             shown.reshape(-1, *network.shape), columns=shown.shape[1],
@@ -141,7 +142,7 @@ def main(config: Config) -> dict[str, Any]:
     train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
     steps = len(images) // config.batch_size
     transform = partial(discretise, config.levels)
-    keys = jax.random.split(jax.random.key(config.seed), 5)
+    keys = jax.random.split(jax.random.key(config.seed), 6)
     network = build(config, images.shape[1:])
     params = jax.jit(network.init)(keys[0])
     folder = run.open_folder(config, name=f"autoregressive-{Path(config.dataset).stem}")
@@ -161,7 +162,7 @@ def main(config: Config) -> dict[str, Any]:
 
     log_px = measure(fitted.params, keys[2], test)
     seen = [np.asarray(jax.vmap(transform)(jax.random.split(key, len(x)), x))
-            for key, x in zip(keys[3:], (images, test), strict=True)]  # fmt: skip
+            for key, x in zip(keys[3:5], (images, test), strict=True)]  # fmt: skip
     summary = {
         "test_nll_nats": float(-log_px.mean()),
         "test_nll_standard_error": float(log_px.std() / math.sqrt(len(test))),
@@ -172,7 +173,7 @@ def main(config: Config) -> dict[str, Any]:
         "epochs": len(fitted.history["epoch"]),
         "seconds_train": run.rows(folder)[-1]["seconds"],
     }
-    curves = {"train": -fitted.history["log_px"], "test": fitted.history["eval/loss"]}
+    curves = {"train": -fitted.history["log_px"], "test, first 1000": fitted.history["eval/loss"]}
     lines = {}
     if config.levels == 2:  # no model of binarised images is better than the coins' own entropy
         level = np.asarray(data.scale(keys[0], test), float).reshape(len(test), -1)
@@ -182,7 +183,7 @@ def main(config: Config) -> dict[str, Any]:
         lines[f"{config.network}, published"] = PUBLISHED[config.network]
     run.write_json(folder / "summary.json", summary)
     curves |= {f"{name}, {at:.2f}": np.full(len(curves["train"]), at) for name, at in lines.items()}
-    drawn = pictures(network, fitted.params, keys[4], seen[1][:8], config.levels)
+    drawn = pictures(network, fitted.params, keys[5], seen[1][:8], config.levels)
     title = f"-log p(x), exact ({config.network}, {config.order})"
     drawn["curves"] = plot.curves(curves, ylabel="nats per image", title=title)
     run.save_figures(folder, drawn)

@@ -75,8 +75,7 @@ def test_what_is_not_given_is_not_looked_at(walk):
     np.testing.assert_array_equal(px.complete(jax.random.clone(key), x, known=4), x)
 
 
-def test_no_gradient_through_a_sample(walk):
-    px, _ = walk
+def test_no_gradient_through_a_sample():
     slope = jax.grad(lambda p: NETWORK.apply(p).sample(jax.random.key(4)).sum())
     assert slope({"params": {"slope": jnp.array(0.7)}})["params"]["slope"] == 0
 

@@ -24,7 +24,7 @@ NETWORKS = {
         causal.MADE(SHAPE, (8, 10, 9), direct=False, activation=nn.tanh), SHAPE, order=ORDER[::-1]
     ),
     "made, classes": Causal(causal.MADE((4,), (8, 8), classes=3), (4,), jnp.int32, (2, 0, 3, 1)),
-    "pixelcnn": Causal(causal.GatedPixelCNN(SHAPE, 4, 2, first_kernel=3), SHAPE),
+    "pixelcnn": Causal(causal.GatedPixelCNN(SHAPE, 6, 2, first_kernel=3), SHAPE),
     "pixelcnn, classes": Causal(
         causal.GatedPixelCNN((2, 2), 3, 2, first_kernel=5, classes=3), (2, 2), jnp.int32
     ),
