@@ -27,13 +27,17 @@ from vaejax.types import Array, Key, Params
 class Autoregressive(Distribution):
     """The chain rule: log p(x) = sum_i log p(x_o(i) | x_o(1), ..., x_o(i-1)), in nats.
 
-    - `conditionals(x)`: every conditional at once, a Distribution of independent entries over the
-      event, in which that of entry o(i) depends on the entries before it alone;
+    - `conditionals(u)`: every conditional at once, a Distribution of independent entries, from the
+      event's entries in the order o, u_i = x_o(i), put back into its shape; that of u_i depends on
+      u_<i alone, so that a network that is causal in raster order serves every order;
     - `order`: o as flat positions `[n]`; `()` is the raster order;
     - `step(carry, previous, i) -> (carry, Distribution over ())`: the same conditionals one by one,
-      from the value drawn before (zero at i = 0), for sampling without doing all again for every
-      entry; `()` where the network has none; `carry`: what it starts with;
+      from u_{i-1} (zero at i = 0), for sampling without doing all again for every entry; `()` where
+      the network has none; `carry`: what it starts with;
     - `shape` and `dtype` of the event.
+
+    An ensemble over orders averages the probabilities of whole events, a `Mixture` of these; the
+    average of their logits, entry by entry, sees what it predicts and is no distribution.
 
     `log_prob` takes one pass of the network; `sample` n passes, or n steps. There is no gradient
     through a sample. Larochelle and Murray, 2011, The neural autoregressive distribution estimator.
@@ -47,7 +51,9 @@ class Autoregressive(Distribution):
     dtype: Any = dataclasses.field(default=jnp.float32, metadata={"static": True})
 
     def log_prob(self, x):
-        return self.conditionals(x).log_prob(x)
+        self._check_shape("log_prob", x)
+        u = self._in_order(jnp.asarray(x))
+        return self.conditionals(u).log_prob(u)
 
     def sample(self, key):
         return self.complete(key, jnp.zeros(self.shape, self.dtype), known=0)
@@ -59,42 +65,46 @@ class Autoregressive(Distribution):
         integer. Exact, because what is given comes first: for other parts take another order.
         Returns an event. Raises ValueError for another shape, or a number outside 0 to n.
         """
+        self._check_shape("complete", x)
         size = math.prod(self.shape)
-        if jnp.shape(x) != self.shape:
-            fix = "map a batch: jax.vmap"
-            raise wrong("Autoregressive.complete: x", jnp.shape(x), self.shape, fix)
         if concrete(known) and not 0 <= known <= size:
             fix = "count the entries that are given"
             raise wrong("Autoregressive.complete: known", known, f"0 to {size}", fix)
-        order = jnp.arange(size) if isinstance(self.order, tuple) else self.order
         one = self._by_network if isinstance(self.step, tuple) else self._by_step
 
         def draw(state: Any, at: Any) -> Any:
             i, key = at
-            carry, x = state
-            carry, drawn = one(carry, x, i, order, key)
-            value = jnp.where(i < known, x[order[i]], drawn.astype(self.dtype))
-            return (carry, x.at[order[i]].set(value)), None
+            carry, u = state
+            carry, drawn = one(carry, u, i, key)
+            value = jnp.where(i < known, u[i], drawn.astype(self.dtype))
+            return (carry, u.at[i].set(value)), None
 
-        # What comes after is hidden even from a network that is not causal.
         places = jnp.arange(size)
-        given = (
-            jnp.zeros(size, self.dtype)
-            .at[order]
-            .set(jnp.where(places < known, jnp.ravel(x)[order].astype(self.dtype), 0))
-        )
-        start = lax.stop_gradient((self.carry, given))
-        (_, x), _ = lax.scan(draw, start, (places, jax.random.split(key, size)))
+        # What comes after is hidden even from a network that is not causal.
+        u = jnp.ravel(self._in_order(jnp.asarray(x, self.dtype)))
+        start = lax.stop_gradient((self.carry, jnp.where(places < known, u, 0)))
+        (_, u), _ = lax.scan(draw, start, (places, jax.random.split(key, size)))
+        x = u if isinstance(self.order, tuple) else jnp.zeros_like(u).at[self.order].set(u)
         return lax.stop_gradient(x.reshape(self.shape))
 
-    def _by_network(self, carry: Any, x: Array, i: Array, order: Array, key: Key) -> Any:
-        drawn = self.conditionals(x.reshape(self.shape)).sample(key)
-        return carry, jnp.ravel(drawn)[order[i]]
+    def _by_network(self, carry: Any, u: Array, i: Array, key: Key) -> Any:
+        drawn = self.conditionals(u.reshape(self.shape)).sample(key)
+        return carry, jnp.ravel(drawn)[i]
 
-    def _by_step(self, carry: Any, x: Array, i: Array, order: Array, key: Key) -> Any:
-        previous = jnp.where(i > 0, x[order[i - 1]], 0).astype(self.dtype)
+    def _by_step(self, carry: Any, u: Array, i: Array, key: Key) -> Any:
+        previous = jnp.where(i > 0, u[i - 1], 0).astype(self.dtype)
         carry, p = self.step(carry, previous, i)
         return carry, p.sample(key)
+
+    def _in_order(self, x: Array) -> Array:
+        if isinstance(self.order, tuple):
+            return x
+        return jnp.ravel(x)[self.order].reshape(self.shape)
+
+    def _check_shape(self, function: str, x: Any) -> None:
+        if jnp.shape(x) != self.shape:
+            fix = "map a batch: jax.vmap"
+            raise wrong(f"Autoregressive.{function}: x", jnp.shape(x), self.shape, fix)
 
     @property
     def event_shape(self):
@@ -109,8 +119,8 @@ class Autoregressive(Distribution):
 class Causal(NamedTuple):
     """A causal Linen module, as a network that returns an `Autoregressive` distribution.
 
-    - `net(x, *given) -> Distribution` of independent entries; given is a code z, a condition c,
-      both, or nothing;
+    - `net(u, *given) -> Distribution` of independent entries, causal in raster order, where u is x
+      with its entries in the order; given is a code z, a condition c, both, or nothing;
     - where it can go one by one, `net.start(*given) -> carry` and
       `net.step(carry, previous, i, *given) -> (carry, Distribution over ())`, both its methods;
     - `shape`, `dtype` of an event; `order`: a permutation of its flat positions, `()` for raster.
