@@ -58,6 +58,10 @@ class VectorQuantized(Delta):
         entry = lax.stop_gradient(codebook)[index]
         return cls(entry + (features - lax.stop_gradient(features)), index, features)
 
+    @property
+    def event_shape(self):
+        return np.shape(self.value)
+
 
 @distribution
 class Entries(Distribution):
