@@ -176,7 +176,7 @@ def layers(bottom: Model, *, encoders: Sequence[Any], decoders: Sequence[Any], p
         lowest = prior_of(params, c).split(z)[-1]
         return bottom.decode(params["bottom"], lowest, c, key=key)
 
-    return Model(init, prior_of, encode, decode)
+    return Model(jax.jit(init), prior_of, encode, decode)
 
 
 def active_units(

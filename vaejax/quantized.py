@@ -134,7 +134,7 @@ def quantize(model: Model, *, entries: int) -> Model:
     def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
         return model.decode(params["model"], z, c, key=key)
 
-    return Model(init, lambda params, c=(): None, encode, decode)
+    return Model(jax.jit(init), lambda params, c=(): None, encode, decode)
 
 
 def vq_vae(
@@ -330,7 +330,8 @@ def with_prior(model: Model, network: Any) -> Model:
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         model_key, prior_key = jax.random.split(key)
-        params = {**model.init(model_key, x, c), "prior": network.init(prior_key, *present(c))}
+        params = model.init(model_key, x, c)
+        params = {**params, "prior": jax.jit(network.init)(prior_key, *present(c))}
         _check_prior(prior_of(params, c), jax.eval_shape(lambda: model.encode(params, x, c)))
         return params
 
