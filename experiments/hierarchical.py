@@ -93,7 +93,10 @@ def main(config: Config) -> dict[str, Any]:
     folder = run.open_folder(config, name=f"hierarchical-{Path(config.dataset).stem}")
 
     summary: dict[str, Any] = {"particles": config.particles, "epochs": config.epochs}
-    curves, variances, drawn = {}, {}, {}
+    curves: dict[str, Any] = {}
+    variances: dict[str, np.ndarray] = {}
+    drawn: dict[str, Any] = {}
+    many = jax.jit(jax.vmap(partial(generate, model), (None, 0)))
     for name in config.objectives:
         (folder / name).mkdir(exist_ok=True)
         # Both objectives get the same keys on purpose: their differences are paired.
@@ -126,8 +129,8 @@ def main(config: Config) -> dict[str, Any]:
         }
         curves[name] = fitted.history["eval/bound"]
         variances |= {f"{name}, h{i}": layer.variance for i, layer in enumerate(units, 1)}
-        many = jax.jit(jax.vmap(partial(generate, model, fitted.params)))
-        means = many(jax.random.split(jax.random.clone(sample_key), 64)).mean
+        sample_keys = jax.random.split(jax.random.clone(sample_key), 64)
+        means = many(fitted.params, sample_keys).mean
         if images.ndim == 4 and images.shape[-1] in (1, 3):
             title = f"trained by {name}: mean of p(x|h1)"
             drawn[f"samples_{name}"] = plot.images(means, title=title)

@@ -124,7 +124,7 @@ def main(config: Config) -> dict[str, Any]:
     test = data.load(config.dataset, config.test_split).x
     if images.ndim != 4:
         raise wrong("vq: --dataset", f"examples {images.shape[1:]}", "images", "give [n, h, w, c]")
-    keys = jax.random.split(jax.random.key(config.seed), 9)
+    keys = list(jax.random.split(jax.random.key(config.seed), 9))
     train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
     steps = len(images) // config.batch_size
     mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
