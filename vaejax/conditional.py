@@ -117,6 +117,10 @@ class Completed(Distribution):
             raise wrong("Completed.log_prob: x", jnp.shape(x), f"one event of shape {shape}", fix)
 
         def flat(leaf: Any) -> Array:
+            if np.broadcast_shapes(np.shape(leaf), shape) != shape:
+                fix = "take one whose parameters have the shape of x: Bernoulli, Normal, ..."
+                name = type(self.px).__name__
+                raise wrong("Completed: px", name, "independent entries", fix, TypeError)
             return jnp.ravel(jnp.broadcast_to(leaf, shape))
 
         entries = jax.tree.map(flat, self.px)
