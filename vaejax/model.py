@@ -248,11 +248,16 @@ def _apply(
     except ScopeParamShapeError as error:
         got = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(inputs or c)) or "none"
         given = f" with c {jax.tree.map(jnp.shape, c)}" if inputs and jax.tree.leaves(c) else ""
+        alone = " with no c" if inputs else ""  # the prior's input is c itself
         raise ValueError(
-            f"{name}: expected one {what} as at init{known()}, got {got}{given or ' with no c'}; "
+            f"{name}: expected one {what} as at init{known()}, got {got}{given or alone}; "
             f"map a batch: jax.vmap(model.{name}, (None, 0))(params, ...); another size needs "
-            "parameters of its own: model.init"
+            "parameters of its own: model.init; a conditional model needs the c it was made for: "
+            "Batch(x, c=...)"
         ) from error
+    except TypeError as error:
+        _check_condition(name, error, c)
+        raise
 
 
 def _image_shape(decoder: Any, params: Params, prior: Any) -> str:
@@ -270,8 +275,19 @@ def _is_distribution(name: str, output: Any) -> None:
         raise wrong(f"autoencoder: {name}", type(output).__name__, "a Distribution", fix, TypeError)
 
 
+def _check_condition(name: str, error: TypeError, c: Any) -> None:
+    """Say so where a module misses an argument, and that can only be the condition."""
+    if not present(c) and "missing" in str(error):
+        fix = "pass one: Batch(x, c=...), model.init(key, x, c), generate(model, params, key, c)"
+        raise wrong(f"{name}: c", "none", "a condition, as this module takes one", fix) from error
+
+
 def _init(name: str, module: Any, key: Key, *inputs: Any) -> Params:
-    variables = module.init(key, *inputs)
+    try:
+        variables = module.init(key, *inputs)
+    except TypeError as error:
+        _check_condition(f"init, {name}", error, inputs[1:] if name != "prior" else inputs)
+        raise
     # Linen sorts its state into collections; a network written by hand names what it likes.
     extra = set(variables) - {"params"} if isinstance(module, nn.Module) else set()
     if extra:

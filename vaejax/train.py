@@ -211,6 +211,7 @@ def fit(
     key: Key,
     epochs: int,
     batch_size: int = 128,
+    indices: Callable[[Key, Array], Array] | None = None,
     transform: Transform | None = None,
     evaluate: Callable[[Params, Key], Metrics] | None = None,
     evaluate_every: int = 1,
@@ -226,6 +227,8 @@ def fit(
     """Train with a progress bar, evaluation, early stopping, checkpoints and exact resume.
 
     - `data`: a Batch, or the x of one, `[n, ...]`; `transform(key, x)` is applied in each step.
+      `indices(key, step) -> [batch_size]` chooses the examples of a step, by default
+      `shuffled(n, batch_size)`; an epoch is `n // batch_size` steps.
     - `evaluate(params, key) -> {name: number}` runs every `evaluate_every` epochs, with the same
       key each time, and after the last, where it is only recorded. The state with the lowest
       `monitor` (what is to be minimised) is kept as `best`, and after `patience` evaluations
@@ -252,7 +255,7 @@ def fit(
     size = size_of(data)
     _check_finite(data)
     _warn_of_levels(data, transform)
-    order, steps = shuffled(size, batch_size), size // batch_size
+    order, steps = indices or shuffled(size, batch_size), size // batch_size
     scan = make_scan(loss, optimizer, steps=steps, indices=order, transform=transform)
     run_epoch = jax.jit(scan, donate_argnums=0)
     device_data = jax.tree.map(jnp.asarray, data)

@@ -1,0 +1,321 @@
+"""M2 against sums over classes written out, and against a model whose posteriors are exact."""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from scipy import special, stats
+
+from vaejax import heads, networks, semisupervised, stacked, terms, train
+from vaejax.distributions import Categorical, MultivariateNormal, Normal
+from vaejax.model import Draw, Model, autoencoder
+from vaejax.types import Batch
+
+RNG = np.random.default_rng(0)
+D, LATENT, CLASSES, S = 4, 2, 3, 0.6
+X = RNG.normal(size=(6, D))
+Y = np.array([0, -1, 2, -1, 1, -1])
+PY = np.array([0.2, -0.5, 0.9])
+ALPHA = 3.0
+
+
+def gaussian_classes(shift: float = 0.0, widen: float = 1.0):
+    """`z|y ~ N(A y, I)`, `x|z, y ~ N(W z, s^2 I)`, with q(z|x, y) exact or shifted and widened."""
+    shapes = {"A": (LATENT, CLASSES), "W": (D, LATENT)}
+    params = {name: jnp.asarray(RNG.normal(size=shape)) for name, shape in shapes.items()}
+
+    def prior(params, c=()):
+        return Normal(params["A"] @ c, jnp.ones(LATENT))
+
+    def encode(params, x, c=(), *, key=None):
+        W = params["W"]
+        covariance = jnp.linalg.inv(jnp.eye(LATENT) + W.T @ W / S**2)
+        loc = covariance @ (params["A"] @ c + W.T @ x / S**2)
+        return MultivariateNormal(loc + shift, widen * jnp.linalg.cholesky(covariance))
+
+    def decode(params, z, c=(), *, key=None):
+        return Normal(params["W"] @ z, jnp.asarray(S))
+
+    return Model(lambda key, x, c=(): params, prior, encode, decode), params
+
+
+def exact_log_pxy(params, x):
+    """log p(x, y) = log p(y) + log N(x; W A y, W W^T + s^2 I), `[n, classes]`, nats."""
+    A, W = np.asarray(params["A"]), np.asarray(params["W"])
+    covariance = W @ W.T + S**2 * np.eye(D)
+    means, log_py = (W @ A).T, special.log_softmax(PY)
+    return np.stack([log_py[k] + stats.multivariate_normal(means[k], covariance).logpdf(x)
+                     for k in range(CLASSES)], axis=1)  # fmt: skip
+
+
+class Linear(NamedTuple):
+    """A hand-written q(y|x): `init` and `apply` are all that is asked of one."""
+
+    def init(self, key, x):
+        return {"V": jax.random.normal(key, (CLASSES, D))}
+
+    def apply(self, params, x, rngs=None):
+        return Categorical(params["V"] @ x)
+
+
+class Exact(NamedTuple):
+    """p(y|x) of `gaussian_classes`, from its parameters."""
+
+    def init(self, key, x):
+        return gaussian_classes()[1]
+
+    def apply(self, params, x, rngs=None):
+        A, W = params["A"], params["W"]
+        precision = jnp.linalg.inv(W @ W.T + S**2 * jnp.eye(D))
+        residual = x[:, None] - W @ A
+        fits = -0.5 * jnp.sum(residual * (precision @ residual), axis=0)
+        return Categorical(jax.nn.log_softmax(jnp.asarray(PY)) + fits)
+
+
+def at_the_mean(model, params, key, x, c=()):
+    """A draw without noise, so that another code path can follow it."""
+    q = model.encode(params, x, c)
+    z = q.mean
+    return Draw(x, z, q.log_prob(z), q, model.prior(params, c), model.decode(params, z, c))
+
+
+def poor():
+    """A joint model with a poor q(z|x, y) and a q(y|x) of its own, and parameters."""
+    model, own = gaussian_classes(shift=0.3, widen=1.5)
+    joint = semisupervised.M2(model, Linear(), Categorical(jnp.asarray(PY)))
+    return joint, {"model": own, "classifier": Linear().init(jax.random.key(5), X[0])}
+
+
+def by_hand(joint, params, x, y):
+    """The loss of one example by loops over classes and dimensions, nothing mapped."""
+    own, V = params["model"], params["classifier"]["V"]
+    scores = [sum(V[k, i] * x[i] for i in range(D)) for k in range(CLASSES)]
+    log_q = [s - jnp.log(sum(jnp.exp(t) for t in scores)) for s in scores]
+    log_py = [p - np.log(sum(np.exp(PY))) for p in PY]
+    L = []
+    for k in range(CLASSES):
+        c = jnp.eye(CLASSES)[k]
+        q = joint.model.encode(own, x, c)
+        z, root, m = q.loc, q.scale_tril, own["A"][:, k]
+        log_px = sum(-0.5 * ((x[i] - own["W"][i] @ z) / S) ** 2 - np.log(S * np.sqrt(2 * np.pi))
+                     for i in range(D))  # fmt: skip
+        kl = sum(0.5 * (root[i] @ root[i] + (z[i] - m[i]) ** 2 - 1) - jnp.log(root[i, i])
+                 for i in range(LATENT))  # fmt: skip
+        L.append(log_px - kl + log_py[k])
+    if y >= 0:
+        return -L[y] - ALPHA * log_q[y]
+    return -sum(jnp.exp(log_q[k]) * (L[k] - log_q[k]) for k in range(CLASSES))
+
+
+def check_bound(m2, subset=slice(None)):
+    """Value and gradient of the loss against the sums written out, labelled and unlabelled."""
+    joint, params = poor()
+    x, y = jnp.asarray(X[subset]), Y[subset]
+    loss = m2(joint, alpha=ALPHA, draw=at_the_mean)
+
+    def mapped(params):
+        return loss(params, jax.random.key(0), Batch(x, y=jnp.asarray(y)), 0)[0]
+
+    def looped(params):
+        return sum(by_hand(joint, params, x[i], y[i]) for i in range(len(x))) / len(x)
+
+    found, expected = (jax.jit(jax.value_and_grad(f))(params) for f in (mapped, looped))
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9, rtol=0)
+
+
+def test_the_bound_is_the_sum_over_classes_written_out(x64):
+    """Checked against leaving out H(q(y|x)), leaving out log p(y), and holding q(y|x) fixed."""
+    check_bound(semisupervised.m2)
+
+    def without_entropy(joint, **options):
+        def loss(params, key, batch, step):
+            qs = jax.vmap(lambda x: joint.classifier.apply(params["classifier"], x))(batch.x)
+            entropy = -jnp.sum(qs.mean * jnp.log(qs.mean), axis=1)
+            value, metrics = semisupervised.m2(joint, **options)(params, key, batch, step)
+            return value + jnp.mean(jnp.where(batch.y == -1, entropy, 0)), metrics
+
+        return loss
+
+    def without_py(joint, **options):
+        return semisupervised.m2(joint._replace(py=Categorical(jnp.zeros(CLASSES))), **options)
+
+    def held(joint, **options):
+        def loss(params, *rest):
+            fixed = {**params, "classifier": jax.lax.stop_gradient(params["classifier"])}
+            return semisupervised.m2(joint, **options)(fixed, *rest)
+
+        return loss
+
+    for mistaken in (without_entropy, without_py, held):
+        with pytest.raises(AssertionError):
+            check_bound(mistaken, slice(0, 2))
+
+
+def test_with_exact_posteriors_every_draw_of_the_bound_is_log_p(x64):
+    model, own = gaussian_classes()
+    joint = semisupervised.M2(model, Exact(), Categorical(jnp.asarray(PY)))
+    params = {"model": own, "classifier": own}
+    loss = jax.jit(semisupervised.m2(joint, alpha=0.0, rate=terms.sampled_rate))
+    exact = exact_log_pxy(own, X)
+    for i, seed in itertools.product(range(3), range(2)):
+        for y, expected in ((-1, special.logsumexp(exact[i])), (i, exact[i, i])):
+            batch = Batch(jnp.asarray(X[i : i + 1]), y=jnp.array([y]))
+            found = loss(params, jax.random.key(seed), batch, 0)[1]["elbo"]
+            assert float(found) == pytest.approx(expected, abs=1e-9)
+
+
+def check_mixture(m2):
+    """The loss of a batch is the mean of its examples' losses, whatever share is labelled."""
+    joint, params = poor()
+    loss = jax.jit(m2(joint, alpha=ALPHA, draw=at_the_mean))
+    alone = np.array([loss(params, jax.random.key(0), Batch(X[i : i + 1], y=Y[i : i + 1]), 0)[0]
+                      for i in range(len(X))])  # fmt: skip
+    for chosen in ([0, 1, 2, 3], [0, 0, 2, 4], [1, 3, 5, 5], [0, 1, 3, 5]):
+        value, metrics = loss(params, jax.random.key(0), Batch(X[chosen], y=Y[chosen]), 0)
+        assert float(value) == pytest.approx(alone[chosen].mean(), abs=1e-9)
+        share = np.mean(Y[chosen] != -1)
+        assert float(metrics["labelled"]) == pytest.approx(share)
+        total = ALPHA * share * metrics["cross_entropy"] - metrics["elbo"]
+        assert float(value) == pytest.approx(float(total), abs=1e-9)
+
+
+def test_any_mixture_of_labelled_and_unlabelled(x64):
+    """Checked against means over the labelled and over the unlabelled, added."""
+    check_mixture(semisupervised.m2)
+
+    def two_means(joint, *, alpha, draw):
+        def loss(params, key, batch, step):
+            parts = semisupervised.m2(joint, alpha=alpha, draw=draw)
+            known = (batch.y != -1).astype(float)
+            values = [parts(params, key, batch._replace(weight=w), step)
+                      for w in (known, 1 - known) if w.sum() > 0]  # fmt: skip
+            return sum(value for value, _ in values), values[0][1]
+
+        return loss
+
+    with pytest.raises(AssertionError), jax.disable_jit():
+        check_mixture(two_means)
+
+
+def test_weights_count_examples_and_masked_ones_leave_no_trace(x64):
+    joint, params = poor()
+    loss = jax.jit(jax.value_and_grad(semisupervised.m2(joint, alpha=ALPHA, draw=at_the_mean),
+                                      has_aux=True))  # fmt: skip
+    x = np.concatenate([X[:3], np.full((1, D), np.nan)])
+    key, y = jax.random.key(0), np.array([0, -1, 2, 1])
+    weight = np.array([2.0, 1.0, 1.0, 0.0])
+    weighed = loss(params, key, Batch(x, y=y, weight=weight), 0)
+    repeated = loss(params, jax.random.clone(key), Batch(x[[0, 0, 1, 2]], y=y[[0, 0, 1, 2]]), 0)
+    for one, other in zip(*map(jax.tree.leaves, (weighed, repeated)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9, rtol=0)
+
+
+def test_log_px_by_enumeration(x64):
+    """Exact at any number of particles where q(z|x, y) is, and else a lower bound."""
+    for (model, own), particles in ((gaussian_classes(), 2), (gaussian_classes(0.3, 1.5), 500)):
+        joint = semisupervised.M2(model, Linear(), Categorical(jnp.asarray(PY)))
+        found = semisupervised.log_likelihood(
+            joint, {"model": own}, jax.random.key(0), X, particles=particles, chunk=particles
+        )
+        exact = exact_log_pxy(own, X)
+        tolerance = 1e-9 if particles == 2 else 0.15  # sd of log w about 1, over sqrt(500)
+        np.testing.assert_allclose(found.log_pxy, exact, atol=tolerance, rtol=0)
+        np.testing.assert_allclose(found.log_px, special.logsumexp(exact, axis=1), atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """A joint model of 2x2 images by Linen modules, with parameters."""
+    shape = (2, 2, 1)
+    model = autoencoder(
+        nn.Sequential([networks.MLP((4,)), heads.Normal(2)]),
+        nn.Sequential([networks.MLP((4,)), heads.Bernoulli(shape)]),
+        Normal(jnp.zeros(2), jnp.ones(2)),
+    )
+    layers = networks.MLP((8,), dropout=0.5)
+    classifier = nn.Sequential([layers, heads.Categorical((), CLASSES)])
+    joint = semisupervised.M2(model, classifier, Categorical(jnp.zeros(CLASSES)))
+    x = RNG.random((12, *shape)).astype(np.float32)
+    return joint, joint.init(jax.random.key(0), x[0]), x, np.arange(12) % CLASSES
+
+
+def test_the_classifier_alone_is_a_model_of_labels(images):
+    joint, params, x, y = images
+    model = semisupervised.discriminative(joint.classifier)
+    own = params["classifier"]
+    logits = jax.vmap(lambda one: joint.classifier.apply(own, one).logits)(x)
+    wrongly = np.mean(np.argmax(np.asarray(logits), axis=1) != y)
+    found = stacked.error_rate(model, own, jax.random.key(0), Batch(x, y=y))
+    assert found == pytest.approx(wrongly)
+    assert jax.tree.map(jnp.shape, model.init(jax.random.key(1), x[0])) == jax.tree.map(
+        jnp.shape, own
+    )
+    noisy, quiet = (model.decode(own, x[0], key=key).logits for key in (jax.random.key(2), None))
+    np.testing.assert_allclose(quiet, logits[0], rtol=1e-6)
+    assert not np.allclose(noisy, quiet)
+
+
+def test_labelled_ratio_visits_all_of_both_kinds():
+    y = np.full(30, -1)
+    known = np.array([3, 4, 11, 17, 25, 29])
+    y[known] = 1
+    indices = semisupervised.labelled_ratio(y, 8, labelled=2)
+    drawn = np.asarray(jax.vmap(indices, (None, 0))(jax.random.key(0), jnp.arange(12)))
+    assert drawn.shape == (12, 8)
+    for start in range(0, 12, 3):  # three steps are an epoch of the labelled, four of the others
+        assert sorted(drawn[start : start + 3, :2].ravel()) == known.tolist()
+    for start in range(0, 12, 4):
+        rest = np.flatnonzero(y == -1)
+        assert sorted(drawn[start : start + 4, 2:].ravel()) == rest.tolist()
+    assert (drawn[0, :2] != drawn[3, :2]).any() or (drawn[1, :2] != drawn[4, :2]).any()
+    with pytest.raises(ValueError, match="labelled_ratio: labelled: got 7, expected 1 to 6"):
+        semisupervised.labelled_ratio(y, 8, labelled=7)
+    with pytest.raises(ValueError, match="labelled_ratio: unlabelled: got 0, expected 1 to 24"):
+        semisupervised.labelled_ratio(y, 2, labelled=2)
+
+
+def test_fit_takes_the_examples_that_indices_choose():
+    def loss(params, key, batch, step):
+        return jnp.sum(params**2) + 0 * step, {"x": jnp.mean(batch.x), "y": jnp.mean(batch.y)}
+
+    data = Batch(np.arange(10.0, dtype=np.float32), y=np.arange(10))
+    fitted = train.fit(
+        loss, optax.sgd(0.1), jnp.ones(1), data, key=jax.random.key(0), epochs=2, batch_size=5,
+        indices=lambda key, step: jnp.array([7, 8, 9, 8, 8]), progress=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(fitted.history["x"], [8, 8])
+    np.testing.assert_array_equal(fitted.history["y"], [8, 8])
+    assert int(fitted.state.step) == 4
+
+
+def test_labels_that_are_none(images):
+    joint, params, x, y = images
+    loss = semisupervised.m2(joint, alpha=1.0)
+    key = jax.random.key(0)
+    for batch, message in (
+        (Batch(x), "m2: batch.y: got no labels"),
+        (Batch(x, y=y.astype(float)), "expected one integer per example"),
+        (Batch(x, y=y[:3]), "expected one integer per example"),
+        (Batch(x, c=np.eye(3)[y], y=y), r"m2: batch.c: got conditions \(12, 3\), expected none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss(params, key, batch, 0)
+    outside = np.where(y == 2, 3, y)
+    with pytest.raises(train.NonFiniteError, match="labels are from 0 to classes - 1"):
+        train.fit(loss, optax.sgd(0.1), params, Batch(x, y=outside), key=key, epochs=1,
+                  batch_size=12, progress=False)  # fmt: skip
+
+
+def test_classes_that_do_not_agree(images):
+    joint, _, x, _ = images
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"logits: got \(3,\), expected \(4,\), as p\(y\) has"):
+        joint._replace(py=Categorical(jnp.zeros(4))).init(key, x[0])
+    with pytest.raises(ValueError, match=r"M2: p\(y\)'s logits: got \(\)"):
+        joint._replace(py=Categorical(jnp.zeros(()))).init(key, x[0])
