@@ -41,9 +41,9 @@ def draw(factors: Any, *, size: int = 32) -> Array:
     a batch, which is mapped: jax.vmap(sprites.draw).
     """
     at_least_one("sprites.draw", size=size)
-    if jnp.shape(factors) != (len(FACTORS),):
+    if np.shape(factors) != (len(FACTORS),):
         fix = "map a batch: jax.vmap(sprites.draw)(factors)"
-        raise wrong("sprites.draw: factors", f"shape {jnp.shape(factors)}", (len(FACTORS),), fix)
+        raise wrong("sprites.draw: factors", f"shape {np.shape(factors)}", (len(FACTORS),), fix)
     shape, scale, rotation, x, y = jnp.asarray(factors, float)
     centres = (2 * jnp.arange(size) + 1) / size - 1  # of the pixels, in [-1, 1]
     u, v = jnp.meshgrid(centres - (x - 0.5), centres - (y - 0.5))
@@ -126,8 +126,8 @@ def values(index: Any, grid: Sequence[Any] = GRID) -> Array:
     while tracing).
     """
     choices = _choices("sprites.values", grid)
-    if jnp.shape(index)[-1:] != (len(FACTORS),):
-        got = f"shape {jnp.shape(index)}"
+    if np.shape(index)[-1:] != (len(FACTORS),):
+        got = f"shape {np.shape(index)}"
         raise wrong("sprites.values: index", got, "[..., 5]", f"the factors are {FACTORS}")
     if not isinstance(index, jax.core.Tracer):
         places, sizes = np.asarray(index), np.array([len(one) for one in choices])
