@@ -37,7 +37,9 @@ def centroid(images):
     """To the right and down, in pixels: `[n, 2]`."""
     place = np.arange(SIZE)
     total = images.sum(axis=(1, 2))
-    return np.stack([images.sum(axis=1) @ place, images.sum(axis=2) @ place], axis=1) / total[:, None]
+    return (
+        np.stack([images.sum(axis=1) @ place, images.sum(axis=2) @ place], axis=1) / total[:, None]
+    )
 
 
 def test_the_area_is_that_of_the_scale_whatever_the_shape(draw):
