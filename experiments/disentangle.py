@@ -12,6 +12,7 @@ experiments/README.md.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,11 +181,20 @@ def drawn_traversals(
 ) -> Any:
     """One image's code, each dimension in turn set to -2 to 2; the largest KL first."""
     values = jnp.linspace(-2, 2, 9)
-    z = model.encode(params, x).mean
-    codes = jnp.stack([jnp.tile(z, (9, 1)).at[:, j].set(values) for j in order])
-    decoded = jax.jit(jax.vmap(jax.vmap(lambda z: model.decode(params, z).mean)))(codes)
+    decoded = traversed(model, params, x, jnp.asarray(order), values)
     labels = [f"z{j + 1}, {rates[j]:.2f} nats" for j in order]
     return plot.traversals(decoded, values=values, labels=labels)
+
+
+@partial(jax.jit, static_argnums=0)
+def traversed(model: Model, params: Params, x: Any, order: Any, values: Any) -> Any:
+    """Decoded means `[dimensions, values, ...]`."""
+    z = model.encode(params, x).mean
+
+    def at(j: Any, value: Any) -> Any:
+        return model.decode(params, z.at[j].set(value)).mean
+
+    return jax.vmap(jax.vmap(at, (None, 0)), (0, None))(order, values)
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -28,10 +28,21 @@ def test_sprites_leave_what_is_promised(tmp_path):
     assert len(summary["notes"]) == 2 and "collapsed" in summary["notes"][0]  # after a single epoch
 
 
+def test_images_without_factors_have_traversals_and_total_correlation(tmp_path):
+    config = replace(disentangle.Config(), dataset="digits", methods=("vae",), smoke=True,
+                     progress=False, out=tmp_path / "run")  # fmt: skip
+    summary = disentangle.main(config)
+    assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")} == {
+        "traversals_vae", "curves"
+    }  # fmt: skip
+    assert "mig" not in summary and "critic_accuracy" not in summary
+    assert len(summary["total_correlation_nats"]) == 1
+
+
 def test_training_images_are_black_and_white_and_named_by_their_factors(key):
-    config = replace(disentangle.Config(), examples=50, size=8, scales=2, rotations=2, positions=3)
+    config = replace(disentangle.Config(), examples=64, size=8, scales=2, rotations=2, positions=3)
     images, whole = disentangle.images_of(config, key)
-    assert images.x.shape == (50, 8, 8, 1) and len(whole.x) == 3 * 2 * 2 * 3 * 3
+    assert images.x.shape == (64, 8, 8, 1) and len(whole.x) == 3 * 2 * 2 * 3 * 3
     for batch in (images, whole):
         assert set(np.unique(batch.x)) == {0, 255} and batch.x.dtype == np.uint8
         assert batch.y.shape == (len(batch.x), 5)
