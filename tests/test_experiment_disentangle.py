@@ -1,0 +1,71 @@
+"""The disentangling experiment, shrunk; and what it says of a critic that has won."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments import disentangle, run
+from vaejax import sprites
+from vaejax.types import Estimate
+
+
+def test_sprites_leave_what_is_promised(tmp_path):
+    config = replace(disentangle.Config(), smoke=True, progress=False, out=tmp_path / "run")
+    summary = disentangle.main(config)
+    folder = tmp_path / "run"
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary["methods"] == ["beta_tcvae", "factor_vae"]
+    drawn = {"traversals_beta_tcvae", "traversals_factor_vae", "information", "curves"}
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == drawn
+    total = np.add(summary["distortion_nats"], summary["rate_nats"])
+    np.testing.assert_allclose(summary["elbo_nats"], -total, rtol=1e-5)
+    gaps = np.array([summary[f"gap_{name}"] for name in sprites.FACTORS])
+    np.testing.assert_allclose(gaps.mean(axis=0), summary["mig"], rtol=1e-6)
+    assert ((gaps >= 0) & (gaps <= 1)).all() and min(summary["total_correlation_nats"]) > -0.1
+    assert 0.3 < summary["critic/loss"] < 1.2 and 0 <= summary["critic_accuracy"] <= 1
+    assert len(summary["notes"]) == 2 and "collapsed" in summary["notes"][0]  # after a single epoch
+
+
+def test_images_without_factors_have_traversals_and_total_correlation(tmp_path):
+    config = replace(disentangle.Config(), dataset="digits", methods=("vae",), smoke=True,
+                     progress=False, out=tmp_path / "run")  # fmt: skip
+    summary = disentangle.main(config)
+    assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")} == {
+        "traversals_vae", "curves"
+    }  # fmt: skip
+    assert "mig" not in summary and "critic_accuracy" not in summary
+    assert len(summary["total_correlation_nats"]) == 1
+
+
+def test_training_images_are_black_and_white_and_named_by_their_factors(key):
+    config = replace(disentangle.Config(), examples=64, size=8, scales=2, rotations=2, positions=3)
+    images, whole = disentangle.images_of(config, key)
+    assert images.x.shape == (64, 8, 8, 1) and len(whole.x) == 3 * 2 * 2 * 3 * 3
+    for batch in (images, whole):
+        assert set(np.unique(batch.x)) == {0, 255} and batch.x.dtype == np.uint8
+        assert batch.y.shape == (len(batch.x), 5)
+    place = np.ravel_multi_index(tuple(images.y.T), (3, 2, 2, 3, 3))
+    np.testing.assert_array_equal(images.x, whole.x[place])
+
+
+def test_a_critic_that_has_won_is_reported():
+    one = {"elbo_nats": -1.0, "distortion_nats": 1.0, "rate_nats": 0.0,
+           "total_correlation_nats": Estimate(0.0, 0.0), "collapsed_dimensions": 0}  # fmt: skip
+
+    def notes(accuracy, loss):
+        critic = {"critic_accuracy": accuracy, "critic/loss": loss}
+        config = disentangle.Config(methods=("factor_vae",))
+        return disentangle.summarised(config, {"factor_vae": one}, critic)["notes"]
+
+    assert notes(0.55, 0.68) == []
+    for won in (notes(0.99, 0.2), notes(0.94, 0.05)):
+        assert len(won) == 1 and "the critic has won" in won[0]
+
+
+def test_the_command_line_takes_methods():
+    config = run.parse(disentangle.PRESETS, "", ["sprites", "--methods", "vae", "factor_vae"])
+    assert config.methods == ("vae", "factor_vae") and config.size == 32
+    with pytest.raises(ValueError, match="methods >= 1, got 0"):
+        disentangle.main(replace(config, methods=()))
