@@ -40,12 +40,12 @@ class Config:
     latent: int = 2  # latent dimensions
     hidden: tuple[int, ...] = (256, 256)  # units (aae) or channels of convolutions (the others)
     critic: tuple[int, ...] = (256, 256)  # the same of the critic's layers
-    weight: float = 10.0  # of the adversarial part beside the distortion in nats (aae)
+    weight: float = 2.0  # of the adversarial part beside the distortion in nats (aae)
     gamma: float = 0.1  # of the feature distortion beside the adversarial part (vae_gan)
     epochs: int = 100  # passes over the training images
     batch_size: int = 64  # images per step
     learning_rate: float = 1e-3  # Adam's step size for encoder and decoder, falling to 0
-    critic_rate: float = 1e-3  # Adam's step size for the critic, falling to 0
+    critic_rate: float = 3e-3  # Adam's step size for the critic, falling to 0
     momentum: float = 0.5  # Adam's b1 for every player
     samples: int = 1000  # drawn for the classifier
     evaluate_every: int = 5  # epochs between evaluations on the test split
@@ -58,7 +58,7 @@ class Config:
 
 DIGITS = Config()
 DIGITS_GAN = replace(DIGITS, family="gan", latent=10, hidden=(32, 32), critic=(16, 32), epochs=200)
-MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), batch_size=128, epochs=30)
+MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), weight=5.0, batch_size=128, epochs=60)
 MNIST_GAN = replace(MNIST, family="gan", latent=32, hidden=(32, 16, 8), critic=(16, 32), epochs=20)
 PRESETS = {
     "digits": DIGITS,
