@@ -38,8 +38,8 @@ class Config:
     family: Literal["aae", "vae_gan", "gan"] = "aae"  # what plays against the critic
     prior: Literal["normal", "ring"] = "normal"  # N(0, I); or ten Gaussians on a ring in 2-D
     latent: int = 2  # latent dimensions
-    hidden: tuple[int, ...] = (256, 256)  # units (aae) or channels of convolutions (the others)
-    critic: tuple[int, ...] = (256, 256)  # the same of the critic's layers
+    hidden: tuple[int, ...] = (256, 256)  # units of the encoder's layers; the decoder mirrors them
+    critic: tuple[int, ...] = (256, 256)  # units (aae) or channels (of images) of the critic's
     weight: float = 2.0  # of the adversarial part beside the distortion in nats (aae)
     gamma: float = 0.1  # of the feature distortion beside the adversarial part (vae_gan)
     epochs: int = 100  # passes over the training images
@@ -57,9 +57,10 @@ class Config:
 
 
 DIGITS = Config()
-DIGITS_GAN = replace(DIGITS, family="gan", latent=10, hidden=(32, 32), critic=(16, 32), epochs=200)
-MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), weight=5.0, batch_size=128, epochs=60)
-MNIST_GAN = replace(MNIST, family="gan", latent=32, hidden=(32, 16, 8), critic=(16, 32), epochs=20)
+DIGITS_GAN = replace(DIGITS, family="gan", latent=10, critic=(16, 32))
+MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), weight=5.0, batch_size=128, epochs=30)
+MNIST_GAN = replace(MNIST, family="gan", latent=32, hidden=(512, 256), critic=(16, 32), epochs=15,
+                    batch_size=64)  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
     "digits_mixture": replace(DIGITS, prior="ring"),
@@ -81,34 +82,27 @@ def ring(components: int, *, radius: float = 3.0, scale: float = 0.5) -> distrib
 
 
 def build(config: Config, shape: tuple[int, ...], mean: Any) -> tuple[Model, Any, Loss]:
-    """Model, critic and loss for images of `shape`."""
+    """Model, critic and loss for images of `shape`; `mean` is where a Bernoulli's biases start."""
     normal = distributions.Normal(jnp.zeros(config.latent), jnp.ones(config.latent))
     prior = ring(10) if config.prior == "ring" else normal
-    if config.family == "aae":
-        start = heads.logit_of(mean)
-        model = autoencoder(
-            nn.Sequential([networks.MLP(config.hidden), heads.Code(config.latent)]),
-            nn.Sequential([networks.MLP(config.hidden[::-1]),
-                           heads.Bernoulli(shape, bias_init=start)]),
-            prior,
-        )  # fmt: skip
-        critic = adversarial.Critic(networks.MLP(config.critic, LEAKY))
-        return (
-            model,
-            critic,
-            adversarial.adversarial_autoencoder(model, critic, weight=config.weight),
-        )
-    decoder = nn.Sequential(
-        [networks.ConvDecoder(shape, config.hidden), heads.Code(shape, nn.sigmoid)]
-    )
-    features = nn.Sequential([networks.ConvEncoder(config.critic, LEAKY), nn.LayerNorm()])
-    critic = adversarial.Critic(features)
+    aae = config.family == "aae"
+    code = heads.Code(config.latent) if aae else heads.Normal(config.latent)
+    start = heads.logit_of(mean)
+    pixels = heads.Bernoulli(shape, bias_init=start) if aae else heads.Code(shape, nn.sigmoid)
+    encoder = nn.Sequential([networks.MLP(config.hidden), code])
+    decoder = nn.Sequential([networks.MLP(config.hidden[::-1]), pixels])
     if config.family == "gan":
         model = adversarial.implicit(decoder, prior)
-        return model, critic, adversarial.gan(model, critic)
-    encoder = nn.Sequential([networks.ConvEncoder(config.critic), heads.Normal(config.latent)])
-    model = autoencoder(encoder, decoder, prior)
-    return model, critic, adversarial.vae_gan(model, critic, gamma=config.gamma)
+    else:
+        model = autoencoder(encoder, decoder, prior)
+    if aae:
+        critic = adversarial.Critic(networks.MLP(config.critic, LEAKY))
+        loss = adversarial.adversarial_autoencoder(model, critic, weight=config.weight)
+        return model, critic, loss
+    features = nn.Sequential([networks.ConvEncoder(config.critic, LEAKY), nn.LayerNorm()])
+    critic = adversarial.Critic(features)
+    vae_gan = partial(adversarial.vae_gan, gamma=config.gamma)
+    return model, critic, {"gan": adversarial.gan, "vae_gan": vae_gan}[config.family](model, critic)
 
 
 def adam_for(config: Config, steps: int) -> optax.GradientTransformation:
