@@ -41,7 +41,7 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # units of the encoder's layers; the decoder mirrors them
     critic: tuple[int, ...] = (256, 256)  # units (aae) or channels (of images) of the critic's
     weight: float = 2.0  # of the adversarial part beside the distortion in nats (aae)
-    gamma: float = 0.1  # of the feature distortion beside the adversarial part (vae_gan)
+    gamma: float = 1.0  # of the feature distortion beside the adversarial part (vae_gan)
     epochs: int = 100  # passes over the training images
     batch_size: int = 64  # images per step
     learning_rate: float = 1e-3  # Adam's step size for encoder and decoder, falling to 0
@@ -101,8 +101,9 @@ def build(config: Config, shape: tuple[int, ...], mean: Any) -> tuple[Model, Any
         return model, critic, loss
     features = nn.Sequential([networks.ConvEncoder(config.critic, LEAKY), nn.LayerNorm()])
     critic = adversarial.Critic(features)
-    vae_gan = partial(adversarial.vae_gan, gamma=config.gamma)
-    return model, critic, {"gan": adversarial.gan, "vae_gan": vae_gan}[config.family](model, critic)
+    if config.family == "gan":
+        return model, critic, adversarial.gan(model, critic)
+    return model, critic, adversarial.vae_gan(model, critic, gamma=config.gamma)
 
 
 def adam_for(config: Config, steps: int) -> optax.GradientTransformation:

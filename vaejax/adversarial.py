@@ -299,8 +299,8 @@ def _judged(critic: Any, params: Params, key: Key, x: Any, c: Any) -> tuple[Arra
 
 def _right(real: Array, *fakes: Array) -> Metrics:
     """The share of right answers, where real and fake count alike."""
-    fooled = jnp.mean(jnp.stack([fake < 0 for fake in fakes]), axis=0)
-    return {"critic_accuracy": 0.5 * ((real > 0) + fooled)}
+    seen_through = jnp.mean(jnp.stack([fake <= 0 for fake in fakes]), axis=0)
+    return {"critic_accuracy": 0.5 * ((real > 0) + seen_through)}
 
 
 def _like(function: str, made: Any, x: Any) -> Any:
