@@ -23,7 +23,7 @@ from flax import linen as nn
 from experiments import run
 from experiments.judge import judge
 from vaejax import adversarial, data, distributions, evaluate, heads, networks, plot, train
-from vaejax.errors import at_least_one
+from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model, autoencoder, generate
 from vaejax.types import Loss
 
@@ -57,9 +57,11 @@ class Config:
 
 
 DIGITS = Config()
-DIGITS_GAN = replace(DIGITS, family="gan", latent=10, critic=(16, 32))
-MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), weight=5.0, batch_size=128, epochs=30)
-MNIST_GAN = replace(MNIST, family="gan", latent=32, hidden=(512, 256), critic=(16, 32), epochs=15,
+DIGITS_GAN = replace(
+    DIGITS, family="gan", latent=10, critic=(16, 32), learning_rate=3e-3, momentum=0.0
+)
+MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), weight=5.0, batch_size=128, epochs=20)
+MNIST_GAN = replace(MNIST, family="gan", latent=32, hidden=(512, 256), critic=(16, 32), epochs=12,
                     batch_size=64)  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
@@ -157,6 +159,9 @@ def main(config: Config) -> dict[str, Any]:
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split)
     at_least_one("adversarial", epochs=config.epochs, samples=config.samples)
+    if config.prior == "ring" and config.latent != 2:
+        got, fix = f"{config.latent} latent dimensions", "leave --latent at 2"
+        raise wrong("adversarial: --prior ring", got, "2, the plane of the ring", fix)
     # A Bernoulli sees binary pixels, a critic of images the grey ones.
     transform = data.binarize if config.family == "aae" else data.scale
     keys = jax.random.split(jax.random.key(config.seed), 7)
@@ -196,8 +201,8 @@ def main(config: Config) -> dict[str, Any]:
         log_p = jax.vmap(model.prior(fitted.params).log_prob)
         summary["codes_cross_entropy_nats"] = float(-np.mean(log_p(z)))  # -E log p(z), z ~ q(z)
         summary["prior_entropy_nats"] = float(-np.mean(log_p(samples.z)))
-        x = jax.vmap(data.scale, (None, 0))(keys[6], test.x[:10])
-        seen = evaluate.reconstructions(model, fitted.params, keys[6], x)
+        x = test.x[:10] / (255 if test.x.dtype == np.uint8 else 1)
+        seen = evaluate.reconstructions(model, fitted.params, jax.random.clone(keys[6]), x)
         drawn["reconstructions"] = plot.reconstructions(x, np.clip(seen, 0, 1))
         if config.latent == 2:
             drawn["codes"] = beside(np.asarray(z), test.y, np.asarray(samples.z)[: len(z)])

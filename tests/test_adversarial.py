@@ -279,24 +279,24 @@ def test_a_linear_critic_learns_the_log_ratio_of_two_gaussians(key):
 # ---------------------------------------------------------------- what they report and take
 
 
-@pytest.mark.parametrize("sign, accuracy", [(1.0, 1.0), (-1.0, 0.0), (0.0, 0.5)])
-def test_critic_accuracy_counts_right_answers_on_both_sides(sign, accuracy):
+def test_critic_accuracy_counts_right_answers_on_both_sides(key):
     class Sum:
-        def apply(self, params, z, rngs=None):
+        def apply(self, sign, z, rngs=None):
             return z, sign * jnp.sum(z)
 
-    far = Normal(jnp.full(LATENT, 50.0), jnp.ones(LATENT))  # of where any code is
-    model = aae_model(heads.Code(LATENT, nn.tanh), far)
+    far = Normal(jnp.full(LATENT, 50.0), jnp.ones(LATENT))  # of where the codes are
+    model = aae_model(prior=far)
+    params = model.init(key, X[0])
     model = model._replace(encode=lambda *_, **__: Delta(jnp.full(LATENT, -1.0)))
-    params = {**model.init(jax.random.key(0), X[0]), "critic": {}}
-    loss = adversarial.adversarial_autoencoder(model, Sum())
-    assert loss(params, jax.random.key(1), Batch(X), 0)[1]["critic_accuracy"] == accuracy
+    loss = jax.jit(adversarial.adversarial_autoencoder(model, Sum()))
+    for sign, accuracy in ((1.0, 1.0), (-1.0, 0.0), (0.0, 0.5)):
+        _, metrics = loss({**params, "critic": sign}, jax.random.key(1), Batch(X), 0)
+        assert metrics["critic_accuracy"] == accuracy
 
 
-@pytest.mark.parametrize("game", GAMES)
-def test_masked_examples_leave_no_trace_and_a_batch_of_one_is_enough(game):
-    params = start(game)
-    loss = jax.jit(LOSSES[game](MODELS[game], CRITIC))
+def test_masked_examples_leave_no_trace_and_a_batch_of_one_is_enough():
+    params = start("vae_gan")
+    loss = jax.jit(adversarial.vae_gan(MODELS["vae_gan"], CRITIC))
     masked = Batch(X.at[1:].set(jnp.nan), weight=jnp.array([1.0, 0, 0, 0, 0]))
     expected, metrics = loss(params, jax.random.key(1), Batch(X[:1]), 0)
     found, _ = loss(params, jax.random.key(1), masked, 0)
