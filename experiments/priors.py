@@ -91,10 +91,9 @@ def trained(name: str, model: Model, config: Any, images: Any, test: Any, folder
         resume=config.resume and any((folder / name).glob("checkpoints/*")),
         log=run.logger(folder / name), progress=config.progress,
     )  # fmt: skip
-    seen = {"transform": data.binarize}
-    terms = evaluate.elbo_terms(model, fitted.params, elbo_key, test, **seen)
+    terms = evaluate.elbo_terms(model, fitted.params, elbo_key, test, transform=data.binarize)
     likelihood = evaluate.log_likelihood(
-        model, fitted.params, test_key, test, particles=config.particles, **seen
+        model, fitted.params, test_key, test, particles=config.particles, transform=data.binarize
     )
     numbers = {f"test_{key}_nats": float(value.mean()) for key, value in terms.items()}
     numbers |= {
@@ -139,7 +138,7 @@ def main(config: Config) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
     for name in config.priors:
         found[name] = one = trained(name, variations[name](), config, images, test, folder)
-        seen = {"transform": data.binarize, "key": jax.random.clone(code_key)}
+        seen: dict[str, Any] = {"transform": data.binarize, "key": jax.random.clone(code_key)}
         units = diagnostics.active_units(one.model, one.params, test, **seen)
         numbers = {**one.numbers, "active_units": units.active}
         if name in ("mixture", "vamp"):

@@ -115,8 +115,8 @@ class Planar(Flow):
         _check_vector("Planar.forward: z", z, jnp.shape(self.w))
         product = jnp.dot(self.w, self.u)
         allowed = jax.nn.softplus(product + math.log(math.expm1(0.999))) - 0.999
-        # With the smallest normal number, w = 0 is no division by zero.
-        square = jnp.dot(self.w, self.w) + float(jnp.finfo(jnp.result_type(z)).tiny)
+        square = jnp.dot(self.w, self.w)
+        square = jnp.where(square == 0, 1, square)  # no direction, no bend: the identity
         u = self.u + (allowed - product) * self.w / square
         bend = jnp.tanh(jnp.dot(self.w, z) + self.b)
         return z + u * bend, jnp.log1p(allowed * (1 - bend**2))
