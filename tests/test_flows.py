@@ -130,12 +130,14 @@ def test_a_density_integrates_to_one_and_its_samples_have_its_moments(name, dens
     p = densities[name]
     side = jnp.arange(-12, 12, 0.1)
     grid = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(-1, 2)
-    mass = np.exp(np.asarray(jax.jit(jax.vmap(p.log_prob))(grid), float)) * 0.1**2
+    log_prob = jax.jit(jax.vmap(p.log_prob))
+    mass = np.exp(np.asarray(log_prob(grid), float)) * 0.1**2
     assert mass.sum() == pytest.approx(1, abs=2e-3)
-    keys = jax.random.split(jax.random.key(2), 20_000)
+    keys = jax.random.split(jax.random.key(2), len(grid))  # as many: one program scores both
     x, log_p = jax.jit(jax.vmap(p.sample_and_log_prob))(keys)
-    np.testing.assert_allclose(jax.jit(jax.vmap(p.log_prob))(x[:50]), log_p[:50], atol=2e-3)
-    np.testing.assert_array_equal(p.sample(jax.random.clone(keys[0])), x[0])
+    np.testing.assert_allclose(log_prob(x)[:50], log_p[:50], atol=2e-3)
+    one = jax.jit(p.sample)(jax.random.split(jax.random.key(2), len(grid))[0])
+    np.testing.assert_allclose(one, x[0], rtol=1e-5)
     error = np.std(x, axis=0) / len(x) ** 0.5
     assert np.all(np.abs(x.mean(axis=0) - mass @ np.asarray(grid)) < 5 * error)
 
