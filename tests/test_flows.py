@@ -1,0 +1,195 @@
+"""Flows against the determinant of their Jacobian, their inverse, and the integral of 1."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from vaejax import flows
+from vaejax.distributions import Bernoulli, Normal
+
+H = jnp.array([0.3, -1.2])
+NETWORKS = {
+    "planar": flows.planar(3, layers=3),
+    "coupling": flows.coupling(3, layers=3, hidden=(5,)),
+    "inverse_autoregressive": flows.inverse_autoregressive(3, layers=2, hidden=(7, 6)),
+}
+every = pytest.mark.parametrize("name", list(NETWORKS))
+
+
+def shaken(network, *given, scale=0.7):
+    """Parameters far from the start, where most flows are the identity or nearly so."""
+    params = network.init(jax.random.key(1), *given)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda a: a + jnp.asarray(scale * rng.normal(size=a.shape), a.dtype), params
+    )
+
+
+@every
+def test_the_log_determinant_is_that_of_the_jacobian_and_the_inverse_inverts(name, x64):
+    network = NETWORKS[name]
+    flow = network.apply(shaken(network, H), H)
+    z = jnp.array([0.4, -1.1, 2.0])
+
+    def measured(z):
+        x, log_det = flow.forward(z)
+        back = (z, -log_det) if name == "planar" else flow.inverse(x)
+        return x, log_det, jax.jacfwd(lambda z: flow.forward(z)[0])(z), back
+
+    x, log_det, jacobian, (back, back_log_det) = jax.jit(measured)(z)
+    assert np.abs(x - z).max() > 0.1
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-10)
+    np.testing.assert_allclose(back, z, atol=1e-10)
+    np.testing.assert_allclose(back_log_det, -log_det, atol=1e-10)
+
+
+def test_mistake_planar_flow_without_its_constraint_is_no_bijection():
+    """Checked against a planar layer used with u as it is: two points then have one image."""
+    w, u = jnp.array([1.0, 2.0]), jnp.array([-1.0, -1.5])  # w . u = -4
+
+    def check(forward):
+        along = jnp.linspace(-2.0, 2.0, 81)[:, None] * w[None]
+        x, log_det = jax.vmap(forward)(along)
+        assert np.all(np.diff(x @ w) > 0) and np.isfinite(log_det).all()
+
+    def mistaken(z):
+        bend = jnp.tanh(jnp.dot(w, z))
+        return z + u * bend, jnp.log(jnp.abs(1 + jnp.dot(w, u) * (1 - bend**2)))
+
+    check(flows.Planar(u, w, jnp.array(0.0)).forward)
+    with pytest.raises(AssertionError):
+        check(mistaken)
+
+
+def test_a_planar_flow_of_no_direction_is_the_identity_with_a_finite_gradient():
+    def loss(w):
+        x, log_det = flows.Planar(jnp.ones(2), w, jnp.array(0.0)).forward(jnp.ones(2))
+        return jnp.sum(x) + log_det
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.zeros(2))
+    assert value == 2 and np.isfinite(gradient).all()
+
+
+def test_mistake_masks_that_let_an_entry_see_itself():
+    """Checked against output masks with <= for <: the Jacobian keeps its triangle, not its rule."""
+    order, z = (2, 0, 3, 1), jnp.array([0.5, -0.3, 1.0, 0.2])
+
+    def check(masks):
+        network = flows.Masked((9, 8), 2, order)
+        found = jax.jacfwd(lambda z: outputs(network, masks, z))(z)
+        for i, at in enumerate(order):
+            later = list(order[i:])
+            assert np.all(found[at][:, later] == 0), "an entry sees itself or a later one"
+            assert i == 0 or np.any(found[at][:, list(order[:i])] != 0)
+
+    def outputs(network, masks, z):
+        rng = np.random.default_rng(0)
+        h = z
+        for mask in [*masks[:-1], np.repeat(masks[-1], 2, axis=1)]:
+            h = jnp.tanh(h @ jnp.asarray(rng.normal(size=mask.shape) * mask, h.dtype))
+        return h.reshape(len(order), 2)
+
+    masks = flows.autoregressive_masks(order, (9, 8))
+    check(masks)
+    rank = np.empty(4, int)
+    rank[list(order)] = np.arange(1, 5)
+    mistaken = [*masks[:-1], (np.arange(8)[:, None] % 4 <= rank[None]).astype(float)]
+    with pytest.raises(AssertionError, match="sees itself"):
+        check(mistaken)
+
+
+def test_the_jacobian_of_an_inverse_autoregressive_flow_is_triangular_in_its_order():
+    order = (2, 0, 3, 1)
+    network = flows.inverse_autoregressive(4, layers=1, hidden=(9,), orders=[order])
+    params = shaken(network, H)
+
+    def forward(z, h):
+        return network.apply(params, h).flows[0].forward(z)[0]
+
+    by_z, by_h = jax.jit(jax.jacfwd(forward, (0, 1)))(jnp.array([0.5, -0.3, 1.0, 0.2]), H)
+    permuted = np.asarray(by_z)[np.ix_(order, order)]
+    assert np.all(np.triu(permuted, 1) == 0) and np.all(np.diag(permuted) > 0)
+    assert np.any(np.tril(permuted, -1) != 0)
+    assert np.all(np.any(by_h != 0, axis=1)), "the features reach every entry, the first one too"
+
+
+@pytest.fixture(scope="module")
+def densities():
+    """Of the plane, with parameters as they come."""
+    made = {
+        "coupling": flows.Density(flows.coupling(2, layers=3, hidden=(6,))),
+        "inverse_autoregressive": flows.Density(flows.inverse_autoregressive(2, hidden=(6,))),
+    }
+    return {name: network.apply(shaken(network, scale=0.4)) for name, network in made.items()}
+
+
+@pytest.mark.parametrize("name", ["coupling", "inverse_autoregressive"])
+def test_a_density_integrates_to_one_and_its_samples_have_its_moments(name, densities):
+    p = densities[name]
+    side = jnp.arange(-12, 12, 0.1)
+    grid = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    log_prob = jax.jit(jax.vmap(p.log_prob))
+    mass = np.exp(np.asarray(log_prob(grid), float)) * 0.1**2
+    assert mass.sum() == pytest.approx(1, abs=2e-3)
+    keys = jax.random.split(jax.random.key(2), len(grid))  # as many: one program scores both
+    x, log_p = jax.jit(jax.vmap(p.sample_and_log_prob))(keys)
+    np.testing.assert_allclose(log_prob(x)[:50], log_p[:50], atol=2e-3)
+    one = jax.jit(p.sample)(jax.random.split(jax.random.key(2), len(grid))[0])
+    np.testing.assert_allclose(one, x[0], rtol=1e-5)
+    error = np.std(x, axis=0) / len(x) ** 0.5
+    assert np.all(np.abs(x.mean(axis=0) - mass @ np.asarray(grid)) < 5 * error)
+
+
+def test_the_density_of_a_planar_draw_integrates_to_one_too():
+    """It has no log_prob, but E[g(x) / p(x)] = 1 for every density g inside the support."""
+    network = flows.planar(2, layers=3)
+    p = flows.Transformed(Normal(jnp.zeros(2), jnp.ones(2)), network.apply(shaken(network)))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    x, log_p = jax.jit(jax.vmap(p.sample_and_log_prob))(keys)
+    log_g = stats.norm.logpdf(x, np.mean(x, axis=0), 0.7).sum(axis=1)
+    ratio = np.exp(log_g - log_p)
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / len(ratio) ** 0.5 < 0.1
+    with pytest.raises(NotImplementedError, match="sample_and_log_prob"):
+        p.log_prob(jnp.zeros(2))
+
+
+@every
+def test_a_batch_under_vmap_equals_the_loop(name):
+    network = NETWORKS[name]
+    params = shaken(network, H)
+    z, h = (
+        jax.random.normal(jax.random.key(1), (3, 3)),
+        jax.random.normal(jax.random.key(2), (3, 2)),
+    )
+    forward = jax.jit(lambda z, h: network.apply(params, h).forward(z))
+    x, log_det = jax.jit(jax.vmap(forward))(z, h)
+    for i in range(3):
+        one, one_log_det = forward(z[i], h[i])
+        np.testing.assert_allclose(x[i], one, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(log_det[i], one_log_det, rtol=1e-5, atol=1e-6)
+
+
+def test_a_flow_is_one_structure_at_every_call():
+    network = NETWORKS["coupling"]
+    params = network.init(jax.random.key(0))
+    one, other = (jax.tree.structure(network.apply(params)) for _ in range(2))
+    assert one == other
+
+
+def test_bad_input_is_refused_with_the_fix():
+    with pytest.raises(ValueError, match=r"coupling: size: got 1, expected 2 or more; .*autoreg"):
+        flows.coupling(1)
+    with pytest.raises(ValueError, match="planar: expected layers >= 1, got 0"):
+        flows.planar(2, layers=0)
+    for orders in ([(0, 0)], [(0, 1), (1, 0)]):
+        with pytest.raises(ValueError, match=r"orders.*1 permutations of 0 to 1"):
+            flows.inverse_autoregressive(2, layers=1, orders=orders)
+    network = flows.Density(flows.coupling(2))
+    p = network.apply(network.init(jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"Transformed.log_prob: x.*one vector.*jax.vmap"):
+        p.log_prob(jnp.zeros((5, 2)))
+    coin = flows.Transformed(Bernoulli(jnp.zeros(2)), p.flow)
+    with pytest.raises(TypeError, match="Transformed: base: got Bernoulli, expected a density"):
+        coin.log_prob(jnp.zeros(2))
