@@ -69,10 +69,11 @@ class Autoregressive(Distribution):
         order = jnp.arange(size) if isinstance(self.order, tuple) else self.order
         one = self._by_network if isinstance(self.step, tuple) else self._by_step
 
-        def draw(state: Any, at: Any) -> Any:
-            i, key = at
+        def draw(state: Any, i: Array) -> Any:
             carry, x = state
-            carry, drawn = one(carry, x, i, order, key)
+            # Not keys split beforehand: as inputs of a scan under vmap, the checker of keys that
+            # are used twice takes each of them for used.
+            carry, drawn = one(carry, x, i, order, jax.random.fold_in(key, i))
             value = jnp.where(i < known, x[order[i]], drawn.astype(self.dtype))
             return (carry, x.at[order[i]].set(value)), None
 
@@ -84,7 +85,7 @@ class Autoregressive(Distribution):
             .set(jnp.where(places < known, jnp.ravel(x)[order].astype(self.dtype), 0))
         )
         start = lax.stop_gradient((self.carry, given))
-        (_, x), _ = lax.scan(draw, start, (places, jax.random.split(key, size)))
+        (_, x), _ = lax.scan(draw, start, places)
         return lax.stop_gradient(x.reshape(self.shape))
 
     def _by_network(self, carry: Any, x: Array, i: Array, order: Array, key: Key) -> Any:

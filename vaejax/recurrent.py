@@ -224,8 +224,8 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
         size = len(jax.tree.leaves(values)[0])
 
         def step(h: Array, at: Any) -> Any:
-            key, x, seen, counted = at
-            encode_key, z_key, decode_key = jax.random.split(key, 3)
+            i, x, seen, counted = at
+            encode_key, z_key, decode_key = jax.random.split(jax.random.fold_in(key, i), 3)
             q = model.encode(params, seen, _past(h, c), key=encode_key)
             z, log_q = q.sample_and_log_prob(z_key)
             px = model.decode(params, z, _past(h, c), key=decode_key)
@@ -238,16 +238,16 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
             )
             return h, (z, log_q, q, pz, px)
 
-        keys = jax.random.split(key, size)
         counts = jnp.ones(size, bool) if isinstance(mask, tuple) else mask
-        _, (z, log_q, *rest) = lax.scan(step, jnp.zeros(features), (keys, values, seen, counts))
+        over = jnp.arange(size), values, seen, counts
+        _, (z, log_q, *rest) = lax.scan(step, jnp.zeros(features), over)
         return Draw(values, z, jnp.sum(log_q), *(Steps(each, mask) for each in rest))
 
     def generate(params: Params, key: Key, c: Any = (), *, steps: int) -> Generated:
         at_least_one("generate", steps=steps)
 
-        def step(h: Array, key: Key) -> Any:
-            z_key, x_key = jax.random.split(key)
+        def step(h: Array, i: Array) -> Any:
+            z_key, x_key = jax.random.split(jax.random.fold_in(key, i))
             z = model.prior(params, _past(h, c)).sample(z_key)
             px = model.decode(params, z, _past(h, c))
             x = px.sample(x_key)
@@ -257,7 +257,7 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
                 mean = ()
             return cell.apply(params["cell"], h, x, z), Generated(z, x, mean)
 
-        return lax.scan(step, jnp.zeros(features), jax.random.split(key, steps))[1]
+        return lax.scan(step, jnp.zeros(features), jnp.arange(steps))[1]
 
     return Recurrent(_of_one_step(model)._replace(init=jax.jit(init)), draw, generate)
 
