@@ -166,13 +166,18 @@ def _figures(history: Any, window: int, grams: list[np.ndarray], by_place: np.nd
         {"train": history["loss"] / window, "validation": history["eval/loss"]},
         ylabel="nats per character",
     )
-    context = plot.curves({"GRU": by_place}, ylabel="nats per character (validation)")
-    context.axes[0].set(xscale="log", xlabel="place in the sequence (characters before, plus one)")
+    # Means over places that lie close on a logarithmic axis.
+    last = np.unique(np.geomspace(1, len(by_place), 25).astype(int))
+    context = plot.curves(
+        {"GRU": [part.mean() for part in np.split(by_place, last[:-1])]},
+        steps=last, xlabel="place in the sequence (characters before, plus one)",
+        ylabel="nats per character (validation)", title="what more characters before are worth",
+    )  # fmt: skip
+    context.axes[0].set_xscale("log")
     context.axes[0].axvline(window, color="0.8", label="length of training windows")
     for axes in (curves.axes[0], context.axes[0]):
         for k, gram in enumerate(grams[1:], 1):
-            shade = str(0.75 - 0.6 * k / len(grams))
-            axes.axhline(-gram.mean(), color=shade, ls=":", label=f"n-gram of order {k}")
+            axes.axhline(-gram.mean(), color=f"C{k + 1}", ls=":", label=f"n-gram of order {k}")
         axes.legend(fontsize=7)
     return {"curves": curves, "context": context}
 

@@ -172,7 +172,8 @@ class Recurrent(NamedTuple):
 
     `model`: a Model whose `init(key, x, c=())` takes a sequence and whose other functions are those
     of one step; `draw`: for the losses and measures that take one; `generate(params, key, c=(), *,
-    steps) -> Generated`.
+    steps, x=(), known=0) -> Generated`: a sequence from the model, or the continuation of the
+    first `known` steps of x, whose z are drawn from q.
     """
 
     model: Model
@@ -243,19 +244,31 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
         _, (z, log_q, *rest) = lax.scan(step, jnp.zeros(features), over)
         return Draw(values, z, jnp.sum(log_q), *(Steps(each, mask) for each in rest))
 
-    def generate(params: Params, key: Key, c: Any = (), *, steps: int) -> Generated:
+    def generate(
+        params: Params, key: Key, c: Any = (), *, steps: int, x: Any = (), known: Any = 0
+    ) -> Generated:
         at_least_one("generate", steps=steps)
+        values = _sequence(x)[0] if present(x) else None
+        if concrete(known) and not 0 <= known <= (0 if values is None else min(len(values), steps)):
+            fix = "give x, of at least as many steps, and steps for the rest too"
+            raise wrong("generate: known", known, "0, or up to the steps of x", fix)
 
         def step(h: Array, i: Array) -> Any:
-            z_key, x_key = jax.random.split(jax.random.fold_in(key, i))
+            z_key, q_key, x_key = jax.random.split(jax.random.fold_in(key, i), 3)
             z = model.prior(params, _past(h, c)).sample(z_key)
+            if values is not None:
+                seen = values[jnp.minimum(i, len(values) - 1)]
+                q = model.encode(params, seen, _past(h, c))
+                z = jnp.where(i < known, q.sample(q_key), z)
             px = model.decode(params, z, _past(h, c))
-            x = px.sample(x_key)
+            drawn = px.sample(x_key)
+            if values is not None:
+                drawn = jnp.where(i < known, seen.astype(drawn.dtype), drawn)
             try:
                 mean: Any = px.mean
             except NotImplementedError:
                 mean = ()
-            return cell.apply(params["cell"], h, x, z), Generated(z, x, mean)
+            return cell.apply(params["cell"], h, drawn, z), Generated(z, drawn, mean)
 
         return lax.scan(step, jnp.zeros(features), jnp.arange(steps))[1]
 
