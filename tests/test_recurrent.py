@@ -21,7 +21,7 @@ from vaejax import (
     terms,
 )
 from vaejax.autoregressive import Causal
-from vaejax.distributions import Normal, Steps, kl
+from vaejax.distributions import Categorical, Normal, Steps, kl
 from vaejax.model import Model
 
 # ---------------------------------------------------------------- the unit and the language model
@@ -84,6 +84,23 @@ def test_probabilities_of_all_short_strings_sum_to_one(params, end):
         ended = np.array([END in s and set(s[s.index(END) :]) != {END} for s in STRINGS.tolist()])
         assert np.all(np.asarray(log_p)[ended] == -np.inf)
         assert np.all(np.isfinite(np.asarray(log_p)[~ended]))
+
+
+def test_mistake_19_the_target_is_seen(params):
+    """Checked against a network that reads what it predicts: its numbers are no distribution."""
+
+    def check(score):
+        np.testing.assert_allclose(jnp.exp(score(STRINGS)).sum(), 1, atol=1e-5)
+
+    class Unshifted(recurrent.Language):
+        def __call__(self, x, *given):
+            h, shift = self.start(*given)
+            return Categorical(self.logits(self.gru(self._projected(x) + shift[None], h)))
+
+    mistaken = Causal(Unshifted(SYMBOLS, 4), (LENGTH,), jnp.int32)
+    check(lambda strings: scored(language(), params, strings))
+    with pytest.raises(AssertionError):
+        check(lambda strings: scored(mistaken, params, strings))
 
 
 @pytest.mark.parametrize("given", [(), (Z,)])
@@ -339,30 +356,47 @@ def vrnn_params():
     return VRNN.model.init(jax.random.key(0), jnp.ones((2, 3)))
 
 
-def test_terms_are_the_sums_over_the_steps_of_the_definition(vrnn_params):
-    """Step by step in Python, at the path that was drawn."""
+def test_mistake_12_terms_are_sums_over_the_steps(vrnn_params):
+    """Step by step in Python at the drawn path; checked against the mean over the steps of px."""
     model, p = VRNN.model, vrnn_params
     x = jax.random.normal(jax.random.key(1), (4, 3))
 
-    def measured(key):
-        d = VRNN.draw(model, p, key, x)
-        return d.z, terms.distortion(d), terms.rate(d), terms.sampled_rate(d), d.log_q
-
+    @jax.jit
     def by_hand(z):
         h, totals = jnp.zeros(WIDTH), jnp.zeros(4)
         for x_t, z_t in zip(x, z, strict=True):
             q, pz, px = model.encode(p, x_t, h), model.prior(p, h), model.decode(p, z_t, h)
             log_q, log_p = q.log_prob(z_t), pz.log_prob(z_t)
-            one = [-px.log_prob(x_t), kl(q, pz), log_q - log_p, log_q]
-            totals += jnp.stack(one)
+            totals += jnp.stack([-px.log_prob(x_t), kl(q, pz), log_q - log_p, log_q])
             h = recurrent.Cell(WIDTH).apply(p["cell"], h, x_t, z_t)
         return totals
 
-    z, *found = jax.jit(measured)(jax.random.key(2))
-    assert z.shape == (4, LATENT)
-    np.testing.assert_allclose(jnp.stack(found), jax.jit(by_hand)(z), rtol=1e-4)
-    for other in jax.random.split(jax.random.key(3), 3):
-        assert np.abs(jax.jit(measured)(other)[0] - z).min() > 1e-6
+    def check(distortion):
+        def measured(key):
+            d = VRNN.draw(model, p, key, x)
+            return d.z, (distortion(d), terms.rate(d), terms.sampled_rate(d), d.log_q)
+
+        z, found = jax.jit(measured)(jax.random.key(2))
+        assert z.shape == (4, LATENT)
+        np.testing.assert_allclose(jnp.stack(found), by_hand(z), rtol=1e-4)
+        return z
+
+    one = check(terms.distortion)
+    with pytest.raises(AssertionError):
+        check(lambda d: terms.distortion(d) / len(d.x))
+    other = jax.jit(lambda key: VRNN.draw(model, p, key, x).z)(jax.random.key(3))
+    assert np.abs(other - one).min() > 1e-6
+
+
+def test_a_sequence_is_continued_from_its_first_steps(vrnn_params):
+    x = jax.random.normal(jax.random.key(1), (4, 3))
+    make = partial(VRNN.generate, vrnn_params, steps=6, x=x)
+    made = jax.jit(jax.vmap(partial(make, known=2)))(jax.random.split(jax.random.key(2), 2))
+    np.testing.assert_array_equal(made.x[:, :2], jnp.stack([x[:2]] * 2))
+    assert np.abs(made.x[:, 2:4] - x[None, 2:]).min() > 1e-6
+    assert np.abs(made.x[0, 2:] - made.x[1, 2:]).min() > 1e-6
+    with pytest.raises(ValueError, match="generate: known: got 5"):
+        make(jax.random.key(0), known=5)
 
 
 def test_masked_steps_leave_no_trace_whatever_they_hold(vrnn_params):
