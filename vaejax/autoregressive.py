@@ -74,6 +74,8 @@ class Autoregressive(Distribution):
 
         def draw(state: Any, i: Array) -> Any:
             carry, u = state
+            # Not keys split beforehand: as inputs of a scan under vmap, the checker of keys that
+            # are used twice takes each of them for used.
             carry, drawn = one(carry, u, i, jax.random.fold_in(key, i))
             value = jnp.where(i < known, u[i], drawn.astype(self.dtype))
             return (carry, u.at[i].set(value)), None

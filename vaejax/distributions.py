@@ -442,6 +442,47 @@ class Mixture(Distribution):
         return self.components.discrete
 
 
+@distribution
+class Steps(Distribution):
+    """A distribution for each step of a sequence, independent: log p(x) = sum_t m_t log p_t(x_t).
+
+    `each` is a Distribution with a leading axis n on every leaf, as `vmap` or `scan` makes it; an
+    event has that leading axis too. `mask` `[n]`: the steps that count, `()` for all of them; what
+    stands at the others counts for nothing, in no gradient either, as long as it is finite.
+    `kl` of two such is the sum of the steps' own.
+    """
+
+    each: Any
+    mask: Any = ()
+
+    def sample(self, key):
+        keys = jax.random.split(key, self.event_shape[0])
+        return jax.vmap(lambda one, key: one.sample(key))(self.each, keys)
+
+    def log_prob(self, x):
+        x = _event(self, x)
+        return self.sum(jax.vmap(lambda one, x: one.log_prob(x))(self.each, x))
+
+    def sum(self, values):
+        """The sum of a number for each step, `[n]`, over the steps that count."""
+        return jnp.sum(values if isinstance(self.mask, tuple) else jnp.where(self.mask, values, 0))
+
+    @property
+    def mean(self):
+        return jax.vmap(lambda one: one.mean)(self.each)
+
+    @property
+    def event_shape(self):
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(self.each)]
+        zero = np.zeros(())
+        one = jax.tree.map(lambda a: np.broadcast_to(zero, np.shape(a)[1:]), self.each)
+        return (*shapes[0][:1], *one.event_shape)
+
+    @property
+    def discrete(self):
+        return self.each.discrete
+
+
 def kl(q: Distribution, p: Distribution, *, sample: tuple[Array, Array] | None = None) -> Array:
     """KL(q || p) = E_q[log q(x) - log p(x)]: `()`, in nats, summed over the event.
 
@@ -487,6 +528,12 @@ def kl(q: Distribution, p: Distribution, *, sample: tuple[Array, Array] | None =
             leaves = (q.low < p.low) | (q.high > p.high)
             ratio = jnp.log((p.high - p.low) / (q.high - q.low))
             return jnp.sum(jnp.where(leaves, jnp.inf, ratio))
+        case Steps(), Steps():
+
+            def of_step(q: Any, p: Any, z: Any) -> Array:
+                return kl(q, p, sample=None if sample is None else (z, q.log_prob(z)))
+
+            return q.sum(jax.vmap(of_step)(q.each, p.each, () if sample is None else sample[0]))
         case Delta(), _:
             return -p.log_prob(q.value)
         case _:

@@ -1,0 +1,54 @@
+"""Text as arrays: what goes in comes out, and what cannot is refused by name."""
+
+import numpy as np
+import pytest
+
+from vaejax import text
+
+POEM = "Ein Affe,\nzwei Enten"
+
+
+def test_encode_and_decode_are_each_others_inverse():
+    characters = text.vocabulary(POEM)
+    codes = text.encode(POEM, characters)
+    assert codes.dtype == np.int32
+    assert sorted(set(POEM)) == list(characters)
+    np.testing.assert_array_equal(codes, [characters.index(one) for one in POEM])
+    assert text.decode(codes, characters) == POEM
+    assert text.decode(codes[:0], characters) == ""
+
+
+def test_windows_cover_the_text_and_overlap_as_asked():
+    codes = np.arange(10)
+    np.testing.assert_array_equal(text.windows(codes, 4), [[0, 1, 2, 3], [4, 5, 6, 7]])
+    overlapping = text.windows(codes, 4, stride=2)
+    np.testing.assert_array_equal(overlapping[:, 0], [0, 2, 4, 6])
+    np.testing.assert_array_equal(overlapping[-1], [6, 7, 8, 9])
+    assert text.windows(codes, 10).shape == (1, 10)
+
+
+def test_lines_are_filled_by_end_symbols():
+    rows = text.lines(["ab", "a"], "ab", 4)
+    np.testing.assert_array_equal(rows, [[0, 1, 2, 2], [0, 2, 2, 2]])
+    assert [text.decode(row, "ab") for row in rows] == ["ab", "a"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: text.vocabulary(""), "vocabulary: text: got an empty text"),
+        (lambda: text.encode("", "ab"), "encode: text: got an empty text"),
+        (lambda: text.encode("ab\naxb", "ab\n"), r"'x' at position 4 \(line 2\)"),
+        (lambda: text.encode("ab", "aba"), "expected each once"),
+        (lambda: text.decode([0, 5], "ab"), r"got 0..5, expected \[n\] codes in 0..2"),
+        (lambda: text.decode([[0]], "ab"), r"got codes of shape \(1, 1\)"),
+        (lambda: text.windows(np.arange(3), 4), "got 3 of them, expected 4 or more"),
+        (lambda: text.windows(np.arange(3), 0), "expected length >= 1"),
+        (lambda: text.lines([], "ab", 3), "expected texts >= 1"),
+        (lambda: text.lines(["a", ""], "ab", 3), "got 0 characters in text 1, expected 1 to 2"),
+        (lambda: text.lines(["aba"], "ab", 3), "got 3 characters in text 0"),
+    ],
+)
+def test_bad_input_is_refused_with_the_fix(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,90 @@
+"""Text as arrays of integers: vocabulary, encoding, and the windows or lines to train on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vaejax.errors import at_least_one, wrong
+
+
+def vocabulary(text: str) -> str:
+    """The characters that a text uses, each once, sorted: character i has the code i.
+
+    Raises ValueError for an empty text.
+    """
+    if not text:
+        raise wrong("vocabulary: text", "an empty text", "at least one character", "read a file")
+    return "".join(sorted(set(text)))
+
+
+def encode(text: str, characters: str) -> np.ndarray:
+    """The code of every character of a text, its place among `characters`: int32 `[n]`.
+
+    Raises ValueError for an empty text, for `characters` that repeat one, and for a character that
+    is not among them, naming it, its position and its line.
+    """
+    if not text:
+        raise wrong("encode: text", "an empty text", "at least one character", "read a file")
+    places = {character: i for i, character in enumerate(characters)}
+    if len(places) != len(characters):
+        fix = "make them by vocabulary(text)"
+        raise wrong("encode: characters", "one of them twice", "each once", fix)
+    for position, character in enumerate(text):
+        if character not in places:
+            line = text.count("\n", 0, position) + 1
+            got = f"{character!r} at position {position} (line {line})"
+            fix = "take the vocabulary of all texts, vocabulary(text), or replace the character"
+            raise wrong("encode: text", got, f"one of the {len(characters)} characters", fix)
+    return np.fromiter((places[character] for character in text), np.int32, len(text))
+
+
+def decode(codes: Any, characters: str) -> str:
+    """The text of codes `[n]`; the inverse of `encode`. The end symbol of `lines` is left out.
+
+    Raises ValueError for codes that are neither characters nor the end symbol.
+    """
+    codes = np.asarray(codes)
+    if codes.ndim != 1 or (codes.size and not 0 <= codes.min() <= codes.max() <= len(characters)):
+        got = (
+            f"codes of shape {codes.shape}" if codes.ndim != 1 else f"{codes.min()}..{codes.max()}"
+        )
+        fix = "decode one text at a time, by the vocabulary that encoded it"
+        raise wrong("decode: codes", got, f"[n] codes in 0..{len(characters)}", fix)
+    return "".join((*characters, "")[code] for code in codes)
+
+
+def windows(codes: np.ndarray, length: int, *, stride: int | None = None) -> np.ndarray:
+    """Pieces of a long sequence to train on: `[n, length]`, of those that fit whole.
+
+    `codes` `[total, ...]`; `stride`: from the start of one to that of the next, by default
+    `length`, so that they do not overlap. Raises ValueError for a sequence shorter than `length`.
+    """
+    stride = length if stride is None else stride
+    at_least_one("windows", length=length, stride=stride)
+    if len(codes) < length:
+        fix = "lower length, or read a longer text"
+        raise wrong("windows: codes", f"{len(codes)} of them", f"{length} or more", fix)
+    return np.stack([codes[i : i + length] for i in range(0, len(codes) - length + 1, stride)])
+
+
+def lines(texts: Sequence[str], characters: str, length: int) -> np.ndarray:
+    """Texts of different lengths side by side: int32 `[n, length]`, each filled by end symbols.
+
+    The end symbol's code is `len(characters)`, and every text has at least one behind it: the
+    vocabulary of a model of them has `len(characters) + 1` symbols. What fills the array counts
+    for nothing under `recurrent.Language(end=len(characters))`.
+
+    Raises ValueError for no text, for one that is empty or leaves no room for an end symbol, naming
+    it, and as `encode` does.
+    """
+    at_least_one("lines", texts=len(texts))
+    filled = np.full((len(texts), length), len(characters), np.int32)
+    for i, one in enumerate(texts):
+        if not 1 <= len(one) < length:
+            fix = "leave it out, or raise length"
+            raise wrong(
+                "lines: texts", f"{len(one)} characters in text {i}", f"1 to {length - 1}", fix
+            )
+        filled[i, : len(one)] = encode(one, characters)
+    return filled
