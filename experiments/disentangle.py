@@ -48,8 +48,8 @@ class Config:
     tc_beta: float = 6.0  # weight of beta_tcvae's total correlation
     gamma: float = 30.0  # weight of factor_vae's total correlation
     critic: tuple[int, ...] = (128, 128, 128)  # units of its critic's layers
-    critic_learning_rate: float = 1e-3  # Adam's step size for it
-    epochs: int = 60  # passes over the training images
+    critic_learning_rate: float = 3e-3  # Adam's step size for it
+    epochs: int = 200  # passes over the training images
     batch_size: int = 128  # images per step
     learning_rate: float = 2e-3  # Adam's step size
     draws: int = 1000  # codes that the total correlation is measured with
@@ -63,8 +63,7 @@ class Config:
 PRESETS = {
     "small": Config(),
     "sprites": Config(examples=24_576, size=32, scales=6, rotations=8, positions=16,
-                      hidden=(256, 256), latent=10, critic=(256, 256, 256), epochs=30,
-                      batch_size=256),
+                      hidden=(256, 256), latent=10, critic=(256, 256, 256), epochs=60),
     "mnist": Config(dataset="mnist", hidden=(400,), latent=10, learning_rate=1e-3, epochs=20),
 }  # fmt: skip
 
