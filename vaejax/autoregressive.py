@@ -72,10 +72,9 @@ class Autoregressive(Distribution):
             raise wrong("Autoregressive.complete: known", known, f"0 to {size}", fix)
         one = self._by_network if isinstance(self.step, tuple) else self._by_step
 
-        def draw(state: Any, at: Any) -> Any:
-            i, key = at
+        def draw(state: Any, i: Array) -> Any:
             carry, u = state
-            carry, drawn = one(carry, u, i, key)
+            carry, drawn = one(carry, u, i, jax.random.fold_in(key, i))
             value = jnp.where(i < known, u[i], drawn.astype(self.dtype))
             return (carry, u.at[i].set(value)), None
 
@@ -83,7 +82,7 @@ class Autoregressive(Distribution):
         # What comes after is hidden even from a network that is not causal.
         u = jnp.ravel(self._in_order(jnp.asarray(x, self.dtype)))
         start = lax.stop_gradient((self.carry, jnp.where(places < known, u, 0)))
-        (_, u), _ = lax.scan(draw, start, (places, jax.random.split(key, size)))
+        (_, u), _ = lax.scan(draw, start, places)
         x = u if isinstance(self.order, tuple) else jnp.zeros_like(u).at[self.order].set(u)
         return lax.stop_gradient(x.reshape(self.shape))
 
