@@ -39,13 +39,12 @@ def events(network):
     return jnp.asarray(found.reshape(-1, *network.shape), dtype)
 
 
-def parameters(network, *given):
-    """Far from the start, where most conditionals are near a half."""
-    params = jax.jit(network.init)(jax.random.key(1), *given)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    drawn = [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, drawn)
+def parameters(network, *given, members=()):
+    """At random, far from the start, where most conditionals are near a half."""
+    shapes = jax.eval_shape(network.init, jax.random.key(1), *given)
+    rng = np.random.default_rng(2)
+    draw = lambda leaf: jnp.asarray(rng.normal(size=(*members, *leaf.shape)), jnp.zeros(()).dtype)  # noqa: E731
+    return jax.tree.map(draw, shapes)
 
 
 def logits_of(px, u):
@@ -79,8 +78,7 @@ def check_causal(logits, classes):
 def test_enumerated(name, x64):
     """Probabilities sum to 1, conditionals are strictly causal, and the steps are the pass."""
     network = NETWORKS[name]
-    params = jax.tree.map(lambda leaf: leaf.astype(float), parameters(network))
-    x = events(network)
+    params, x = parameters(network), events(network)
 
     @jax.jit
     def measured(params, x):
@@ -199,8 +197,7 @@ def test_mistake_19_ensemble_over_orders():
     """
     network = NETWORKS["made"]
     orders = jnp.asarray([range(SIZE), ORDER, ORDER[::-1]])
-    params = jax.vmap(lambda key: network.init(key))(jax.random.split(jax.random.key(7), 3))
-    params = jax.tree.map(lambda leaf: 3 * leaf, params)
+    params = parameters(network, members=(3,))
     x = events(network)
 
     def member(params, order):
@@ -243,4 +240,4 @@ def test_mistake_19_ensemble_over_orders():
 def test_refused(net, shape, dtype, error, message):
     dtype = jnp.int32 if dtype is int else jnp.float32
     with pytest.raises(error, match=message):
-        Causal(net, shape, dtype).init(jax.random.key(0))
+        jax.eval_shape(Causal(net, shape, dtype).init, jax.random.key(0))
