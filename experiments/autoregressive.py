@@ -176,7 +176,7 @@ def main(config: Config) -> dict[str, Any]:
     curves = {"train": -fitted.history["log_px"], "test, first 1000": fitted.history["eval/loss"]}
     lines = {}
     if config.levels == 2:  # no model of binarised images is better than the coins' own entropy
-        level = np.asarray(data.scale(keys[0], test), float).reshape(len(test), -1)
+        level = np.asarray(data.scale(jax.random.key(0), test), float).reshape(len(test), -1)
         summary["floor_nats"] = float((entr(level) + entr(1 - level)).sum(axis=1).mean())
         lines["entropy of the binarisation"] = summary["floor_nats"]
     if config.levels == 2 and config.dataset == "mnist":
