@@ -50,7 +50,7 @@ class Config:
 
 
 DIGITS = Config()
-MNIST = replace(DIGITS, dataset="mnist", hidden=(500,), epochs=30, batch_size=100,
+MNIST = replace(DIGITS, dataset="mnist", hidden=(500,), epochs=50, batch_size=100,
                 learning_rate=2e-3)  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
