@@ -11,8 +11,10 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from vaejax import causal, distributions
+from vaejax import causal, distributions, heads, objectives
 from vaejax.autoregressive import Causal
+from vaejax.model import autoencoder
+from vaejax.types import Batch
 
 SHAPE = (2, 3, 1)
 SIZE = 6
@@ -241,3 +243,18 @@ def test_refused(net, shape, dtype, error, message):
     dtype = jnp.int32 if dtype is int else jnp.float32
     with pytest.raises(error, match=message):
         jax.eval_shape(Causal(net, shape, dtype).init, jax.random.key(0))
+
+
+def test_as_a_decoder():
+    """Inside a VAE: p(x|z) = prod_i p(x_i | x_<i, z), where every parameter has its gradient."""
+    encoder = nn.Sequential([lambda x: x.ravel(), heads.Normal(2)])
+    model = autoencoder(
+        encoder, NETWORKS["made, two layers"], distributions.Normal(*[jnp.ones(2)] * 2)
+    )
+    x = jax.random.bernoulli(jax.random.key(9), 0.5, (4, *SHAPE)).astype(float)
+    params = jax.jit(model.init)(jax.random.key(10), x[0])
+    loss = objectives.elbo(model)
+    gradient = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(11), Batch(x), 0)[0]))(params)
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+    drawn = jax.jit(model.decode)(params, jnp.ones(2)).sample(jax.random.key(12))
+    assert drawn.shape == SHAPE
