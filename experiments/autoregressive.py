@@ -57,7 +57,7 @@ PRESETS = {
     "digits_pixelcnn": replace(DIGITS, network="pixelcnn"),
     "digits_levels": replace(DIGITS, levels=17, network="pixelcnn"),
     "mnist": MNIST,
-    "mnist_pixelcnn": replace(MNIST, network="pixelcnn", first_kernel=11, epochs=4, batch_size=16,
+    "mnist_pixelcnn": replace(MNIST, network="pixelcnn", first_kernel=11, epochs=3, batch_size=16,
                               learning_rate=3e-3, evaluate_every=1),
 }  # fmt: skip
 
