@@ -54,8 +54,8 @@ MNIST = replace(DIGITS, dataset="mnist", hidden=(500,), epochs=50, batch_size=10
                 learning_rate=2e-3)  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
-    "digits_pixelcnn": replace(DIGITS, network="pixelcnn"),
-    "digits_levels": replace(DIGITS, levels=17, network="pixelcnn"),
+    "digits_pixelcnn": replace(DIGITS, network="pixelcnn", epochs=50),
+    "digits_levels": replace(DIGITS, levels=17, network="pixelcnn", epochs=50),
     "mnist": MNIST,
     "mnist_pixelcnn": replace(MNIST, network="pixelcnn", first_kernel=11, epochs=3, batch_size=16,
                               learning_rate=3e-3, evaluate_every=1),

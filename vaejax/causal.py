@@ -163,7 +163,7 @@ class GatedPixelCNN(nn.Module):
         u = self._seen(x.reshape(self.shape[:2]))
         # The image itself enters one row down and one column right: strictly before the pixel.
         v, h = jnp.pad(u, _ABOVE)[:-1], jnp.pad(u, _LEFT)[:, :-1]
-        place = self.place
+        place: Any = self.place
         for block in self.blocks:
             reach = block.side // 2
             padded = jnp.pad(v, ((reach, 0), (reach, reach), (0, 0)))
@@ -193,7 +193,7 @@ class GatedPixelCNN(nn.Module):
         def next_row(rows: Any) -> Any:
             found, between = [], []
             v = jnp.where(i > 0, row, 0)
-            place = lax.dynamic_slice_in_dim(self.place, i // self.shape[1], 1)
+            place: Any = lax.dynamic_slice_in_dim(self.place, i // self.shape[1], 1)
             for block, before in zip(self.blocks, rows, strict=True):
                 reach = block.side // 2
                 found.append(jnp.concatenate([before[1:], jnp.pad(v, _sides(reach))]))
