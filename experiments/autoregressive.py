@@ -55,7 +55,7 @@ MNIST = replace(DIGITS, dataset="mnist", hidden=(500,), epochs=50, batch_size=10
 PRESETS = {
     "digits": DIGITS,
     "digits_pixelcnn": replace(DIGITS, network="pixelcnn", epochs=50),
-    "digits_levels": replace(DIGITS, levels=17, network="pixelcnn", epochs=50),
+    "digits_levels": replace(DIGITS, levels=17, network="pixelcnn", epochs=25),
     "mnist": MNIST,
     "mnist_pixelcnn": replace(MNIST, network="pixelcnn", first_kernel=11, epochs=3, batch_size=16,
                               learning_rate=3e-3, evaluate_every=1),
