@@ -11,8 +11,10 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from vaejax import causal, distributions
+from vaejax import causal, distributions, heads, objectives
 from vaejax.autoregressive import Causal
+from vaejax.model import autoencoder
+from vaejax.types import Batch
 
 SHAPE = (2, 3, 1)
 SIZE = 6
@@ -39,13 +41,12 @@ def events(network):
     return jnp.asarray(found.reshape(-1, *network.shape), dtype)
 
 
-def parameters(network, *given):
-    """Far from the start, where most conditionals are near a half."""
-    params = jax.jit(network.init)(jax.random.key(1), *given)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    drawn = [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, drawn)
+def parameters(network, *given, members=()):
+    """At random, far from the start, where most conditionals are near a half."""
+    shapes = jax.eval_shape(network.init, jax.random.key(1), *given)
+    rng = np.random.default_rng(2)
+    draw = lambda leaf: jnp.asarray(rng.normal(size=(*members, *leaf.shape)), jnp.zeros(()).dtype)  # noqa: E731
+    return jax.tree.map(draw, shapes)
 
 
 def logits_of(px, u):
@@ -79,8 +80,7 @@ def check_causal(logits, classes):
 def test_enumerated(name, x64):
     """Probabilities sum to 1, conditionals are strictly causal, and the steps are the pass."""
     network = NETWORKS[name]
-    params = jax.tree.map(lambda leaf: leaf.astype(float), parameters(network))
-    x = events(network)
+    params, x = parameters(network), events(network)
 
     @jax.jit
     def measured(params, x):
@@ -199,8 +199,7 @@ def test_mistake_19_ensemble_over_orders():
     """
     network = NETWORKS["made"]
     orders = jnp.asarray([range(SIZE), ORDER, ORDER[::-1]])
-    params = jax.vmap(lambda key: network.init(key))(jax.random.split(jax.random.key(7), 3))
-    params = jax.tree.map(lambda leaf: 3 * leaf, params)
+    params = parameters(network, members=(3,))
     x = events(network)
 
     def member(params, order):
@@ -243,4 +242,19 @@ def test_mistake_19_ensemble_over_orders():
 def test_refused(net, shape, dtype, error, message):
     dtype = jnp.int32 if dtype is int else jnp.float32
     with pytest.raises(error, match=message):
-        Causal(net, shape, dtype).init(jax.random.key(0))
+        jax.eval_shape(Causal(net, shape, dtype).init, jax.random.key(0))
+
+
+def test_as_a_decoder():
+    """Inside a VAE: p(x|z) = prod_i p(x_i | x_<i, z), where every parameter has its gradient."""
+    encoder = nn.Sequential([lambda x: x.ravel(), heads.Normal(2)])
+    model = autoencoder(
+        encoder, NETWORKS["made, two layers"], distributions.Normal(*[jnp.ones(2)] * 2)
+    )
+    x = jax.random.bernoulli(jax.random.key(9), 0.5, (4, *SHAPE)).astype(float)
+    params = jax.jit(model.init)(jax.random.key(10), x[0])
+    loss = objectives.elbo(model)
+    gradient = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(11), Batch(x), 0)[0]))(params)
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+    drawn = jax.jit(model.decode)(params, jnp.ones(2)).sample(jax.random.key(12))
+    assert drawn.shape == SHAPE

@@ -118,7 +118,9 @@ class GatedPixelCNN(nn.Module):
     `y = tanh(W_f * u + V_f c) . sigmoid(W_g * u + V_g c)` in every layer: of the vertical stack,
     where u are its features in the rows above, and of the horizontal stack, where u are its
     features to the left and the vertical stack's, and y, through a 1x1 convolution, is added to
-    what came in. The convolutions' kernels are cut to what they may see, not masked.
+    what came in. The convolutions' kernels are cut to what they may see, not masked. The first
+    layer's biases are each place's own (a map s of the paper's, learned), since a small network's
+    reach does not tell where in the image it is.
 
     `shape`: `[h, w]` or `[h, w, 1]`; `features`: channels; `layers`: how many; `kernel_size`: odd,
     sees `kernel_size // 2` pixels to each side per layer; `first_kernel`: that of the first layer,
@@ -149,6 +151,8 @@ class GatedPixelCNN(nn.Module):
                 raise wrong(f"GatedPixelCNN: {name}", getattr(self, name), "an odd number", fix)
         sides = [self.first_kernel] + [self.kernel_size] * (self.layers - 1)
         self.blocks = [_Gated(self.features, side) for side in sides]
+        size, zeros = (*self.shape[:2], 2 * self.features), nn.initializers.zeros
+        self.place = self.param("place", zeros, size, jnp.float32)
         if self.classes is not None:
             self.embed = nn.Embed(self.classes, self.features)
         self.hidden, self.logits = nn.Dense(self.features), nn.Dense(self.classes or 1)
@@ -159,9 +163,11 @@ class GatedPixelCNN(nn.Module):
         u = self._seen(x.reshape(self.shape[:2]))
         # The image itself enters one row down and one column right: strictly before the pixel.
         v, h = jnp.pad(u, _ABOVE)[:-1], jnp.pad(u, _LEFT)[:, :-1]
+        place: Any = self.place
         for block in self.blocks:
             reach = block.side // 2
-            between, v = block.vertical(jnp.pad(v, ((reach, 0), (reach, reach), (0, 0))), c)
+            padded = jnp.pad(v, ((reach, 0), (reach, reach), (0, 0)))
+            (between, v), place = block.vertical(padded, c, place), 0.0
             h = block.horizontal(jnp.pad(h, ((0, 0), (reach, 0), (0, 0))), between, c)
         return _distribution(self._logits(h), self.shape, self.classes)
 
@@ -187,10 +193,11 @@ class GatedPixelCNN(nn.Module):
         def next_row(rows: Any) -> Any:
             found, between = [], []
             v = jnp.where(i > 0, row, 0)
+            place: Any = lax.dynamic_slice_in_dim(self.place, i // self.shape[1], 1)
             for block, before in zip(self.blocks, rows, strict=True):
                 reach = block.side // 2
                 found.append(jnp.concatenate([before[1:], jnp.pad(v, _sides(reach))]))
-                b, v = block.vertical(found[-1], c)
+                (b, v), place = block.vertical(found[-1], c, place), 0.0
                 between.append(b)
             return found, between
 
@@ -226,9 +233,9 @@ class _Gated(nn.Module):
         self.down_given = nn.Dense(wide, use_bias=False)
         self.right_given = nn.Dense(wide, use_bias=False)
 
-    def vertical(self, v: Array, c: Any) -> tuple[Array, Array]:
+    def vertical(self, v: Array, c: Any, place: Any) -> tuple[Array, Array]:
         """Features before the gate, for the horizontal stack, and behind it."""
-        v = self.down(v)
+        v = self.down(v) + place
         if jax.tree.leaves(c):
             v = v + self.down_given(join(c))[None, None]
         return v, _gate(v)

@@ -195,7 +195,8 @@ def active_units(
     `diagnostics.active_units` for a posterior that is a `Chain`, whose means have no closed form:
     each is estimated twice, by `Chain.link_means` of as many independent `draws`, and A_u is the
     covariance of the two over the examples, unbiased where the variance of one would count the
-    noise of the draws as activity. A layer without active units has collapsed.
+    noise of the draws as activity. A layer without active units has collapsed. Below the top no
+    N(0, I) fixes a unit's scale, so that there the threshold is one for units as they have become.
 
     `data`: a Batch, or the x of one, `[n, ...]`. Returns A_u, its standard error and the count of
     each layer. Raises ValueError for fewer than two examples and where a mean is not finite;
