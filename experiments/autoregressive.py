@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from jax.scipy.special import entr
 
 from experiments import run
-from vaejax import causal, data, evaluate, objectives, plot, train
+from vaejax import causal, data, evaluate, heads, objectives, plot, train
 from vaejax.autoregressive import Causal
 from vaejax.errors import at_least_one, wrong
 
@@ -65,20 +66,24 @@ PRESETS = {
 PUBLISHED = {"made": 84.87, "pixelcnn": 81.5}
 
 
-def build(config: Config, shape: tuple[int, ...]) -> Causal:
-    """The network for images of `shape`, in the order that the option names."""
+def build(config: Config, images: Any) -> Causal:
+    """The network for such images, in the order that the option names."""
+    shape = images.shape[1:]
     places = np.arange(math.prod(shape))
     order = {
-        "raster": np.array([], int),
+        "raster": places,
         "columns": places.reshape(shape[:2]).T.ravel(),
         "random": np.random.default_rng(config.seed).permutation(places),
     }[config.order]
     classes = None if config.levels == 2 else config.levels
-    net: Any = causal.MADE(shape, config.hidden, classes=classes)
+    mean = images.mean(axis=0).ravel()[order] / (255 if images.dtype == np.uint8 else 1)
+    start = heads.logit_of(mean) if classes is None else nn.initializers.zeros
+    net: Any = causal.MADE(shape, config.hidden, classes=classes, bias_init=start)
     if config.network == "pixelcnn":
         sizes = config.features, config.layers, config.kernel_size, config.first_kernel
         net = causal.GatedPixelCNN(shape, *sizes, classes=classes)
-    return Causal(net, shape, jnp.float32 if classes is None else jnp.int32, tuple(order.tolist()))
+    dtype = jnp.float32 if classes is None else jnp.int32
+    return Causal(net, shape, dtype, () if config.order == "raster" else tuple(order.tolist()))
 
 
 def discretise(levels: int, key: Any, x: Any) -> Any:
@@ -143,7 +148,7 @@ def main(config: Config) -> dict[str, Any]:
     steps = len(images) // config.batch_size
     transform = partial(discretise, config.levels)
     keys = jax.random.split(jax.random.key(config.seed), 6)
-    network = build(config, images.shape[1:])
+    network = build(config, images)
     params = jax.jit(network.init)(keys[0])
     folder = run.open_folder(config, name=f"autoregressive-{Path(config.dataset).stem}")
 

@@ -35,9 +35,10 @@ class MADE(nn.Module):
     `shape`: of the event, any; `hidden`: widths, one per layer; `direct`: whether there is A, which
     joins outputs to inputs directly (where a layer is narrower than n - 1 some inputs reach the
     next output by it alone); `activation`: elementwise; `classes`: None for entries 0. and 1., or K
-    for integers 0 to K - 1. A condition c enters the first hidden layer and the logits. Raises
-    ValueError for another shape and counts below 1, and TypeError for floats where classes are
-    expected.
+    for integers 0 to K - 1; `bias_init`: of d, `[n * (classes or 1)]` in the order, such as
+    `heads.logit_of(mean)`, since pixels that are never white take long to learn that. A condition c
+    enters the first hidden layer and the logits. Raises ValueError for another shape and counts
+    below 1, and TypeError for floats where classes are expected.
 
     Germain et al., 2015, MADE: masked autoencoder for distribution estimation, arXiv:1502.03509;
     sampled by updating the first layer alone, as in Larochelle and Murray, 2011, NADE.
@@ -48,6 +49,7 @@ class MADE(nn.Module):
     direct: bool = True
     activation: Callable[[Array], Array] = nn.relu
     classes: int | None = None
+    bias_init: Callable[..., Any] = nn.initializers.zeros
 
     def setup(self) -> None:
         at_least_one("MADE", layers=len(self.hidden), hidden=min(self.hidden, default=1))
@@ -61,7 +63,11 @@ class MADE(nn.Module):
         self.kernels = [
             self.param(f"kernel_{n}", draw, (len(a), len(b))) for n, (a, b) in enumerate(pairs)
         ]
-        self.biases = [self.param(f"bias_{n}", zeros, (len(b),)) for n, (_, b) in enumerate(pairs)]
+        inits = [zeros] * len(self.hidden) + [self.bias_init]
+        self.biases = [
+            self.param(f"bias_{n}", init, (len(b),))
+            for n, (init, (_, b)) in enumerate(zip(inits, pairs, strict=True))
+        ]
         if self.direct:
             self.across = self.param("direct", draw, (size * k, size * k))
         self.hidden_given = nn.Dense(self.hidden[0], use_bias=False)
