@@ -35,7 +35,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, preset, own, figures):
 
 def test_what_it_cannot_run_on(tmp_path):
     images = tmp_path / "images.npz"
-    np.savez(images, x=np.zeros((40, 8, 8), np.uint8))
+    np.savez(images, x=np.zeros((100, 8, 8), np.uint8))
     for options, message in (
         ({"dataset": str(images)}, "cvae: --dataset: got no labels, .*--condition block"),
         ({"epochs": 0}, "cvae: expected epochs >= 1"),

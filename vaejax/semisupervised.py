@@ -153,7 +153,7 @@ def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> Callable[[Key, 
     first, rest = shuffled(len(known), labelled), shuffled(len(unknown), batch_size - labelled)
 
     def indices(key: Key, step: Array) -> Array:
-        one, other = jax.random.split(key)
+        one, other = (jax.random.fold_in(key, i) for i in range(2))  # the same key at every step
         chosen = jnp.asarray(known)[first(one, step)], jnp.asarray(unknown)[rest(other, step)]
         return jnp.concatenate(chosen)
 
