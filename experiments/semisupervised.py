@@ -40,6 +40,9 @@ class Config:
     # p(x|z, y): bernoulli binarises anew at each step, fixed_normal sees dequantised pixels
     likelihood: Literal["bernoulli", "fixed_normal"] = "fixed_normal"
     scale: float = 0.2  # standard deviation of fixed_normal (white = 1)
+    # weight of KL(q(y|x) || p(y)) at first, falling to 1 by half the epochs: above 1 no class of an
+    # image is settled before the model has learnt what the classes look like
+    softness: float = 1.0
     hidden: tuple[int, ...] = (200,)  # units of each network's layers
     dropout: float = 0.5  # share of the classifier's units left out in training
     latent: int = 10  # latent dimensions
@@ -150,7 +153,7 @@ def main(config: Config) -> dict[str, Any]:
     images = Batch(stored.x, y=partly_labelled(stored.y, config.labels_per_class, config.seed))
     indices = semisupervised.labelled_ratio(images.y, config.batch_size, labelled=config.labelled)
     keys = jax.random.split(jax.random.key(config.seed), 8)
-    transform = vae.transform_for(config, stored.x)
+    transform = vae.transform_for(vae.Config(likelihood=config.likelihood), stored.x)
     seen = over_examples(transform, keys[0], test.x)
     mean = stored.x.mean(axis=0) / (255 if stored.x.dtype == np.uint8 else 1)
     joint = build(config, stored.x.shape[1:], mean, int(stored.y.max()) + 1)
@@ -172,8 +175,9 @@ def main(config: Config) -> dict[str, Any]:
         rate = stacked.error_rate(classifier, params["classifier"], key, Batch(seen, y=test.y))
         return {"error": rate}
 
-    loss = semisupervised.m2(joint, alpha=config.alpha)
     steps = config.epochs * (len(stored.x) // config.batch_size)
+    falling = optax.linear_schedule(config.softness, 1.0, steps // 2)
+    loss = semisupervised.m2(joint, alpha=config.alpha, beta=falling)
     fitted = train.fit(
         loss, optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)), params, images,
         key=keys[3], epochs=config.epochs, batch_size=config.batch_size, indices=indices,

@@ -79,6 +79,7 @@ def m2(
     joint: M2,
     *,
     alpha: Schedule,
+    beta: Schedule = 1.0,
     rate: Callable[..., Array] = terms.rate,
     draw: Callable[..., Any] = draw,
 ) -> Loss:
@@ -106,7 +107,7 @@ def m2(
     """
     py = joint.py
 
-    def example(params: Params, key: Key, x: Any, y: Array) -> tuple[Array, Array, Array]:
+    def example(params: Params, key: Key, x: Any, y: Array) -> tuple[Array, ...]:
         draw_key, classifier_key = jax.random.split(key)
         q = joint.classifier.apply(params["classifier"], x, rngs={"dropout": classifier_key})
 
@@ -117,19 +118,21 @@ def m2(
         E = jax.vmap(elbo)(joint.classes)
         labelled = jnp.where(y == -1, 0, y)  # an index for where that branch is not taken
         L = E[labelled] + py.log_prob(labelled)
-        U = jnp.sum(q.mean * E) - kl(q, py)
+        R = jnp.where(y == -1, kl(q, py), 0.0)
+        U = jnp.sum(q.mean * E) - R
         wrongly = (jnp.argmax(q.logits) != y).astype(float)
-        return jnp.where(y == -1, U, L), -q.log_prob(labelled), wrongly
+        return jnp.where(y == -1, U, L), R, -q.log_prob(labelled), wrongly
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         known = _labels("m2", batch) != -1
         values = over_batch(example, params, key, batch._replace(c=batch.y))
-        bound, H, wrongly = values
+        *bounds, H, wrongly = values
         only = (jnp.where(known, v, 0.0) for v in (H, wrongly, jnp.ones(known.shape)))
-        elbo, H, wrongly, share = batch_mean((bound, *only), batch.weight)
+        elbo, R, H, wrongly, share = batch_mean((*bounds, *only), batch.weight)
         weight, some = schedule(alpha, step), jnp.where(share > 0, share, 1.0)
         metrics = {"elbo": elbo, "labelled": share, "cross_entropy": H / some}
-        return weight * H - elbo, {**metrics, "error": wrongly / some, "alpha": weight}
+        value = weight * H - elbo + (schedule(beta, step) - 1) * R
+        return value, {**metrics, "error": wrongly / some, "rate_y": R, "alpha": weight}
 
     return loss
 
