@@ -23,7 +23,7 @@ from vaejax import data, evaluate, heads, networks, plot, semisupervised, stacke
 from vaejax.batch import over_examples
 from vaejax.distributions import Categorical, Normal
 from vaejax.errors import at_least_one, wrong
-from vaejax.model import autoencoder
+from vaejax.model import autoencoder, generate
 from vaejax.types import Batch
 
 
@@ -44,6 +44,7 @@ class Config:
     # image is settled before the model has learnt what the classes look like
     softness: float = 1.0
     hidden: tuple[int, ...] = (200,)  # units of each network's layers
+    prior: Literal["fixed", "learned"] = "fixed"  # N(0, I), or a Normal p(z|y) for each class
     dropout: float = 0.5  # share of the classifier's units left out in training
     latent: int = 10  # latent dimensions
     epochs: int = 100  # passes over the training images
@@ -63,22 +64,26 @@ class Config:
 DIGITS = Config()
 PRESETS = {
     "digits": DIGITS,
-    "mnist": replace(DIGITS, dataset="mnist", likelihood="bernoulli", hidden=(256,), latent=32,
-                     batch_size=200, labelled=20, epochs=10, evaluate_every=1, checkpoint_every=2),
+    "mnist": replace(DIGITS, dataset="mnist", likelihood="bernoulli", hidden=(256,), latent=8,
+                     prior="learned", batch_size=200, labelled=20, epochs=25, alone_steps=300,
+                     learning_rate=2e-3, evaluate_every=1, checkpoint_every=5),
 }  # fmt: skip
 
 
-class Encoder(nn.Module):
-    """q(z|x, y): the class joins behind the first layer, whose work on x serves every class."""
+class Joined(nn.Module):
+    """Dense layers of x, or z, and a class, which joins as a vector of its own behind the first.
+
+    The first layer's work on x then serves every class. With weights of 1 and not of the size that
+    its one input in many would get, the class is not drowned at the start by what z can say itself.
+    """
 
     hidden: tuple[int, ...]
-    latent: int
 
     @nn.compact
-    def __call__(self, x: Any, c: Any) -> Normal:
+    def __call__(self, x: Any, c: Any) -> Any:
         first, *rest = self.hidden
-        h = nn.relu(nn.Dense(first)(jnp.ravel(x)) + nn.Dense(first, use_bias=False)(c))
-        return heads.Normal(self.latent)(networks.MLP(rest)(h))
+        own = nn.Dense(first, use_bias=False, kernel_init=nn.initializers.normal(1.0))(c)
+        return networks.MLP(rest)(nn.relu(nn.Dense(first)(jnp.ravel(x)) + own))
 
 
 def build(config: Config, shape: tuple[int, ...], mean: Any, classes: int) -> semisupervised.M2:
@@ -87,10 +92,11 @@ def build(config: Config, shape: tuple[int, ...], mean: Any, classes: int) -> se
         "bernoulli": lambda: heads.Bernoulli(shape, bias_init=heads.logit_of(mean)),
         "fixed_normal": lambda: heads.FixedNormal(shape, config.scale),
     }[config.likelihood]()
+    standard = Normal(jnp.zeros(config.latent), jnp.ones(config.latent))
     model = autoencoder(
-        Encoder(config.hidden, config.latent),
-        nn.Sequential([networks.MLP(config.hidden), likelihood]),
-        Normal(jnp.zeros(config.latent), jnp.ones(config.latent)),
+        nn.Sequential([Joined(config.hidden), heads.Normal(config.latent)]),
+        nn.Sequential([Joined(config.hidden), likelihood]),
+        standard if config.prior == "fixed" else heads.Normal(config.latent),
     )
     features = networks.MLP(config.hidden, dropout=config.dropout)
     classifier = nn.Sequential([features, heads.Categorical((), classes)])
@@ -116,8 +122,9 @@ def pictures(joint: semisupervised.M2, params: Any, key: Any, x: Any) -> dict[st
     classes = range(len(joint.classes))
     under_all = jax.jit(jax.vmap(lambda z: jax.vmap(
         lambda c: model.decode(own, z, c).mean)(joint.classes)))  # fmt: skip
-    z = jax.vmap(model.prior(own).sample)(jax.random.split(key, 10))
-    samples = np.asarray(under_all(z)).swapaxes(0, 1)
+    sample = jax.vmap(lambda key, c: generate(model, own, key, c).mean, (0, None))
+    keys = jax.random.split(key, 10)  # the same noise for every class
+    samples = np.asarray(jax.jit(jax.vmap(sample, (None, 0)))(keys, joint.classes))
 
     def code(x: Any) -> Any:
         y = jnp.argmax(joint.classifier.apply(params["classifier"], x).logits)
@@ -128,7 +135,7 @@ def pictures(joint: semisupervised.M2, params: Any, key: Any, x: Any) -> dict[st
     drawn = {
         "samples": plot.images(samples.reshape(-1, *samples.shape[2:]), columns=10,
                                labels=[f"class {i}" for i in classes],
-                               title="mean of p(x|z, y), one z ~ p(z) for each column"),
+                               title="samples: mean of p(x|z, y), a column of the same noise"),
         "analogies": plot.traversals(rows, labels=[f"image {i + 1}" for i in range(len(rows))]),
     }  # fmt: skip
     axis = drawn["analogies"].axes[0]
