@@ -64,8 +64,8 @@ class Config:
 DIGITS = Config()
 PRESETS = {
     "digits": DIGITS,
-    "mnist": replace(DIGITS, dataset="mnist", likelihood="bernoulli", hidden=(256,), latent=8,
-                     prior="learned", batch_size=200, labelled=20, epochs=25, alone_steps=300,
+    "mnist": replace(DIGITS, dataset="mnist", likelihood="bernoulli", hidden=(256,), latent=4,
+                     prior="learned", batch_size=200, labelled=20, epochs=20, alone_steps=300,
                      learning_rate=2e-3, evaluate_every=1, checkpoint_every=5),
 }  # fmt: skip
 
