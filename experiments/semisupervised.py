@@ -64,7 +64,8 @@ class Config:
 DIGITS = Config()
 PRESETS = {
     "digits": DIGITS,
-    "mnist": replace(DIGITS, dataset="mnist", likelihood="bernoulli", hidden=(256,), epochs=20,
+    "mnist": replace(DIGITS, dataset="mnist", likelihood="bernoulli", prior="fixed",
+                     hidden=(256,), epochs=20,
                      batch_size=200, labelled=20, evaluate_every=1, checkpoint_every=5),
 }  # fmt: skip
 

@@ -176,6 +176,19 @@ def test_with_exact_posteriors_every_draw_of_the_bound_is_log_p(x64):
             assert float(found) == pytest.approx(expected, abs=1e-9)
 
 
+def test_beta_weighs_the_rate_of_the_classes_alone(x64):
+    joint, params = poor()
+    batch = Batch(jnp.asarray(X), y=jnp.asarray(Y))
+    loss = semisupervised.m2(joint, alpha=ALPHA, beta=3.0, draw=at_the_mean)
+    value, metrics = jax.jit(loss)(params, jax.random.key(0), batch, 0)
+    V = np.asarray(params["classifier"]["V"])
+    q, py = special.softmax(X @ V.T, axis=1), special.softmax(PY)
+    rate = np.where(Y == -1, np.sum(q * np.log(q / py), axis=1), 0).mean()
+    assert float(metrics["rate_y"]) == pytest.approx(rate, abs=1e-9)
+    bound = ALPHA * metrics["labelled"] * metrics["cross_entropy"] - metrics["elbo"]
+    assert float(value) == pytest.approx(float(bound) + 2 * rate, abs=1e-9)
+
+
 def check_mixture(m2):
     """The loss of a batch is the mean of its examples' losses, whatever share is labelled."""
     joint, params = poor()
