@@ -98,11 +98,12 @@ def m2(
     weight, 0.1 n for a *mean* over the labelled, is `alpha = 0.1 n / labelled` here.
 
     `alpha`: a number or a schedule; `beta`: the same, weight of KL(q(y|x) || p(y)) in the loss (1
-    is the bound; above it q(y|x) stays softer; `elbo` is always at 1); `rate`: `terms.rate` or `terms.sampled_rate`; `draw`: how a
-    Draw is made. The labels are `batch.y`, -1 where unknown; others that are no class make the
-    loss infinite, which `fit` reports. The metrics are `elbo` (the mean of L and U), `labelled`
-    (the share), `rate_y` (that KL, over all n), over the labelled alone `cross_entropy` and `error` (0 where there are none), and
-    `alpha`. Raises ValueError for a batch without labels, or with conditions.
+    is the bound; above it q(y|x) stays softer; `elbo` is always at 1); `rate`: `terms.rate` or
+    `terms.sampled_rate`; `draw`: how a Draw is made. The labels are `batch.y`, -1 where unknown;
+    others that are no class make the loss infinite, which `fit` reports. The metrics are `elbo`
+    (the mean of L and U), `labelled` (the share), `rate_y` (that KL, over all n), over the
+    labelled alone `cross_entropy` and `error` (0 where there are none), and `alpha`. Raises
+    ValueError for a batch without labels, or with conditions.
     Kingma, Rezende, Mohamed and Welling, 2014, Semi-supervised learning with deep generative
     models, arXiv:1406.5298.
     """
