@@ -218,7 +218,7 @@ def test_several_completions_of_one_image(completing):
 
 def test_masks_and_conditions_that_complete_nothing(completing):
     model, params = completing
-    key, x = jax.random.key(0), GREY[0]
+    key, x = jax.random.key(0), GREY[0]  # nothing comes to be drawn
     with pytest.raises(ValueError, match=r"complete: known: got \(2, 2\), expected the shape of x"):
         conditional.complete(model, params, key, x, jnp.ones((2, 2)), draws=1)
     with pytest.raises(ValueError, match="expected 0 and 1 alone; .*known = probability > 0.5"):
@@ -235,17 +235,20 @@ def test_a_condition_forgotten_or_of_another_shape(learned):
     prior = nn.Sequential(gaussian) if learned else Normal(jnp.zeros(2), jnp.ones(2))
     decoder = nn.Sequential([networks.MLP((4,)), heads.Bernoulli(IMAGE)])
     model = autoencoder(nn.Sequential(gaussian), decoder, prior)
-    key, c = jax.random.key(0), conditional.one_hot(np.arange(5) % 3, 3)
-    params = model.init(key, GREY[0], c[0])
+    keys = iter(jax.random.split(jax.random.key(0), 8))
+    c = conditional.one_hot(np.arange(5) % 3, 3)
+    params = model.init(next(keys), GREY[0], c[0])
     loss = objectives.elbo(model)
     for wrong in ((), jnp.arange(5), jnp.ones((5, 4))):
         with pytest.raises(ValueError, match=r"encode: .* a conditional model needs the c"):
-            loss(params, key, Batch(GREY, c=wrong), 0)
+            loss(params, next(keys), Batch(GREY, c=wrong), 0)
     with pytest.raises(ValueError, match="condition" if learned else "conditional model needs"):
-        generate(model, params, key)
+        generate(model, params, next(keys))
     if learned:
-        for call in (lambda: model.prior(params), lambda: model.init(key, GREY[0])):
-            with pytest.raises(ValueError, match="prior: c: got none, expected a condition"):
-                call()
+        message = "prior: c: got none, expected a condition"
+        with pytest.raises(ValueError, match=message):
+            model.prior(params)
+        with pytest.raises(ValueError, match=message):
+            model.init(next(keys), GREY[0])
         with pytest.raises(ValueError, match=r"prior: .*got \(4,\); map a batch"):
             model.prior(params, jnp.ones(4))

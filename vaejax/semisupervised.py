@@ -79,6 +79,7 @@ def m2(
     joint: M2,
     *,
     alpha: Schedule,
+    beta: Schedule = 1.0,
     rate: Callable[..., Array] = terms.rate,
     draw: Callable[..., Any] = draw,
 ) -> Loss:
@@ -96,17 +97,19 @@ def m2(
     labelled: batches of any mixture average to the loss of the whole data set. Kingma et al.'s
     weight, 0.1 n for a *mean* over the labelled, is `alpha = 0.1 n / labelled` here.
 
-    `alpha`: a number or a schedule; `rate`: `terms.rate` or `terms.sampled_rate`; `draw`: how a
-    Draw is made. The labels are `batch.y`, -1 where unknown; others that are no class make the
-    loss infinite, which `fit` reports. The metrics are `elbo` (the mean of L and U), `labelled`
-    (the share), over the labelled alone `cross_entropy` and `error` (0 where there are none), and
-    `alpha`. Raises ValueError for a batch without labels, or with conditions.
+    `alpha`: a number or a schedule; `beta`: the same, weight of KL(q(y|x) || p(y)) in the loss (1
+    is the bound; above it q(y|x) stays softer; `elbo` is always at 1); `rate`: `terms.rate` or
+    `terms.sampled_rate`; `draw`: how a Draw is made. The labels are `batch.y`, -1 where unknown;
+    others that are no class make the loss infinite, which `fit` reports. The metrics are `elbo`
+    (the mean of L and U), `labelled` (the share), `rate_y` (that KL, over all n), over the
+    labelled alone `cross_entropy` and `error` (0 where there are none), and `alpha`. Raises
+    ValueError for a batch without labels, or with conditions.
     Kingma, Rezende, Mohamed and Welling, 2014, Semi-supervised learning with deep generative
     models, arXiv:1406.5298.
     """
     py = joint.py
 
-    def example(params: Params, key: Key, x: Any, y: Array) -> tuple[Array, Array, Array]:
+    def example(params: Params, key: Key, x: Any, y: Array) -> tuple[Array, ...]:
         draw_key, classifier_key = jax.random.split(key)
         q = joint.classifier.apply(params["classifier"], x, rngs={"dropout": classifier_key})
 
@@ -117,19 +120,21 @@ def m2(
         E = jax.vmap(elbo)(joint.classes)
         labelled = jnp.where(y == -1, 0, y)  # an index for where that branch is not taken
         L = E[labelled] + py.log_prob(labelled)
-        U = jnp.sum(q.mean * E) - kl(q, py)
+        R = jnp.where(y == -1, kl(q, py), 0.0)
+        U = jnp.sum(q.mean * E) - R
         wrongly = (jnp.argmax(q.logits) != y).astype(float)
-        return jnp.where(y == -1, U, L), -q.log_prob(labelled), wrongly
+        return jnp.where(y == -1, U, L), R, -q.log_prob(labelled), wrongly
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         known = _labels("m2", batch) != -1
         values = over_batch(example, params, key, batch._replace(c=batch.y))
-        bound, H, wrongly = values
+        *bounds, H, wrongly = values
         only = (jnp.where(known, v, 0.0) for v in (H, wrongly, jnp.ones(known.shape)))
-        elbo, H, wrongly, share = batch_mean((bound, *only), batch.weight)
+        elbo, R, H, wrongly, share = batch_mean((*bounds, *only), batch.weight)
         weight, some = schedule(alpha, step), jnp.where(share > 0, share, 1.0)
         metrics = {"elbo": elbo, "labelled": share, "cross_entropy": H / some}
-        return weight * H - elbo, {**metrics, "error": wrongly / some, "alpha": weight}
+        value = weight * H - elbo + (schedule(beta, step) - 1) * R
+        return value, {**metrics, "error": wrongly / some, "rate_y": R, "alpha": weight}
 
     return loss
 
@@ -153,7 +158,7 @@ def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> Callable[[Key, 
     first, rest = shuffled(len(known), labelled), shuffled(len(unknown), batch_size - labelled)
 
     def indices(key: Key, step: Array) -> Array:
-        one, other = jax.random.split(key)
+        one, other = (jax.random.fold_in(key, i) for i in range(2))  # the same key at every step
         chosen = jnp.asarray(known)[first(one, step)], jnp.asarray(unknown)[rest(other, step)]
         return jnp.concatenate(chosen)
 

@@ -1,0 +1,52 @@
+"""The semi-supervised experiment as its users run it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments import semisupervised
+
+NUMBERS = {
+    "test_accuracy", "test_accuracy_labels_alone", "gain_points", "test_accuracy_by_bayes",
+    "labelled_images", "test_images", "test_elbo_nats", "test_nll_nats", "test_nll_particles",
+    "test_nll_images", "classes_predicted", "epochs", "seconds_train",
+}  # fmt: skip
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    config = replace(semisupervised.DIGITS, smoke=True, progress=False, out=tmp_path / "run")
+    summary = semisupervised.main(config)
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary.keys() == NUMBERS
+    assert summary["labelled_images"] == 20 and summary["test_images"] == 32
+    gain = summary["test_accuracy"] - summary["test_accuracy_labels_alone"]
+    assert summary["gain_points"] == pytest.approx(100 * gain)
+    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
+    assert figures == {"samples", "analogies", "curves"}
+
+
+def test_as_many_labels_of_each_class_are_kept_and_the_seed_says_which():
+    y = np.arange(60, dtype=np.int32) % 3
+    kept = [semisupervised.partly_labelled(y, 4, seed) for seed in (0, 0, 1)]
+    for known in kept:
+        assert known.dtype == y.dtype
+        assert np.unique(known, return_counts=True)[1].tolist() == [48, 4, 4, 4]
+        np.testing.assert_array_equal(known[known != -1], y[known != -1])
+    np.testing.assert_array_equal(kept[0], kept[1])
+    assert (kept[0] != kept[2]).any()
+    with pytest.raises(ValueError, match="got 20 images of class 0, expected 21 or more; lower"):
+        semisupervised.partly_labelled(y, 21, 0)
+
+
+def test_what_it_cannot_run_on(tmp_path):
+    images = tmp_path / "images.npz"
+    np.savez(images, x=np.zeros((40, 8, 8), np.uint8))
+    for options, message in (
+        ({"dataset": str(images)}, "semisupervised: --dataset: got no labels"),
+        ({"labels_per_class": 0}, "expected labels_per_class >= 1"),
+        ({"labelled": 101}, "labelled_ratio: labelled: got 101, expected 1 to 100"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            semisupervised.main(replace(semisupervised.DIGITS, **options))
