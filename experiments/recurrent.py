@@ -58,7 +58,7 @@ class Config:
 PRESETS = {
     "digits": Config(),
     "mnist": Config(dataset="mnist", features=128, latent=16, epochs=5, batch_size=128),
-    "linear": Config("linear", features=32, latent=2, epochs=30),
+    "linear": Config("linear", features=32, latent=2, epochs=15),
     "sentences": Config("sentences", features=128, latent=16, epochs=10, warmup_epochs=5,
                         word_dropout=0.5),
 }  # fmt: skip
