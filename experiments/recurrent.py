@@ -134,6 +134,10 @@ def main(config: Config) -> dict[str, Any]:
     run.write_json(folder / "summary.json", summary)
     curves = {name: fitted.history[at] for name, at in (("train", "elbo"), ("test", "eval/elbo"))}
     figures["curves"] = plot.curves(curves, ylabel="ELBO, nats per sequence")
+    if "kalman_nll_nats" in more:
+        axes = figures["curves"].axes[0]
+        axes.axhline(-more["kalman_nll_nats"], color="0.5", ls=":", label="log p(x), Kalman (test)")
+        axes.legend(frameon=False)
     run.save_figures(folder, figures)
     run.report(folder, summary, "nats per test sequence")
     return summary
