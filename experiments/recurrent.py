@@ -58,7 +58,7 @@ class Config:
 PRESETS = {
     "digits": Config(),
     "mnist": Config(dataset="mnist", features=128, latent=16, epochs=5, batch_size=128),
-    "linear": Config("linear", features=32, latent=2, epochs=30),
+    "linear": Config("linear", features=32, latent=2, epochs=15),
     "sentences": Config("sentences", features=128, latent=16, epochs=10, warmup_epochs=5,
                         word_dropout=0.5),
 }  # fmt: skip
@@ -134,6 +134,10 @@ def main(config: Config) -> dict[str, Any]:
     run.write_json(folder / "summary.json", summary)
     curves = {name: fitted.history[at] for name, at in (("train", "elbo"), ("test", "eval/elbo"))}
     figures["curves"] = plot.curves(curves, ylabel="ELBO, nats per sequence")
+    if "kalman_nll_nats" in more:
+        axes = figures["curves"].axes[0]
+        axes.axhline(-more["kalman_nll_nats"], color="0.5", ls=":", label="log p(x), Kalman (test)")
+        axes.legend(frameon=False)
     run.save_figures(folder, figures)
     run.report(folder, summary, "nats per test sequence")
     return summary

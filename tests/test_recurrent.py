@@ -459,6 +459,7 @@ def test_a_condition_of_the_sequence_joins_the_past():
             TypeError,
             "pass draw=vrnn.draw",
         ),
+        (lambda p, x: no_prior(p, x), ValueError, "got a step without a prior"),
         (lambda p, x: VRNN.generate(p, jax.random.key(0), steps=0), ValueError, "steps >= 1"),
         (lambda p, x: recurrent.padded([x, x[:0]]), ValueError, "padded: sequence 1: got shape"),
         (lambda p, x: recurrent.padded([]), ValueError, "expected sequences >= 1"),
@@ -474,6 +475,11 @@ def test_bad_input_is_refused_with_the_fix(vrnn_params, call, kind, message):
 
 def drawn(params, x):
     return VRNN.draw(VRNN.model, params, jax.random.key(0), x)
+
+
+def no_prior(params, x):
+    model = VRNN.model._replace(prior=lambda params, c=(): None)
+    return VRNN.draw(model, params, jax.random.key(1), x)
 
 
 def score(x):

@@ -231,6 +231,9 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
             z, log_q = q.sample_and_log_prob(z_key)
             px = model.decode(params, z, _past(h, c), key=decode_key)
             pz = model.prior(params, _past(h, c))
+            if pz is None:
+                fix = "give autoencoder(..., prior=...), a module that is called with h"
+                raise wrong("vrnn: model", "a step without a prior", "one with a prior", fix)
             new = cell.apply(params["cell"], h, x, z)
             h, z, log_q = jax.tree.map(
                 partial(jnp.where, counted),
