@@ -69,8 +69,9 @@ def active_units(model: Model, params: Params, key: Key, x: Any, *, draws: int =
         z = jax.vmap(model.encode(params, one).sample)(jax.random.split(key, draws))
         return z.reshape(2, draws // 2, -1).mean(axis=1)
 
-    means = jax.jit(jax.vmap(halves))(jnp.asarray(x), jax.random.split(key, len(x)))
-    a, b = np.asarray(means - means.mean(axis=0), float).transpose(1, 0, 2)
+    found = jax.jit(jax.vmap(halves))(jnp.asarray(x), jax.random.split(key, len(x)))
+    means = np.asarray(found, float)
+    a, b = (means - means.mean(axis=0)).transpose(1, 0, 2)
     return int(np.sum((a * b).mean(axis=0) > 1e-2))
 
 
