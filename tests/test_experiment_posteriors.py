@@ -11,14 +11,13 @@ from vaejax.distributions import Normal
 from vaejax.model import Model
 
 
-def test_each_posterior_is_trained_measured_and_drawn(tmp_path):
+def test_a_posterior_is_trained_measured_and_drawn(tmp_path):
     out = tmp_path / "run"
     config = replace(posteriors.DIGITS, smoke=True, progress=False, out=out)
-    summary = posteriors.main(replace(config, posteriors=("diagonal", "iaf")))
+    summary = posteriors.main(replace(config, posteriors=("iaf",)))
     assert summary == json.loads((out / "summary.json").read_text())
-    difference = summary["iaf_test_elbo_nats"] - summary["diagonal_test_elbo_nats"]
-    assert abs(summary["iaf_margin_nats"] - difference) < 1e-4
-    names = {"samples_diagonal", "samples_iaf", "clouds", "curves"}
+    assert summary["iaf_test_nll_nats"] <= -summary["iaf_test_elbo_nats"] + 1
+    names = {"samples_iaf", "clouds", "curves"}
     assert {path.stem for path in (out / "figures").glob("*.png")} == names
 
 
