@@ -37,8 +37,8 @@ class Config:
     iaf_hidden: tuple[int, ...] = (320,)  # units of each masked network
     hidden: tuple[int, ...] = (300, 300)  # relu units of the encoder's layers
     latent: int = 2  # latent dimensions
-    epochs: int = 100  # passes over the training images, the step size falling along a cosine
-    warmup_epochs: int = 10  # epochs over which the weight of the KL rises from 0
+    epochs: int = 50  # passes over the training images, the step size falling along a cosine
+    warmup_epochs: int = 5  # epochs over which the weight of the KL rises from 0
     batch_size: int = 50  # images per step
     learning_rate: float = 1e-3  # Adam's step size at the start
     particles: int = 200  # importance samples per test image for -log p(x)
@@ -69,8 +69,9 @@ def active_units(model: Model, params: Params, key: Key, x: Any, *, draws: int =
         z = jax.vmap(model.encode(params, one).sample)(jax.random.split(key, draws))
         return z.reshape(2, draws // 2, -1).mean(axis=1)
 
-    means = jax.jit(jax.vmap(halves))(jnp.asarray(x), jax.random.split(key, len(x)))
-    a, b = np.asarray(means - means.mean(axis=0), float).transpose(1, 0, 2)
+    found = jax.jit(jax.vmap(halves))(jnp.asarray(x), jax.random.split(key, len(x)))
+    means = np.asarray(found, float)
+    a, b = (means - means.mean(axis=0)).transpose(1, 0, 2)
     return int(np.sum((a * b).mean(axis=0) > 1e-2))
 
 
@@ -128,20 +129,21 @@ def main(config: Config) -> dict[str, Any]:
         ),
     }
     folder = run.open_folder(config, name=f"posteriors-{Path(config.dataset).stem}")
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 4)
-    seen = jax.vmap(data.binarize)(jax.random.split(keys[0], len(test)), test)[:2000]
+    own_key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    seen_key, units_key, sample_key, cloud_key = jax.random.split(own_key, 4)
+    seen = jax.vmap(data.binarize)(jax.random.split(seen_key, len(test)), test)[:2000]
     summary: dict[str, Any] = {"particles": config.particles, "epochs": config.epochs}
     found: dict[str, Trained] = {}
     drawn = {}
     for name in config.posteriors:
         found[name] = one = trained(name, variations[name], config, images, test, folder)
-        units = active_units(one.model, one.params, jax.random.clone(keys[1]), seen)
+        units = active_units(one.model, one.params, jax.random.clone(units_key), seen)
         numbers = {**one.numbers, "active_units": units}
         if name != "diagonal" and "diagonal" in found:
             numbers |= margin(one.elbo, found["diagonal"].elbo)
         summary |= {f"{name}_{key}": value for key, value in numbers.items()}
         samples = jax.jit(jax.vmap(partial(generate, one.model, one.params)))(
-            jax.random.split(jax.random.clone(keys[2]), 64)
+            jax.random.split(jax.random.clone(sample_key), 64)
         )
         drawn[f"samples_{name}"] = samples.mean
     run.write_json(folder / "summary.json", summary)
@@ -157,7 +159,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     if config.latent == 2:
         models = {name: (one.model, one.params) for name, one in found.items()}
-        pictures["clouds"] = clouds(models, keys[3], seen[:6])
+        pictures["clouds"] = clouds(models, cloud_key, seen[:6])
     run.save_figures(folder, pictures)
     note = f"nats per test image; -log p(x) with K = {config.particles}; margin: ELBO over diagonal"
     run.report(folder, summary, note)

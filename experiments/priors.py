@@ -34,8 +34,8 @@ class Config:
     layers: int = 4  # coupling flows of the flow prior
     hidden: tuple[int, ...] = (300, 300)  # relu units of the encoder's layers
     latent: int = 10  # latent dimensions
-    epochs: int = 100  # passes over the training images, the step size falling along a cosine
-    warmup_epochs: int = 10  # epochs over which the weight of the KL rises from 0
+    epochs: int = 50  # passes over the training images, the step size falling along a cosine
+    warmup_epochs: int = 5  # epochs over which the weight of the KL rises from 0
     batch_size: int = 50  # images per step
     learning_rate: float = 1e-3  # Adam's step size at the start
     particles: int = 200  # importance samples per test image for -log p(x)
