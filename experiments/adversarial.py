@@ -61,8 +61,8 @@ DIGITS_GAN = replace(
     DIGITS, family="gan", latent=10, critic=(16, 32), learning_rate=3e-3, momentum=0.0
 )
 MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), weight=5.0, batch_size=128, epochs=20)
-MNIST_GAN = replace(MNIST, family="gan", latent=32, hidden=(512, 256), critic=(16, 32), epochs=12,
-                    batch_size=64)  # fmt: skip
+MNIST_GAN = replace(DIGITS_GAN, dataset="mnist", latent=16, hidden=(512, 256), epochs=12,
+                    learning_rate=1e-3, critic_rate=1e-3)  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
     "digits_mixture": replace(DIGITS, prior="ring"),
@@ -70,7 +70,7 @@ PRESETS = {
     "digits_gan": DIGITS_GAN,
     "mnist": MNIST,
     "mnist_mixture": replace(MNIST, prior="ring"),
-    "mnist_vae_gan": replace(MNIST_GAN, family="vae_gan"),
+    "mnist_vae_gan": replace(MNIST_GAN, family="vae_gan", learning_rate=3e-3, momentum=0.5),
     "mnist_gan": MNIST_GAN,
 }
 
@@ -101,7 +101,8 @@ def build(config: Config, shape: tuple[int, ...], mean: Any) -> tuple[Model, Any
         critic = adversarial.Critic(networks.MLP(config.critic, LEAKY))
         loss = adversarial.adversarial_autoencoder(model, critic, weight=config.weight)
         return model, critic, loss
-    features = nn.Sequential([networks.ConvEncoder(config.critic, LEAKY), nn.LayerNorm()])
+    convolutions = networks.ConvEncoder(config.critic, LEAKY)
+    features = nn.Sequential([convolutions, networks.MLP((128,), LEAKY), nn.LayerNorm()])
     critic = adversarial.Critic(features)
     if config.family == "gan":
         return model, critic, adversarial.gan(model, critic)
