@@ -198,12 +198,13 @@ def main(config: Config) -> dict[str, Any]:
         summary |= shown(classify, seen, int(np.max(test.y)) + 1) | {"judge_error": error}
     drawn = {"samples": plot.images(seen[:100], columns=10, title="samples, z ~ p(z)")}
     if config.family != "gan":
-        z = evaluate.codes(model, fitted.params, keys[6], test.x, transform=transform)
+        codes_key, x_key = jax.random.split(keys[6])
+        z = evaluate.codes(model, fitted.params, codes_key, test.x, transform=transform)
         log_p = jax.vmap(model.prior(fitted.params).log_prob)
         summary["codes_cross_entropy_nats"] = float(-np.mean(log_p(z)))  # -E log p(z), z ~ q(z)
         summary["prior_entropy_nats"] = float(-np.mean(log_p(samples.z)))
         x = test.x[:10] / (255 if test.x.dtype == np.uint8 else 1)
-        seen = evaluate.reconstructions(model, fitted.params, jax.random.clone(keys[6]), x)
+        seen = evaluate.reconstructions(model, fitted.params, x_key, x)
         drawn["reconstructions"] = plot.reconstructions(x, np.clip(seen, 0, 1))
         if config.latent == 2:
             drawn["codes"] = beside(np.asarray(z), test.y, np.asarray(samples.z)[: len(z)])
