@@ -140,9 +140,12 @@ def beside(z: Any, y: Any, prior: Any) -> Any:
 
     figure = Figure(figsize=(9, 4.4), dpi=110, layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    coloured = {} if isinstance(y, tuple) else {"c": y, "cmap": "tab10"}
-    points = axes[0].scatter(z[:, 0], z[:, 1], s=3, linewidths=0, **coloured)
-    axes[1].scatter(prior[:, 0], prior[:, 1], s=3, linewidths=0, color="tab:grey")
+    # Half a class of room at both ends, so that each colour is centred on its own tick.
+    ends = {} if isinstance(y, tuple) else {"vmin": np.min(y) - 0.5, "vmax": np.max(y) + 0.5}
+    coloured = {"c": y, "cmap": "tab10", **ends} if ends else {}
+    size = float(np.clip(4000 / len(z), 2, 12))
+    points = axes[0].scatter(z[:, 0], z[:, 1], s=size, linewidths=0, **coloured)
+    axes[1].scatter(prior[:, 0], prior[:, 1], s=size, linewidths=0, color="tab:grey")
     axes[0].set(title=f"aggregated posterior: codes of {len(z)} test images", ylabel="z2")
     axes[1].set(title=f"prior: {len(prior)} draws")
     for axis in axes:
