@@ -331,7 +331,7 @@ def test_the_critic_sees_the_condition():
     params = {**model.init(jax.random.key(0), X[0], c[0]),
               "critic": CRITIC.init(jax.random.key(1), X[0], c[0])}  # fmt: skip
     loss = adversarial.gan(model, CRITIC)
-    found = jax.grad(lambda p: loss(p, jax.random.key(2), Batch(X, c), 0)[0])(params)
+    found = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(2), Batch(X, c), 0)[0]))(params)
     seen = found["critic"]["params"]["net"]["Dense_0"]["kernel"][-3:]
     assert (np.abs(seen).max(axis=1) > 1e-4).all()
     with pytest.raises(ValueError, match="decode: expected one code as at init.* with no c"):
