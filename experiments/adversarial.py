@@ -61,8 +61,8 @@ DIGITS_GAN = replace(
     DIGITS, family="gan", latent=10, critic=(16, 32), learning_rate=3e-3, momentum=0.0
 )
 MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), weight=5.0, batch_size=128, epochs=20)
-MNIST_GAN = replace(MNIST, family="gan", latent=32, hidden=(512, 256), critic=(16, 32), epochs=12,
-                    batch_size=64)  # fmt: skip
+MNIST_GAN = replace(DIGITS_GAN, dataset="mnist", latent=16, hidden=(512, 256), epochs=12,
+                    learning_rate=1e-3, critic_rate=1e-3)  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
     "digits_mixture": replace(DIGITS, prior="ring"),
@@ -70,7 +70,7 @@ PRESETS = {
     "digits_gan": DIGITS_GAN,
     "mnist": MNIST,
     "mnist_mixture": replace(MNIST, prior="ring"),
-    "mnist_vae_gan": replace(MNIST_GAN, family="vae_gan"),
+    "mnist_vae_gan": replace(MNIST_GAN, family="vae_gan", learning_rate=3e-3, momentum=0.5),
     "mnist_gan": MNIST_GAN,
 }
 
@@ -101,7 +101,8 @@ def build(config: Config, shape: tuple[int, ...], mean: Any) -> tuple[Model, Any
         critic = adversarial.Critic(networks.MLP(config.critic, LEAKY))
         loss = adversarial.adversarial_autoencoder(model, critic, weight=config.weight)
         return model, critic, loss
-    features = nn.Sequential([networks.ConvEncoder(config.critic, LEAKY), nn.LayerNorm()])
+    convolutions = networks.ConvEncoder(config.critic, LEAKY)
+    features = nn.Sequential([convolutions, networks.MLP((128,), LEAKY), nn.LayerNorm()])
     critic = adversarial.Critic(features)
     if config.family == "gan":
         return model, critic, adversarial.gan(model, critic)
@@ -139,9 +140,12 @@ def beside(z: Any, y: Any, prior: Any) -> Any:
 
     figure = Figure(figsize=(9, 4.4), dpi=110, layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    coloured = {} if isinstance(y, tuple) else {"c": y, "cmap": "tab10"}
-    points = axes[0].scatter(z[:, 0], z[:, 1], s=3, linewidths=0, **coloured)
-    axes[1].scatter(prior[:, 0], prior[:, 1], s=3, linewidths=0, color="tab:grey")
+    # Half a class of room at both ends, so that each colour is centred on its own tick.
+    ends = {} if isinstance(y, tuple) else {"vmin": np.min(y) - 0.5, "vmax": np.max(y) + 0.5}
+    coloured = {"c": y, "cmap": "tab10", **ends} if ends else {}
+    size = float(np.clip(4000 / len(z), 2, 12))
+    points = axes[0].scatter(z[:, 0], z[:, 1], s=size, linewidths=0, **coloured)
+    axes[1].scatter(prior[:, 0], prior[:, 1], s=size, linewidths=0, color="tab:grey")
     axes[0].set(title=f"aggregated posterior: codes of {len(z)} test images", ylabel="z2")
     axes[1].set(title=f"prior: {len(prior)} draws")
     for axis in axes:
@@ -197,12 +201,13 @@ def main(config: Config) -> dict[str, Any]:
         summary |= shown(classify, seen, int(np.max(test.y)) + 1) | {"judge_error": error}
     drawn = {"samples": plot.images(seen[:100], columns=10, title="samples, z ~ p(z)")}
     if config.family != "gan":
-        z = evaluate.codes(model, fitted.params, keys[6], test.x, transform=transform)
+        codes_key, x_key = jax.random.split(keys[6])
+        z = evaluate.codes(model, fitted.params, codes_key, test.x, transform=transform)
         log_p = jax.vmap(model.prior(fitted.params).log_prob)
         summary["codes_cross_entropy_nats"] = float(-np.mean(log_p(z)))  # -E log p(z), z ~ q(z)
         summary["prior_entropy_nats"] = float(-np.mean(log_p(samples.z)))
         x = test.x[:10] / (255 if test.x.dtype == np.uint8 else 1)
-        seen = evaluate.reconstructions(model, fitted.params, jax.random.clone(keys[6]), x)
+        seen = evaluate.reconstructions(model, fitted.params, x_key, x)
         drawn["reconstructions"] = plot.reconstructions(x, np.clip(seen, 0, 1))
         if config.latent == 2:
             drawn["codes"] = beside(np.asarray(z), test.y, np.asarray(samples.z)[: len(z)])

@@ -48,9 +48,10 @@ LOSSES = {
 WEIGHTS = {"aae": {"weight": 3.0}, "vae_gan": {"gamma": 0.7}, "gan": {}}
 
 
-def start(game, model=None, seed=0):
+@cache
+def start(game, model=None):
     """Parameters of all players, untrained."""
-    model_key, critic_key = jax.random.split(jax.random.key(seed))
+    model_key, critic_key = jax.random.split(jax.random.key(0))
     judged = jnp.zeros(LATENT) if game == "aae" else X[0]
     params = (model or MODELS[game]).init(model_key, X[0])
     return {**params, "critic": jax.jit(CRITIC.init)(critic_key, judged)}
@@ -330,7 +331,7 @@ def test_the_critic_sees_the_condition():
     params = {**model.init(jax.random.key(0), X[0], c[0]),
               "critic": CRITIC.init(jax.random.key(1), X[0], c[0])}  # fmt: skip
     loss = adversarial.gan(model, CRITIC)
-    found = jax.grad(lambda p: loss(p, jax.random.key(2), Batch(X, c), 0)[0])(params)
+    found = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(2), Batch(X, c), 0)[0]))(params)
     seen = found["critic"]["params"]["net"]["Dense_0"]["kernel"][-3:]
     assert (np.abs(seen).max(axis=1) > 1e-4).all()
     with pytest.raises(ValueError, match="decode: expected one code as at init.* with no c"):
@@ -339,21 +340,27 @@ def test_the_critic_sees_the_condition():
 
 def test_bad_input_is_refused_with_what_mends_it(key):
     def run(loss, params, x=X):
-        return jax.eval_shape(lambda p, k: loss(p, k, Batch(x), 0)[0], params, key)
+        return jax.eval_shape(
+            lambda p, k: loss(p, k, Batch(x), 0)[0], params, jax.random.clone(key)
+        )
+
+    def shapes(game, model=None):
+        return jax.eval_shape(lambda: start.__wrapped__(game, model))
 
     no_prior = aae_model(prior=None)
     for game, build in (("aae", no_prior), ("vae_gan", model_of(prior=None))):
         message = r"model: got one without a prior, .*give autoencoder\(..., prior=...\)"
         with pytest.raises(ValueError, match=message):
-            run(LOSSES[game](build, CRITIC), start(game, build))
-    codes, images = start("aae"), start("gan")
+            run(LOSSES[game](build, CRITIC), shapes(game, build))
+    codes, images = shapes("aae"), shapes("gan")
     with pytest.raises(ValueError, match=r"critic: got an input of shape \(2,\).*init\(key, z\)"):
         run(LOSSES["aae"](MODELS["aae"], CRITIC), {**codes, "critic": images["critic"]})
     with pytest.raises(ValueError, match=r"players: params: got \['critic', 'decoder'\], expected"):
         run(LOSSES["vae_gan"](MODELS["vae_gan"], CRITIC), images)
     plain = nn.Sequential([MLP((5,)), nn.Dense(1)])
+    judge = jax.eval_shape(plain.init, jax.random.clone(key), X[0])
     with pytest.raises(TypeError, match=r"critic: got shapes .*wrap the network: adversarial.Cri"):
-        run(LOSSES["gan"](MODELS["gan"], plain), {**images, "critic": plain.init(key, X[0])})
+        run(LOSSES["gan"](MODELS["gan"], plain), {**images, "critic": judge})
     with pytest.raises(ValueError, match=r"gan: the decoder's mean: got \(2, 2, 1\), expected \(4"):
         run(LOSSES["gan"](MODELS["gan"], CRITIC), images, X.reshape(5, 4))
     with pytest.raises(TypeError, match="encode: got a model made by implicit"):

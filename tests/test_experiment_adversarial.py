@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from experiments import adversarial, run
+from vaejax import Batch
 
 ALWAYS = {"samples", "players", "critic"}
 FIGURES = {
     "digits_mixture": ALWAYS | {"reconstructions", "codes", "curves"},
-    "digits_vae_gan": ALWAYS | {"reconstructions", "curves"},
     "digits_gan": ALWAYS,
 }
 
@@ -29,6 +29,20 @@ def test_every_family_runs(preset, tmp_path):
     assert 0 <= summary["test_critic_accuracy"] <= 1
     assert ("codes_cross_entropy_nats" in summary) == (preset != "digits_gan")
     assert all(np.isfinite(v).all() for v in summary.values())
+
+
+def test_the_vae_gan_s_parts_fit_together(key):
+    config = replace(adversarial.PRESETS["digits_vae_gan"], hidden=(8, 8), critic=(4, 4))
+    model, critic, loss = adversarial.build(config, (8, 8, 1), np.full((8, 8, 1), 0.3))
+    x = np.zeros((8, 8, 1), np.float32)
+
+    def one_step(key):
+        params = {**model.init(key, x), "critic": critic.init(jax.random.clone(key), x)}
+        found = loss(params, jax.random.clone(key), Batch(x[None]), 0)
+        return found, adversarial.adam_for(config, 10).init(params)
+
+    (_, metrics), _ = jax.eval_shape(one_step, key)
+    assert {"encoder/loss", "feature_distortion", "rate", "critic_accuracy"} <= set(metrics)
 
 
 def test_shown_counts_classes_with_one_percent():
