@@ -1,5 +1,7 @@
 """Convolutions by both means agree; encoders and decoders take any size."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,22 +14,26 @@ from vaejax import networks
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 3), (33, 17)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("side", [3, 4, 1])
-def test_product_and_native_convolution_agree(size, stride, side, key):
-    x_key, kernel_key, weight_key = jax.random.split(key, 3)
-    x = jax.random.normal(x_key, (*size, 2))
-    kernel = jax.random.normal(kernel_key, (side, side, 2, 3))
+def test_product_and_native_convolution_agree(size, stride, side):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(*size, 2)), rng.normal(size=(side, side, 2, 3))
+    shape = (-(-size[0] // stride), -(-size[1] // stride), 3)
+    weight = rng.normal(size=shape)
 
-    def value_and_gradients(convolution):
+    def value_and_gradients(convolution, x, kernel):
         def scalar(x, kernel):
             y = convolution(x, kernel, stride=stride)
-            weight = jax.random.normal(jax.random.clone(weight_key), y.shape)
             return jnp.sum(y * weight), y
 
         return jax.value_and_grad(scalar, (0, 1), has_aux=True)(x, kernel)
 
-    (_, y), gradients = value_and_gradients(networks.conv_as_product)
-    (_, native), native_gradients = value_and_gradients(networks.conv_native)
-    assert y.shape == (-(-size[0] // stride), -(-size[1] // stride), 3)
+    @jax.jit  # one program rather than some forty: most of the time here is compilation
+    def both(x, kernel):
+        convolutions = networks.conv_as_product, networks.conv_native
+        return [value_and_gradients(one, x, kernel) for one in convolutions]
+
+    ((_, y), gradients), ((_, native), native_gradients) = both(jnp.asarray(x), jnp.asarray(kernel))
+    assert y.shape == shape
     np.testing.assert_allclose(y, native, atol=1e-5)
     for ours, theirs in zip(gradients, native_gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -51,11 +57,12 @@ def test_on_cpu_no_native_convolution_is_compiled_even_under_vmap_grad_and_scan(
 @pytest.mark.parametrize("shape", [(28, 20, 1), (33, 17, 3), (5, 9, 2), (1, 1, 1)])
 def test_encoder_and_decoder_take_any_size(shape, key):
     encode_key, decode_key = jax.random.split(key)
-    features = networks.ConvEncoder((4, 6)).init_with_output(encode_key, jnp.ones(shape))[0]
+    encoder, decoder = networks.ConvEncoder((4, 6)), networks.ConvDecoder(shape, (6, 4, 5))
+    features = jax.jit(encoder.init_with_output)(encode_key, jnp.ones(shape))[0]
     quarter = [(n + 3) // 4 for n in shape[:2]]  # two halvings, each rounded up
     assert features.shape == (quarter[0] * quarter[1] * 6,)
-    decoder = networks.ConvDecoder(shape, (6, 4, 5))
-    assert decoder.init_with_output(decode_key, jnp.ones(3))[0].shape == (*shape[:2], 5)
+    decoded = jax.jit(decoder.init_with_output)(decode_key, jnp.ones(3))[0]
+    assert decoded.shape == (*shape[:2], 5)
 
 
 def test_the_condition_reaches_every_network(key):
@@ -64,8 +71,9 @@ def test_the_condition_reaches_every_network(key):
         (networks.ConvEncoder((2,)), jnp.ones((4, 4, 1))),
         (networks.ConvDecoder((4, 4), (2, 2)), jnp.ones(3)),
     ]:
-        variables = network.init(jax.random.clone(key), x, jnp.ones(2))
-        rises = jax.jacobian(lambda c, n=network, v=variables, x=x: n.apply(v, x, c))(jnp.ones(2))
+        variables = jax.jit(network.init)(jax.random.clone(key), x, jnp.ones(2))
+        apply = partial(network.apply, variables, x)
+        rises = jax.jit(jax.jacobian(apply))(jnp.ones(2))
         assert jnp.abs(rises).max() > 0
 
 
@@ -101,7 +109,7 @@ def test_networks_train_in_scan_under_vmap(key):
     init_key, data_key = jax.random.split(key)
     x = jax.random.normal(data_key, (16, 5, 7, 1))
     target = jnp.mean(x, axis=(1, 2, 3))
-    variables = Net().init(init_key, x[0])
+    variables = jax.jit(Net().init)(init_key, x[0])
 
     def loss(v):
         return jnp.mean((jax.vmap(lambda one: Net().apply(v, one)[0])(x) - target) ** 2)
@@ -117,6 +125,6 @@ def test_networks_train_in_scan_under_vmap(key):
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, jnp.float16, jnp.float64])
 def test_stored_pixels_and_double_precision_are_taken(dtype, x64, key):
     x = jnp.ones((5, 7, 1), dtype)
-    y, variables = networks.ConvEncoder((3,)).init_with_output(key, x)
+    y, variables = jax.jit(networks.ConvEncoder((3,)).init_with_output)(key, x)
     assert jnp.issubdtype(y.dtype, jnp.floating)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
