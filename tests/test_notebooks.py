@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LOCAL_PATH = re.compile(r"(?<![\w.])/(tmp|home|work|root|Users|usr|var|opt)\b|[A-Z]:\\\\")
 
 # How many pictures a notebook shows, and what must hold of its variables at the end.
-PICTURES = {"vae": 8, "bounds": 6, "from_ae_to_vae": 9}
+PICTURES = {"vae": 8, "bounds": 6, "from_ae_to_vae": 9, "zoo": 12}
 CHECKS = {
     "vae": """
 # The ELBO lies well above what independent Normals reach, no pixel being surer than s.
@@ -77,6 +77,17 @@ for (name, q), share in explained.items():
     assert abs(share - pca[name][q - 1]) < 0.015, (name, q, share)
 assert np.allclose(pca["independent"], np.arange(1, 17) / 16)
 assert ratio["digits"] < 0.7 and min(v for k, v in ratio.items() if k != "digits") > 3, ratio
+""",
+    "zoo": """
+# Every family draws images, and all but the one without a likelihood have learned something.
+assert len(samples) == 11 and all(x.shape[1:] == shape for x in samples.values())
+assert all(0 <= x.min() and x.max() <= 1 and x.std(0).mean() > 0.02 for x in samples.values())
+nats = {name: number for name, (number, _) in numbers.items()}
+for name in set(nats) - {"data", "adversarial AE", "VQ-VAE"}:
+    assert 15 < nats[name] < nats["data"] - 2, nats
+assert 15 < nats["VQ-VAE"] < nats["data"] + 3, nats
+# What the class says need not be said by z; pressure on the codes costs nats.
+assert nats["class-conditional"] < nats["VAE"] - 1 < nats["beta-TCVAE"], nats
 """,
 }
 
