@@ -62,7 +62,7 @@ DIGITS_GAN = replace(
 )
 MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), weight=5.0, batch_size=128, epochs=20)
 MNIST_GAN = replace(DIGITS_GAN, dataset="mnist", latent=16, hidden=(512, 256), epochs=12,
-                    learning_rate=1e-3, critic_rate=1e-3)  # fmt: skip
+                    critic_rate=1e-3)  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
     "digits_mixture": replace(DIGITS, prior="ring"),
@@ -70,7 +70,7 @@ PRESETS = {
     "digits_gan": DIGITS_GAN,
     "mnist": MNIST,
     "mnist_mixture": replace(MNIST, prior="ring"),
-    "mnist_vae_gan": replace(MNIST_GAN, family="vae_gan", learning_rate=3e-3, momentum=0.5),
+    "mnist_vae_gan": replace(MNIST_GAN, family="vae_gan", momentum=0.5),
     "mnist_gan": MNIST_GAN,
 }
 
