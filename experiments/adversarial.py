@@ -62,7 +62,7 @@ DIGITS_GAN = replace(
 )
 MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), weight=5.0, batch_size=128, epochs=20)
 MNIST_GAN = replace(DIGITS_GAN, dataset="mnist", latent=16, hidden=(512, 256), epochs=12,
-                    learning_rate=1e-3, critic_rate=1e-3)  # fmt: skip
+                    critic_rate=1e-3)  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
     "digits_mixture": replace(DIGITS, prior="ring"),
@@ -70,7 +70,7 @@ PRESETS = {
     "digits_gan": DIGITS_GAN,
     "mnist": MNIST,
     "mnist_mixture": replace(MNIST, prior="ring"),
-    "mnist_vae_gan": replace(MNIST_GAN, family="vae_gan", learning_rate=3e-3, momentum=0.5),
+    "mnist_vae_gan": replace(MNIST_GAN, family="vae_gan", momentum=0.5),
     "mnist_gan": MNIST_GAN,
 }
 
@@ -201,7 +201,7 @@ def main(config: Config) -> dict[str, Any]:
         summary |= shown(classify, seen, int(np.max(test.y)) + 1) | {"judge_error": error}
     drawn = {"samples": plot.images(seen[:100], columns=10, title="samples, z ~ p(z)")}
     if config.family != "gan":
-        codes_key, x_key = jax.random.split(keys[6])
+        codes_key, x_key, prior_key = jax.random.split(keys[6], 3)
         z = evaluate.codes(model, fitted.params, codes_key, test.x, transform=transform)
         log_p = jax.vmap(model.prior(fitted.params).log_prob)
         summary["codes_cross_entropy_nats"] = float(-np.mean(log_p(z)))  # -E log p(z), z ~ q(z)
@@ -210,7 +210,9 @@ def main(config: Config) -> dict[str, Any]:
         seen = evaluate.reconstructions(model, fitted.params, x_key, x)
         drawn["reconstructions"] = plot.reconstructions(x, np.clip(seen, 0, 1))
         if config.latent == 2:
-            drawn["codes"] = beside(np.asarray(z), test.y, np.asarray(samples.z)[: len(z)])
+            as_many = jax.random.split(prior_key, len(z))
+            wanted = jax.vmap(model.prior(fitted.params).sample)(as_many)
+            drawn["codes"] = beside(np.asarray(z), test.y, np.asarray(wanted))
     drawn |= curves(fitted.history)
     summary |= {"epochs": config.epochs, "seconds_train": run.rows(folder)[-1]["seconds"]}
     run.write_json(folder / "summary.json", summary)
