@@ -141,6 +141,11 @@ def summarised(config: Config, found: dict[str, Any], critic: dict[str, float]) 
     if critic and (critic["critic_accuracy"] > 0.95 or critic["critic/loss"] < 0.1):
         notes.append("factor_vae: the critic has won, its total correlation says nothing; raise "
                      "gamma, or lower the critic's step size")  # fmt: skip
+    left = found["factor_vae"]["total_correlation_nats"].value if critic else 0.0
+    if critic and critic["critic_accuracy"] < 0.55 and left > 0.5:
+        notes.append("factor_vae: the critic sees nothing: its accuracy is "
+                     f"{critic['critic_accuracy']:.2f}, the total correlation {left:.1f} nats; "
+                     "lower gamma, or raise the critic's step size")  # fmt: skip
     summary: dict[str, Any] = {"methods": list(found)}
     if "gap" in every[0]:
         summary["mig"] = [one["gap"].value for one in every]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import run, vae
+from experiments import run
 from experiments.priors import SMALLEST, Trained, margin, network, trained
 from vaejax import data, plot, posteriors, train
 from vaejax.errors import at_least_one
@@ -116,10 +116,7 @@ def main(config: Config) -> dict[str, Any]:
     test = data.load(config.dataset, config.test_split).x
     train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
     base = network(config, images)
-    correlated = vae.build(
-        replace(vae.PRESETS["mnist"], hidden=config.hidden, latent=config.latent,
-                posterior="full_covariance"), images.shape[1:], images.mean(axis=0) / 255,
-    )  # fmt: skip
+    correlated = network(config, images, posterior="full_covariance")
     variations = {
         "diagonal": base,
         "full_covariance": correlated,

@@ -69,10 +69,11 @@ class Trained(NamedTuple):
     curve: Any
 
 
-def network(config: Any, images: Any) -> Model:
-    """The VAE that all variations start from."""
+def network(config: Any, images: Any, **options: Any) -> Model:
+    """The VAE that all variations start from; `options`: of `vae.Config`."""
     mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
-    preset = replace(vae.PRESETS["mnist"], hidden=config.hidden, latent=config.latent)
+    preset = replace(vae.PRESETS["mnist"], hidden=config.hidden, latent=config.latent,
+                     **options)  # fmt: skip
     return vae.build(preset, images.shape[1:], mean)
 
 

@@ -1,4 +1,4 @@
-"""The disentangling experiment, shrunk; and what it says of a critic that has won."""
+"""The disentangling experiment, shrunk; and what it says of a critic that has won or lost."""
 
 import json
 from dataclasses import replace
@@ -50,18 +50,25 @@ def test_training_images_are_black_and_white_and_named_by_their_factors(key):
     np.testing.assert_array_equal(images.x, whole.x[place])
 
 
-def test_a_critic_that_has_won_is_reported():
+def notes(accuracy, loss, correlation):
     one = {"elbo_nats": -1.0, "distortion_nats": 1.0, "rate_nats": 0.0,
-           "total_correlation_nats": Estimate(0.0, 0.0), "collapsed_dimensions": 0}  # fmt: skip
+           "total_correlation_nats": Estimate(correlation, 0.0),
+           "collapsed_dimensions": 0}  # fmt: skip
+    critic = {"critic_accuracy": accuracy, "critic/loss": loss}
+    config = disentangle.Config(methods=("factor_vae",))
+    return disentangle.summarised(config, {"factor_vae": one}, critic)["notes"]
 
-    def notes(accuracy, loss):
-        critic = {"critic_accuracy": accuracy, "critic/loss": loss}
-        config = disentangle.Config(methods=("factor_vae",))
-        return disentangle.summarised(config, {"factor_vae": one}, critic)["notes"]
 
-    assert notes(0.55, 0.68) == []
-    for won in (notes(0.99, 0.2), notes(0.94, 0.05)):
+def test_a_critic_that_has_won_is_reported():
+    assert notes(0.55, 0.68, 0.0) == []
+    for won in (notes(0.99, 0.2, 0.0), notes(0.94, 0.05, 0.0)):
         assert len(won) == 1 and "the critic has won" in won[0]
+
+
+def test_a_critic_that_sees_nothing_is_reported():
+    assert notes(0.51, 0.69, 0.4) == notes(0.6, 0.67, 1.2) == []
+    (blind,) = notes(0.51, 0.69, 1.2)
+    assert "the critic sees nothing" in blind and "1.2 nats" in blind
 
 
 def test_the_command_line_takes_methods():

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import posteriors
-from vaejax.distributions import Normal
+from vaejax.distributions import MultivariateNormal, Normal
 from vaejax.model import Model
 
 
@@ -28,3 +29,14 @@ def test_active_units_are_those_whose_mean_moves_however_wide_the_posterior():
     model = Model(*[encode] * 4)
     x = jax.random.normal(jax.random.key(0), (2000,))
     assert posteriors.active_units(model, {}, jax.random.key(1), x) == 1
+
+
+def test_pixels_start_at_their_mean_for_images_that_are_no_bytes():
+    """Grey images in [0, 1] were divided by 255 once more for the full covariance."""
+    images = np.full((4, 2, 2, 1), 0.5, np.float32)
+    config = replace(posteriors.DIGITS, hidden=(3,))
+    model = posteriors.network(config, images, posterior="full_covariance")
+    params = model.init(jax.random.key(0), jnp.zeros((2, 2, 1)))
+    assert isinstance(model.encode(params, images[0]), MultivariateNormal)
+    spread = jnp.abs(model.decode(params, jnp.zeros(2)).mean - 0.5)
+    assert float(spread.max()) < 1e-5

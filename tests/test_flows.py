@@ -115,6 +115,13 @@ def test_the_jacobian_of_an_inverse_autoregressive_flow_is_triangular_in_its_ord
     assert np.all(np.any(by_h != 0, axis=1)), "the features reach every entry, the first one too"
 
 
+def test_the_last_entry_depends_on_all_others_behind_a_narrow_layer():
+    """Three units of degrees 0, 1, 2 would show it the first two of seven entries alone."""
+    masks = flows.autoregressive_masks(range(8), (3, 5))
+    seen = np.linalg.multi_dot(masks)
+    assert np.all(np.triu(seen.T) == 0) and np.all(seen[:7, 7] > 0) and np.all(seen[7] == 0)
+
+
 @pytest.fixture(scope="module")
 def densities():
     """Of the plane, with parameters as they come."""

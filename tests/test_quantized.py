@@ -297,6 +297,14 @@ def test_the_codebook_starts_at_different_encodings(params, x, features):
     assert start["model"] is params["model"]
 
 
+def test_entries_start_different_where_most_codes_are_equal(key):
+    """As those of an empty background; drawn blindly, most entries were one and the same."""
+    codes = jnp.concatenate([jnp.zeros((200, 2)), jnp.arange(12.0).reshape(6, 2)])
+    draw = jax.jit(quantized._different, static_argnums=2)
+    assert len(np.unique(draw(key, codes, 7), axis=0)) == 7
+    assert len(np.unique(draw(jax.random.clone(key), codes, 20), axis=0)) == 7
+
+
 def test_dead_entries_revive_at_encodings_and_the_others_stay(params, x, features):
     far = params["codebook"].at[1].set(40.0).at[3].set(-40.0)
     init, _ = train.make_step(LOSS, optax.sgd(0.1))

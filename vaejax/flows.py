@@ -84,7 +84,7 @@ class Transformed(Distribution):
 
 
 @distribution
-class Chain(Flow):
+class Composed(Flow):
     """Flows one after the other, the first first: f = f_T o ... o f_1; log-determinants add up."""
 
     flows: tuple[Any, ...]
@@ -195,7 +195,7 @@ class Stack(NamedTuple):
 
     `family`: `Coupling` or `InverseAutoregressive`; `nets`: their conditioners, Linen modules;
     `orders`: a permutation of the positions for each. Made by `coupling` and
-    `inverse_autoregressive`. `init(key, *given) -> params`, `apply(params, *given) -> Chain`;
+    `inverse_autoregressive`. `init(key, *given) -> params`, `apply(params, *given) -> Composed`;
     given is a vector of features h, or nothing.
     """
 
@@ -216,12 +216,12 @@ class Stack(NamedTuple):
             for i, net in enumerate(self.nets)
         }
 
-    def apply(self, params: Params, *given: Any, rngs: Any = None) -> Chain:
+    def apply(self, params: Params, *given: Any, rngs: Any = None) -> Composed:
         """The flow under these parameters, for these features."""
         del rngs  # there is no layer noise in a conditioner
         # Partial keeps the parameters as leaves; the function in it is stored with the module, so
         # that it is the same object, hence the same structure, at every call.
-        return Chain(
+        return Composed(
             tuple(
                 self.family(jax.tree_util.Partial(net.apply, params[f"flow_{i}"]), given, order)
                 for i, (net, order) in enumerate(zip(self.nets, self.orders, strict=True))
@@ -275,13 +275,13 @@ def planar(size: int, *, layers: int = 4) -> "PlanarNet":
 
 
 class PlanarNet(nn.Module):
-    """What `planar` makes: `init(key, *given) -> params`, `apply(params, *given) -> Chain`."""
+    """What `planar` makes: `init(key, *given) -> params`, `apply(params, *given) -> Composed`."""
 
     size: int
     layers: int
 
     @nn.compact
-    def __call__(self, *given: Any) -> Chain:
+    def __call__(self, *given: Any) -> Composed:
         shape = self.layers, 2 * self.size + 1
         free = self.param("start", nn.initializers.normal(0.1), shape)
         if given:
@@ -289,7 +289,7 @@ class PlanarNet(nn.Module):
             by_h = nn.Dense(math.prod(shape), use_bias=False, kernel_init=near_zero)
             free = free + by_h(join(given)).reshape(shape)
         n = self.size
-        return Chain(tuple(Planar(u=row[:n], w=row[n : 2 * n], b=row[-1]) for row in free))
+        return Composed(tuple(Planar(u=row[:n], w=row[n : 2 * n], b=row[-1]) for row in free))
 
 
 class Density(NamedTuple):
@@ -368,15 +368,20 @@ class MaskedDense(nn.Module):
 def autoregressive_masks(order: Sequence[int], hidden: Sequence[int]) -> list[np.ndarray]:
     """Masks `[inputs, outputs]` of layers by which entry o(i) depends on those before it alone.
 
-    Entry o(i) has the rank i = 1..n, hidden units have degrees 0 to n - 1 in turn: a unit sees the
-    inputs of rank <= its degree and the units of degree <= its own; entry o(i) sees the units of
-    degree < i. Units of degree 0 see no entry, and carry features to the first. The last mask has
-    one output for each entry.
+    Entry o(i) has the rank i = 1..n, hidden units have degrees 0 to n - 1 in turn (in a layer of
+    fewer than n units spread over that range, or no unit would see the later entries): a unit sees
+    the inputs of rank <= its degree and the units of degree <= its own; entry o(i) sees the units
+    of degree < i. Units of degree 0 see no entry, and carry features to the first. The last mask
+    has one output for each entry.
     """
     n = len(order)
     rank = np.empty(n, int)
     rank[np.asarray(order)] = np.arange(1, n + 1)
-    degrees = [rank, *(np.arange(width) % n for width in hidden)]
+
+    def spread(width: int) -> np.ndarray:
+        return np.arange(width) % n if width >= n else np.linspace(0, n - 1, width).round()
+
+    degrees = [rank, *(spread(width) for width in hidden)]
     masks = [a[:, None] <= b[None] for a, b in pairwise(degrees)]
     masks.append(degrees[-1][:, None] < rank[None])
     return [mask.astype(np.float32) for mask in masks]
@@ -420,7 +425,7 @@ def _check_density(base: Any) -> None:
 
 
 __all__ = [
-    "Chain",
+    "Composed",
     "Conditioner",
     "Coupling",
     "Density",

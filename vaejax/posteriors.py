@@ -36,7 +36,7 @@ def flow_posterior(model: Model, flow: Any) -> Model:
         model_key, flow_key = jax.random.split(key)
         params = model.init(model_key, x, c)
         if "posterior" in params:
-            fix = "put the flows of both into one: Chain, or more layers"
+            fix = "put the flows of both into one: flows.Composed, or more layers"
             raise wrong("flow_posterior: model", "a posterior with a flow", "one without", fix)
         q = model.encode(params, x, c)
         _check(q, getattr(flow, "size", None))

@@ -278,8 +278,7 @@ def from_data(
     rows = jax.random.choice(rows_key, size_of(batch.x), (count,), replace=False)
     chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], batch)
     features = _features(model, transform, params, transform_key, chosen)
-    drawn = jax.random.choice(choice_key, features, (len(params["codebook"]),), replace=False)
-    return {**params, "codebook": drawn}
+    return {**params, "codebook": _different(choice_key, features, len(params["codebook"]))}
 
 
 def revive(
@@ -365,9 +364,25 @@ def _revived(
     codebook = state.params["codebook"]
     index = VectorQuantized.nearest(features, codebook).index
     used = jnp.zeros(len(codebook)).at[index].add(1 / len(features))
-    fresh = jax.random.choice(choice_key, features, (len(codebook),), replace=False)
+    fresh = _different(choice_key, features, len(codebook))
     codebook = jnp.where((used <= share)[:, None], fresh, codebook)
     return state._replace(params={**state.params, "codebook": codebook})
+
+
+def _different(key: Key, features: Array, count: int) -> Array:
+    """As many rows of `[codes, size]`, drawn at random, equal ones only where no others are left.
+
+    Of equal entries the first alone is ever chosen, and empty places of images have equal codes.
+    """
+    bits = lax.bitcast_convert_type(features.astype(jnp.float32), jnp.uint32)
+    odd = [pow(0x9E3779B1, j, 2**32) for j in range(1, 1 + features.shape[1])]
+    mixed = (bits ^ (bits >> 15)) * jnp.asarray(np.array(odd, np.uint32))[None]
+    label = jnp.sum(mixed, axis=1, dtype=jnp.uint32)  # equal for equal rows
+    order = jnp.argsort(label)
+    ranked = label[order]
+    first = jnp.concatenate([jnp.ones(1, bool), ranked[1:] != ranked[:-1]])
+    share = jnp.zeros(len(features)).at[order].set(jnp.where(first, 1.0, 0.0))
+    return jax.random.choice(key, features, (count,), replace=False, p=share / jnp.sum(share))
 
 
 _REVIVE = 0x76717276  # "vqrv": apart from the streams of `train`
