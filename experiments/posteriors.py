@@ -1,6 +1,6 @@
 """Posteriors q(z|x): diagonal, full covariance, planar flows (arXiv:1505.05770), IAF (1606.04934).
 
-    python -m experiments.posteriors [preset] --posteriors diagonal planar iaf --planar-layers T --seed S
+    python -m experiments.posteriors [preset] --posteriors diagonal iaf --planar-layers T --seed S
 
 One network is trained once per posterior, on the same batches for as many epochs. With two latent
 dimensions (`digits`) the clouds are drawn over the exact posterior p(z|x). Expected numbers and
