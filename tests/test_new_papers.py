@@ -11,6 +11,7 @@ import inspect
 import io
 import textwrap
 import tokenize
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -270,8 +271,9 @@ def test_capacity_penalises_the_distance_of_the_mean_rate_not_the_mean_distance(
     model = identity_vae(1.0)
     x = jnp.array([[0.0, 0.0], [2.0, 0.0]])  # KL(N(x, 1) || N(0, 1)) = |x|^2 / 2: 0 and 2 nats
     loss = capacity_vae(model, gamma=10.0, nats=optax.linear_schedule(0.0, 1.0, 10))
+    compiled = jax.jit(loss)
     for i, step in enumerate((0, 5, 10)):
-        value, metrics = loss({}, jax.random.fold_in(key, i), Batch(x), step)
+        value, metrics = compiled({}, jax.random.fold_in(key, i), Batch(x), step)
         np.testing.assert_allclose(metrics["rate"], 1.0, rtol=1e-6)
         penalty = value - metrics["distortion"]
         np.testing.assert_allclose(penalty, 10.0 * (1 - step / 10), atol=1e-4)
@@ -308,8 +310,8 @@ def vamp():
 def test_vamp_prior_is_the_mixture_of_posteriors_at_the_pseudo_inputs(vamp):
     model, params, _ = vamp
     assert params["pseudo_inputs"].shape == (4, SIZE)
-    pz = model.prior(params)
-    components = [model.encode(params, u) for u in params["pseudo_inputs"]]
+    pz = jax.jit(model.prior)(params)
+    components = [jax.jit(model.encode)(params, u) for u in params["pseudo_inputs"]]
     for z in np.array([[0.0, 0.0], [1.5, -0.5], [-4.0, 3.0]]):
         each = [stats.norm.logpdf(z, q.loc, q.scale).sum() for q in components]
         expected = special.logsumexp(each) - np.log(4)
@@ -320,12 +322,12 @@ def test_vamp_gradient_reaches_each_pseudo_input_by_its_responsibility(vamp):
     """d log p(z) / d u_k = r_k d log q(z|u_k) / d u_k, with r_k the posterior of component k."""
     model, params, _ = vamp
     z = jnp.array([0.5, -0.3])
-    gradient = jax.grad(lambda p: model.prior(p).log_prob(z))(params)
+    gradient = jax.jit(jax.grad(lambda p: model.prior(p).log_prob(z)))(params)
 
     def log_q(u):
         return model.encode(params, u).log_prob(z)
 
-    each, slopes = jax.vmap(jax.value_and_grad(log_q))(params["pseudo_inputs"])
+    each, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_q)))(params["pseudo_inputs"])
     expected = jax.nn.softmax(each)[:, None] * slopes
     np.testing.assert_allclose(gradient["pseudo_inputs"], expected, rtol=1e-4, atol=1e-6)
     assert np.all(np.linalg.norm(expected, axis=1) > 1e-4)
@@ -337,13 +339,13 @@ def test_vamp_gradient_reaches_each_pseudo_input_by_its_responsibility(vamp):
 def test_vamp_rate_is_sampled_because_a_mixture_has_no_closed_form(vamp, key):
     model, params, x = vamp
     with pytest.raises(TypeError, match="no closed form"):
-        kl(model.encode(params, x[0]), model.prior(params))
+        jax.eval_shape(lambda p: kl(model.encode(p, x[0]), model.prior(p)), params)
 
     def rates(key):
         d = draw(model, params, key, x[0])
         return rate(d), d.log_q - d.pz.log_prob(d.z)
 
-    R, expected = jax.vmap(rates)(jax.random.split(key, 8))
+    R, expected = jax.jit(jax.vmap(rates))(jax.random.split(key, 8))
     np.testing.assert_allclose(R, expected, rtol=1e-6)
     assert np.std(R) > 1e-3  # from draw to draw, as an exact KL would not
 
@@ -392,7 +394,7 @@ def test_factor_each_players_gradient_is_that_of_its_own_loss(factor, key):
         z, D, R, _ = parts(model_params)
         return jnp.mean(D + R + 6.0 * score(params["critic"], z))
 
-    z, *_, permute_key = parts(params["model"])
+    z, *_, permute_key = jax.jit(parts)(params["model"])
     joint, product = z[:32], permute_dimensions(permute_key, z[32:])
 
     def critic_alone(critic):
@@ -411,7 +413,7 @@ def test_factor_each_players_gradient_is_that_of_its_own_loss(factor, key):
     chex.assert_trees_all_close(gradient["critic"], critic_gradient, **close)
     assert optax.tree.norm(critic_gradient) > 1e-2
     # TC has a part in it: without one the first comparison would prove little.
-    tc_gradient = jax.grad(lambda p: jnp.mean(score(params["critic"], parts(p)[0])))
+    tc_gradient = jax.jit(jax.grad(lambda p: jnp.mean(score(params["critic"], parts(p)[0]))))
     assert optax.tree.norm(tc_gradient(params["model"])) > 1e-2
 
 
@@ -529,7 +531,8 @@ def test_causal_decoder_learns_the_dependence_between_pixels(causal, key):
     # The library runs it: importance-sampled likelihood, and ancestral samples.
     log_px, _ = log_likelihood(model, trained, likelihood_key, x[:32], particles=8)
     assert np.all(log_px < 0)
-    made = jax.vmap(lambda k: generate(model, trained, k).x)(jax.random.split(sample_key, 500))
+    sample = jax.jit(jax.vmap(lambda k: generate(model, trained, k).x))
+    made = sample(jax.random.split(sample_key, 500))
     stayed = np.mean(made[:, 1:] == made[:, :-1])
     np.testing.assert_allclose(stayed, 0.9, atol=0.06)
 
@@ -582,9 +585,11 @@ def test_conditional_model_trains_and_draws_what_the_condition_names(conditional
     moved = optax.tree.norm(optax.tree.sub(prior_after, prior_before))
     assert moved > 1e-2  # p(z|c) is learned
     assert fitted.history["loss"][-1] < 0.8 * fitted.history["loss"][0]
+    means = jax.jit(
+        jax.vmap(lambda k, c: generate(model, fitted.params, k, c).mean, in_axes=(0, None))
+    )
     for c, c_key in zip(jnp.eye(2), jax.random.split(sample_key), strict=True):
-        keys = jax.random.split(c_key, 200)
-        mean = jax.vmap(lambda k, c=c: generate(model, fitted.params, k, c).mean)(keys)
+        mean = means(jax.random.split(c_key, 200), c)
         # 128 training images of a class: a pixel's frequency alone has an sd of 0.027.
         np.testing.assert_allclose(mean.mean(axis=0), lit(c), atol=0.15)
 
@@ -630,18 +635,21 @@ def test_at_the_exact_posterior_every_draw_of_the_elbo_is_log_px_given_c(key):
         d = draw(model, params, key, x, c)
         return -distortion(d) - sampled_rate(d)
 
-    found = over_batch(one, {}, draw_key, Batch(x, c))
+    found = jax.jit(partial(over_batch, one, {}))(draw_key, Batch(x, c))
     np.testing.assert_allclose(found, exact, atol=2e-4)
     log_px, ess = log_likelihood(model, {}, likelihood_key, Batch(x, c), particles=3)
     np.testing.assert_allclose(log_px, exact, atol=2e-4)
     np.testing.assert_allclose(ess, 3.0, atol=1e-2)
-    for xi, ci, log_p in zip(x, c, exact, strict=True):
+
+    def closed(x, c):
         # E_q of the squared error is that at q's mean plus the trace of its spread W S W^T.
-        q = model.encode({}, xi, ci)
-        spread = np.sum((W @ q.scale_tril) ** 2) / (2 * SIGMA**2)
-        D = spread - model.decode({}, q.mean, ci).log_prob(xi)
-        np.testing.assert_allclose(-(D + kl(q, model.prior({}, ci))), log_p, atol=2e-4)
-    value, _ = elbo(model, rate=sampled_rate)({}, elbo_key, Batch(x, c), 0)
+        q = model.encode({}, x, c)
+        spread = jnp.sum((W @ q.scale_tril) ** 2) / (2 * SIGMA**2)
+        D = spread - model.decode({}, q.mean, c).log_prob(x)
+        return -(D + kl(q, model.prior({}, c)))
+
+    np.testing.assert_allclose(jax.jit(jax.vmap(closed))(x, c), exact, atol=2e-4)
+    value, _ = jax.jit(elbo(model, rate=sampled_rate))({}, elbo_key, Batch(x, c), 0)
     np.testing.assert_allclose(-value, exact.mean(), atol=2e-4)
 
 
