@@ -40,14 +40,21 @@ def one_layer(activation=nn.sigmoid, size=4, **options):
     return autoencoder_of(heads.Code(size, activation, kernel_init=SCALED), **options)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def flat_codes(model, shape, params, rows):
+    return jax.vmap(lambda v: jnp.ravel(model.encode(params, v.reshape(shape)).mean))(rows)
+
+
 def finite_differences(model, params, x, step=1e-5):
     """df/dx `[size of z, size of x]` by central differences; needs double precision."""
-    f = jax.jit(lambda v: jnp.ravel(model.encode(params, v.reshape(x.shape)).mean))
     steps = step * np.eye(x.size)
-    ahead, behind = (jax.vmap(f)(jnp.ravel(x)[None] + sign * steps) for sign in (1, -1))
+    ahead, behind = (
+        flat_codes(model, x.shape, params, jnp.ravel(x)[None] + sign * steps) for sign in (1, -1)
+    )
     return np.asarray(ahead - behind).T / (2 * step)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def norms(norm, model, params, x, shift=None):
     """The norm of every example, as a loss would compute it."""
     keys = jax.random.split(jax.random.key(1), len(x))
@@ -184,7 +191,7 @@ def test_curvature_is_the_squared_hessian_for_small_noise(x64, norm):
     assert set(metrics) == {"distortion", *names}
     D, J, H = (metrics[name] for name in ("distortion", *names))
     np.testing.assert_allclose(value, D + 0.5 * J + 3.0 * H, rtol=1e-12)
-    hessian = jax.hessian(lambda x: model.encode(params, x).mean)(batch.x[0])
+    hessian = jax.jit(jax.hessian(lambda x: model.encode(params, x).mean))(batch.x[0])
     truth, error = 1e-2**2 * np.sum(hessian**2), np.std(H) / np.sqrt(len(H))
     assert abs(np.mean(H) - truth) < 4 * error + 1e-3 * truth  # the next order is scale^2 smaller
     assert error < 0.1 * truth
@@ -214,9 +221,9 @@ def test_spectrum_and_tangents_of_a_linear_code_are_those_of_its_matrix():
         model, params, x = one_layer(lambda a: a, size=size)
         W = np.asarray(params["encoder"]["params"]["code"]["kernel"]).T
         _, s, V = np.linalg.svd(W, full_matrices=False)
-        spectrum = jax.vmap(partial(contraction.singular_values, model, params))(x)
+        spectrum = jax.jit(jax.vmap(partial(contraction.singular_values, model, params)))(x)
         np.testing.assert_allclose(spectrum, np.tile(s, (3, 1)), rtol=1e-4)
-        found = jax.vmap(partial(contraction.tangents, model, params, count=3))(x)
+        found = jax.jit(jax.vmap(partial(contraction.tangents, model, params, count=3)))(x)
         assert found.shape == (3, 3, *SHAPE)
         cosines = np.abs(np.sum(found.reshape(3, 3, 6) * V[None, :3], axis=-1))
         np.testing.assert_allclose(cosines, 1, rtol=1e-4)
@@ -224,13 +231,14 @@ def test_spectrum_and_tangents_of_a_linear_code_are_those_of_its_matrix():
 
 def test_a_step_along_a_tangent_changes_the_code_by_its_singular_value(x64):
     model, params, x = one_layer()
-    s = contraction.singular_values(model, params, x[0])
-    T = contraction.tangents(model, params, x[0], count=4)
+    s = jax.jit(partial(contraction.singular_values, model))(params, x[0])
+    T = jax.jit(partial(contraction.tangents, model, count=4))(params, x[0])
     np.testing.assert_allclose(T.reshape(4, 6) @ T.reshape(4, 6).T, np.eye(4), atol=1e-12)
+    encode = jax.jit(model.encode)
     for value, direction in zip(s, T, strict=True):
-        ends = [model.encode(params, x[0] + a * direction).mean for a in (1e-5, -1e-5)]
+        ends = [encode(params, x[0] + a * direction).mean for a in (1e-5, -1e-5)]
         assert np.linalg.norm(ends[0] - ends[1]) / 2e-5 == pytest.approx(float(value), rel=1e-6)
-    truth = exact(model, params, jax.random.key(0), x[0])
+    truth = jax.jit(partial(exact, model))(params, jax.random.key(0), x[0])
     np.testing.assert_allclose(jnp.sum(s**2), truth, rtol=1e-12)
 
 
@@ -306,17 +314,19 @@ def test_an_x_of_several_arrays_is_one_vector():
     keys = jax.random.split(jax.random.key(1), 3)
     for norm in (exact, closed_form, hutchinson(2)):
         whole, apart = (
-            jax.vmap(lambda k, x, e, f=f, p=p, norm=norm: norm(f, p, k, x, shift=e))(
+            jax.jit(jax.vmap(lambda k, x, e, f=f, p=p, norm=norm: norm(f, p, k, x, shift=e)))(
                 jax.random.clone(keys), *given
             )
             for f, p, given in ((model, params, flat), (several, own, parts))
         )
         np.testing.assert_allclose(apart, whole, rtol=1e-5)
     one = jax.tree.map(lambda leaf: leaf[0], parts[0])
-    s = contraction.singular_values(several, own, one)
-    np.testing.assert_allclose(s, contraction.singular_values(model, params, flat[0][0]), rtol=1e-4)
-    found = contraction.tangents(several, own, one, count=2)
-    expected = contraction.tangents(model, params, flat[0][0], count=2)
+    values = jax.jit(contraction.singular_values, static_argnums=0)
+    s = values(several, own, one)
+    np.testing.assert_allclose(s, values(model, params, flat[0][0]), rtol=1e-4)
+    tangents = jax.jit(partial(contraction.tangents, count=2), static_argnums=0)
+    found = tangents(several, own, one)
+    expected = tangents(model, params, flat[0][0])
     joined = jnp.concatenate([found["a"].reshape(2, 4), found["b"]], axis=1)
     cosines = np.abs(np.sum(joined * expected, axis=1))
     np.testing.assert_allclose(cosines, 1, rtol=1e-4)
@@ -356,8 +366,8 @@ def test_a_condition_is_not_differentiated(key):
     encoder = nn.Sequential([MLP((5,), nn.tanh), heads.Code(4)])
     model = autoencoder(encoder, nn.Sequential([MLP((5,)), heads.Bernoulli(SHAPE)]))
     params = model.init(key, jnp.ones(SHAPE), jnp.ones(2))
-    J = jax.jacfwd(lambda x: model.encode(params, x, jnp.ones(2)).mean)(jnp.ones(SHAPE))
-    found = exact(model, params, key, jnp.ones(SHAPE), jnp.ones(2))
+    J = jax.jit(jax.jacfwd(lambda x: model.encode(params, x, jnp.ones(2)).mean))(jnp.ones(SHAPE))
+    found = jax.jit(partial(exact, model))(params, key, jnp.ones(SHAPE), jnp.ones(2))
     np.testing.assert_allclose(found, np.sum(J**2), rtol=1e-5)
 
 
@@ -368,7 +378,7 @@ def test_conditions_reach_the_norms_of_data_sets_and_of_the_higher_order_loss(ke
     x = jax.nn.sigmoid(jax.random.normal(jax.random.key(1), (3, *SHAPE)))
     c = jnp.arange(6.0).reshape(3, 2)
     params = model.init(key, x[0], c[0])
-    truth = jnp.stack([exact(model, params, key, *one) for one in zip(x, c, strict=True)])
+    truth = jax.jit(jax.vmap(partial(exact, model, params, key)))(x, c)
     assert np.ptp(truth) > 1e-3
     found = contraction.squared_norms(model, params, key, Batch(x, c))
     np.testing.assert_allclose(found, truth, rtol=1e-5)

@@ -25,19 +25,30 @@ def smoke(preset, out, **changes):
     return vae.main(config)
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A finished run of the first preset, which no test changes: its folder and its summary."""
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    return folder, smoke("digits", folder)
+
+
 @pytest.mark.parametrize("preset", sorted(vae.PRESETS))
-def test_every_preset_runs_and_leaves_what_it_promises(preset, tmp_path):
-    summary = smoke(preset, tmp_path / "run", dataset="digits")
+def test_every_preset_runs_and_leaves_what_it_promises(preset, digits, tmp_path):
+    folder = tmp_path / "run"
+    if preset == "digits":
+        folder, summary = digits
+    else:
+        summary = smoke(preset, folder, dataset="digits")
     assert summary.keys() >= SUMMARY
-    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary == json.loads((folder / "summary.json").read_text())
     bound = -(summary["test_distortion_nats"] + summary["test_rate_nats"])
     assert summary["test_elbo_nats"] == pytest.approx(bound, rel=1e-4)
     names = {"curves", "interpolations", "latent", "reconstructions", "samples", "traversals"}
     names |= {"manifold"} if preset == "manifold" else set()
-    assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")} == names
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == names
+    config = json.loads((folder / "config.json").read_text())
     assert config["versions"]["jax"] == jax.__version__ and config["options"]["seed"] == 0
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == [1.0, 2.0]
 
 
@@ -63,24 +74,24 @@ def test_mnist_is_read_through_tfds(mnist_prepared, tmp_path, monkeypatch):
     assert 100 < -summary["test_elbo_nats"] < 600
 
 
-def test_same_seed_same_numbers_and_another_seed_others(tmp_path):
-    same = [smoke("digits", tmp_path / name)["test_elbo_nats"] for name in "ab"]
-    assert same[0] == same[1]
-    assert smoke("digits", tmp_path / "c", seed=1)["test_elbo_nats"] != same[0]
+def test_same_seed_same_numbers_and_another_seed_others(digits, tmp_path):
+    first = digits[1]["test_elbo_nats"]
+    assert smoke("digits", tmp_path / "again")["test_elbo_nats"] == first
+    assert smoke("digits", tmp_path / "other", seed=1)["test_elbo_nats"] != first
 
 
-def test_a_folder_with_another_run_is_not_touched(tmp_path):
-    smoke("digits", tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+def test_a_folder_with_another_run_is_not_touched(digits):
+    folder = digits[0]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit, match="not an empty folder.*--resume.*another --out"):
-        smoke("digits", tmp_path)
+        smoke("digits", folder)
     with pytest.raises(SystemExit, match="run with other options: latent: then 10, now 3"):
-        smoke("digits", tmp_path, latent=3, resume=True)
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        smoke("digits", folder, latent=3, resume=True)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_resumed_experiment_repeats_the_numbers_of_one_go(tmp_path, monkeypatch):
-    whole = smoke("digits", tmp_path / "whole")
+def test_a_resumed_experiment_repeats_the_numbers_of_one_go(digits, tmp_path, monkeypatch):
+    whole = digits[1]
     fit = vae.train.fit
 
     def cut_short(*arguments, epochs, **options):

@@ -10,6 +10,7 @@ import inspect
 import io
 import textwrap
 import tokenize
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -205,8 +206,9 @@ def test_capacity_penalises_the_distance_of_the_mean_rate_not_the_mean_distance(
     model = identity_vae(1.0)
     x = jnp.array([[0.0, 0.0], [2.0, 0.0]])  # KL(N(x, 1) || N(0, 1)) = |x|^2 / 2: 0 and 2 nats
     loss = capacity_vae(model, gamma=10.0, nats=optax.linear_schedule(0.0, 1.0, 10))
+    compiled = jax.jit(loss)
     for i, step in enumerate((0, 5, 10)):
-        value, metrics = loss({}, jax.random.fold_in(key, i), Batch(x), step)
+        value, metrics = compiled({}, jax.random.fold_in(key, i), Batch(x), step)
         np.testing.assert_allclose(metrics["rate"], 1.0, rtol=1e-6)
         penalty = value - metrics["distortion"]
         np.testing.assert_allclose(penalty, 10.0 * (1 - step / 10), atol=1e-4)
@@ -335,9 +337,11 @@ def test_conditional_model_trains_and_draws_what_the_condition_names(conditional
     moved = optax.tree.norm(optax.tree.sub(prior_after, prior_before))
     assert moved > 1e-2  # p(z|c) is learned
     assert fitted.history["loss"][-1] < 0.8 * fitted.history["loss"][0]
+    means = jax.jit(
+        jax.vmap(lambda k, c: generate(model, fitted.params, k, c).mean, in_axes=(0, None))
+    )
     for c, c_key in zip(jnp.eye(2), jax.random.split(sample_key), strict=True):
-        keys = jax.random.split(c_key, 200)
-        mean = jax.vmap(lambda k, c=c: generate(model, fitted.params, k, c).mean)(keys)
+        mean = means(jax.random.split(c_key, 200), c)
         # 128 training images of a class: a pixel's frequency alone has an sd of 0.027.
         np.testing.assert_allclose(mean.mean(axis=0), lit(c), atol=0.15)
 
@@ -383,18 +387,21 @@ def test_at_the_exact_posterior_every_draw_of_the_elbo_is_log_px_given_c(key):
         d = draw(model, params, key, x, c)
         return -distortion(d) - sampled_rate(d)
 
-    found = over_batch(one, {}, draw_key, Batch(x, c))
+    found = jax.jit(partial(over_batch, one, {}))(draw_key, Batch(x, c))
     np.testing.assert_allclose(found, exact, atol=2e-4)
     log_px, ess = log_likelihood(model, {}, likelihood_key, Batch(x, c), particles=3)
     np.testing.assert_allclose(log_px, exact, atol=2e-4)
     np.testing.assert_allclose(ess, 3.0, atol=1e-2)
-    for xi, ci, log_p in zip(x, c, exact, strict=True):
+
+    def closed(x, c):
         # E_q of the squared error is that at q's mean plus the trace of its spread W S W^T.
-        q = model.encode({}, xi, ci)
-        spread = np.sum((W @ q.scale_tril) ** 2) / (2 * SIGMA**2)
-        D = spread - model.decode({}, q.mean, ci).log_prob(xi)
-        np.testing.assert_allclose(-(D + kl(q, model.prior({}, ci))), log_p, atol=2e-4)
-    value, _ = elbo(model, rate=sampled_rate)({}, elbo_key, Batch(x, c), 0)
+        q = model.encode({}, x, c)
+        spread = jnp.sum((W @ q.scale_tril) ** 2) / (2 * SIGMA**2)
+        D = spread - model.decode({}, q.mean, c).log_prob(x)
+        return -(D + kl(q, model.prior({}, c)))
+
+    np.testing.assert_allclose(jax.jit(jax.vmap(closed))(x, c), exact, atol=2e-4)
+    value, _ = jax.jit(elbo(model, rate=sampled_rate))({}, elbo_key, Batch(x, c), 0)
     np.testing.assert_allclose(-value, exact.mean(), atol=2e-4)
 
 
