@@ -86,7 +86,7 @@ class Joined(nn.Module):
         return networks.MLP(rest)(nn.relu(nn.Dense(first)(jnp.ravel(x)) + own))
 
 
-def build(config: Config, shape: tuple[int, ...], mean: Any, classes: int) -> semisupervised.M2:
+def build(config: Config, shape: tuple[int, ...], mean: Any, classes: int) -> semisupervised.Joint:
     """p(y) p(z) p(x|z, y) with q(z|x, y), and q(y|x)."""
     likelihood = {
         "bernoulli": lambda: heads.Bernoulli(shape, bias_init=heads.logit_of(mean)),
@@ -100,7 +100,7 @@ def build(config: Config, shape: tuple[int, ...], mean: Any, classes: int) -> se
     )
     features = networks.MLP(config.hidden, dropout=config.dropout)
     classifier = nn.Sequential([features, heads.Categorical((), classes)])
-    return semisupervised.M2(model, classifier, Categorical(jnp.zeros(classes)))
+    return semisupervised.Joint(model, classifier, Categorical(jnp.zeros(classes)))
 
 
 def partly_labelled(y: Any, per_class: int, seed: int) -> np.ndarray:
@@ -116,7 +116,7 @@ def partly_labelled(y: Any, per_class: int, seed: int) -> np.ndarray:
     return known
 
 
-def pictures(joint: semisupervised.M2, params: Any, key: Any, x: Any) -> dict[str, Any]:
+def pictures(joint: semisupervised.Joint, params: Any, key: Any, x: Any) -> dict[str, Any]:
     """Samples of every class from the same codes; codes of images decoded under every class."""
     model, own = joint.model, params["model"]
     classes = range(len(joint.classes))

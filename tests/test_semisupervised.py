@@ -89,7 +89,7 @@ def at_the_mean(model, params, key, x, c=()):
 def poor():
     """A joint model with a poor q(z|x, y) and a q(y|x) of its own, and parameters."""
     model, own = gaussian_classes(shift=0.3, widen=1.5)
-    joint = semisupervised.M2(model, Linear(), Categorical(jnp.asarray(PY)))
+    joint = semisupervised.Joint(model, Linear(), Categorical(jnp.asarray(PY)))
     return joint, {"model": own, "classifier": Linear().init(jax.random.key(5), X[0])}
 
 
@@ -165,7 +165,7 @@ def test_the_bound_is_the_sum_over_classes_written_out(x64):
 
 def test_with_exact_posteriors_every_draw_of_the_bound_is_log_p(x64):
     model, own = gaussian_classes()
-    joint = semisupervised.M2(model, Exact(), Categorical(jnp.asarray(PY)))
+    joint = semisupervised.Joint(model, Exact(), Categorical(jnp.asarray(PY)))
     params = {"model": own, "classifier": own}
     loss = jax.jit(semisupervised.m2(joint, alpha=0.0, rate=terms.sampled_rate))
     exact = exact_log_pxy(own, X)
@@ -239,7 +239,7 @@ def test_weights_count_examples_and_masked_ones_leave_no_trace(x64):
 def test_log_px_by_enumeration(x64):
     """Exact at any number of particles where q(z|x, y) is, and else a lower bound."""
     for (model, own), particles in ((gaussian_classes(), 2), (gaussian_classes(0.3, 1.5), 500)):
-        joint = semisupervised.M2(model, Linear(), Categorical(jnp.asarray(PY)))
+        joint = semisupervised.Joint(model, Linear(), Categorical(jnp.asarray(PY)))
         found = semisupervised.log_likelihood(
             joint, {"model": own}, jax.random.key(0), X, particles=particles, chunk=particles
         )
@@ -260,7 +260,7 @@ def images():
     )
     layers = networks.MLP((8,), dropout=0.5)
     classifier = nn.Sequential([layers, heads.Categorical((), CLASSES)])
-    joint = semisupervised.M2(model, classifier, Categorical(jnp.zeros(CLASSES)))
+    joint = semisupervised.Joint(model, classifier, Categorical(jnp.zeros(CLASSES)))
     x = RNG.random((12, *shape)).astype(np.float32)
     return joint, joint.init(jax.random.key(0), x[0]), x, np.arange(12) % CLASSES
 
@@ -337,5 +337,5 @@ def test_classes_that_do_not_agree(images):
     keys = jax.random.split(jax.random.key(0))
     with pytest.raises(ValueError, match=r"logits: got \(3,\), expected \(4,\), as p\(y\) has"):
         joint._replace(py=Categorical(jnp.zeros(4))).init(keys[0], x[0])
-    with pytest.raises(ValueError, match=r"M2: p\(y\)'s logits: got \(\)"):
+    with pytest.raises(ValueError, match=r"Joint: p\(y\)'s logits: got \(\)"):
         joint._replace(py=Categorical(jnp.zeros(()))).init(keys[1], x[0])

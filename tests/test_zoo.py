@@ -239,7 +239,7 @@ def class_conditional() -> Member:
 def few_labels() -> Member:
     model = vae(likelihood=heads.Bernoulli(SHAPE))()
     classifier = nn.Sequential([networks.MLP((16,)), heads.Categorical((), 3)])
-    joint = semisupervised.M2(model, classifier, Categorical(jnp.zeros(3)))
+    joint = semisupervised.Joint(model, classifier, Categorical(jnp.zeros(3)))
     c = jax.nn.one_hot(1, 3)
     return Member(
         lambda key: joint.init(key, X[0]),

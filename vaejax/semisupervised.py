@@ -1,6 +1,6 @@
 """Learning from few labels: p(y) p(z|y) p(x|z, y) with q(y|x) q(z|x, y), every class enumerated.
 
-    joint = semisupervised.M2(model, classifier, py)       # model: p(x|z, c), c the one-hot class
+    joint = semisupervised.Joint(model, classifier, py)       # model: p(x|z, c), c the one-hot class
     params = joint.init(key, x)
     loss = semisupervised.m2(joint, alpha=50.0)
     train.fit(loss, optimizer, params, Batch(x, y=y), ...)               # y: -1 where unknown
@@ -27,7 +27,7 @@ from vaejax.train import shuffled
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
 
-class M2(NamedTuple):
+class Joint(NamedTuple):
     """A joint model of images and classes, and its inference networks.
 
     - `model`: p(z|c) p(x|z, c) and q(z|x, c), where c is the class as a one-hot row `[classes]`;
@@ -56,7 +56,7 @@ class M2(NamedTuple):
         if logits.shape != jnp.shape(self.py.logits):
             expected = f"{jnp.shape(self.py.logits)}, as p(y) has"
             fix = "end it with heads.Categorical((), classes)"
-            raise wrong("M2: the classifier's logits", logits.shape, expected, fix)
+            raise wrong("Joint: the classifier's logits", logits.shape, expected, fix)
         return parts
 
     @property
@@ -64,7 +64,7 @@ class M2(NamedTuple):
         """Every class as a condition: the one-hot rows `[classes, classes]`."""
         if jnp.ndim(self.py.logits) != 1:
             fix = "Categorical(jnp.zeros(10)) is uniform over ten classes"
-            raise wrong("M2: p(y)'s logits", jnp.shape(self.py.logits), "[classes]", fix)
+            raise wrong("Joint: p(y)'s logits", jnp.shape(self.py.logits), "[classes]", fix)
         return jnp.eye(jnp.size(self.py.logits))
 
 
@@ -76,7 +76,7 @@ class Enumerated(NamedTuple):
 
 
 def m2(
-    joint: M2,
+    joint: Joint,
     *,
     alpha: Schedule,
     beta: Schedule = 1.0,
@@ -169,7 +169,7 @@ def discriminative(classifier: Any) -> Model:
     """A network q(y|x) as a Model of labels whose code is x itself, for `stacked`'s functions.
 
     `stacked.classification(discriminative(classifier))` trains it on the labels alone, and
-    `stacked.error_rate` measures it; `params` are the network's own, the `"classifier"` of M2's.
+    `stacked.error_rate` measures it; `params` are the network's own, the `"classifier"` of a `Joint`'s.
     There is no prior.
     """
 
@@ -186,7 +186,7 @@ def discriminative(classifier: Any) -> Model:
 
 
 def log_likelihood(
-    joint: M2,
+    joint: Joint,
     params: Params,
     key: Key,
     data: Any,
@@ -233,8 +233,8 @@ def _labels(function: str, batch: Batch) -> Array:
 
 
 __all__ = [
-    "M2",
     "Enumerated",
+    "Joint",
     "discriminative",
     "labelled_ratio",
     "log_likelihood",
