@@ -1,6 +1,6 @@
 """Learning from few labels: p(y) p(z|y) p(x|z, y) with q(y|x) q(z|x, y), every class enumerated.
 
-    joint = semisupervised.Joint(model, classifier, py)       # model: p(x|z, c), c the one-hot class
+    joint = semisupervised.Joint(model, classifier, py)    # model: p(x|z, c), c the one-hot class
     params = joint.init(key, x)
     loss = semisupervised.m2(joint, alpha=50.0)
     train.fit(loss, optimizer, params, Batch(x, y=y), ...)               # y: -1 where unknown
@@ -169,8 +169,8 @@ def discriminative(classifier: Any) -> Model:
     """A network q(y|x) as a Model of labels whose code is x itself, for `stacked`'s functions.
 
     `stacked.classification(discriminative(classifier))` trains it on the labels alone, and
-    `stacked.error_rate` measures it; `params` are the network's own, the `"classifier"` of a `Joint`'s.
-    There is no prior.
+    `stacked.error_rate` measures it; `params` are the network's own, the `"classifier"` of those of a
+    `Joint`. There is no prior.
     """
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Delta:
