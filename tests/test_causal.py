@@ -192,6 +192,18 @@ def test_condition(name):
         np.testing.assert_allclose(log_p[i], log_p_alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["made", "pixelcnn"])
+def test_a_condition_forgotten_is_refused(name):
+    """Without it the network would be another distribution, and nothing would say so."""
+    network = NETWORKS[name]
+    params = parameters(network, jnp.ones(2))
+    x = jnp.zeros((1, *network.shape), network.dtype)
+    with pytest.raises(ValueError, match="c: got none, expected the condition"):
+        objectives.maximum_likelihood(network)(params, jax.random.key(0), Batch(x), 0)
+    with pytest.raises(ValueError, match="c: got none, expected the condition"):
+        network.apply(params).sample(jax.random.key(0))
+
+
 def test_mistake_19_ensemble_over_orders():
     """The average of probabilities sums to 1, checked against the average of logits, which peeks.
 

@@ -15,6 +15,7 @@ from vaejax.evaluate import (
     codes,
     elbo_terms,
     log_likelihood,
+    log_prob,
     mean_loss,
     reconstructions,
     squared_error,
@@ -274,3 +275,16 @@ def test_codes_and_squared_errors_are_those_of_the_examples_one_by_one():
         np.testing.assert_allclose(counted[:36], whole[:36], rtol=1e-6)
         with pytest.raises(ValueError, match=f"{measure.__name__}: .* for example 36"):
             measure(MODEL, PARAMS, jax.random.clone(key), masked._replace(weight=np.ones(37)))
+
+
+def test_rows_of_weight_zero_may_hold_anything_under_log_prob():
+    class Standard:
+        def apply(self, params, rngs=None):
+            return Normal(jnp.zeros(2), jnp.ones(2))
+
+    x = np.array([[0.0, 0], [np.nan, 0]], np.float32)
+    batch = Batch(x, weight=np.array([1.0, 0]))
+    found = log_prob(Standard(), {}, jax.random.key(0), batch)
+    np.testing.assert_allclose(found[0], -np.log(2 * np.pi), rtol=1e-6)
+    with pytest.raises(ValueError, match="log_prob: .* example 1"):
+        log_prob(Standard(), {}, jax.random.key(0), x)

@@ -71,6 +71,12 @@ def params():
     return jax.tree.map(lambda leaf: leaf + jax.random.normal(next(keys), leaf.shape), params)
 
 
+def unconditional(params):
+    """The same without the layers that read a code, as `init` makes them where there is none."""
+    layers = params["params"].items()
+    return {"params": {name: layer for name, layer in layers if name not in ("first", "always")}}
+
+
 def scored(network, params, strings, *given):
     return jax.jit(jax.vmap(lambda x: network.apply(params, *given).log_prob(x)))(strings)
 
@@ -89,6 +95,8 @@ def test_probabilities_of_all_short_strings_sum_to_one(params, end):
 def test_mistake_19_the_target_is_seen(params):
     """Checked against a network that reads what it predicts: its numbers are no distribution."""
 
+    params = unconditional(params)
+
     def check(score):
         np.testing.assert_allclose(jnp.exp(score(STRINGS)).sum(), 1, atol=1e-5)
 
@@ -106,6 +114,7 @@ def test_mistake_19_the_target_is_seen(params):
 @pytest.mark.parametrize("given", [(), (Z,)])
 def test_cached_steps_equal_the_full_pass(params, given):
     network = language(end=END)
+    params = params if given else unconditional(params)
     px = network.apply(params, *given)
 
     def stepped(x):
@@ -120,6 +129,7 @@ def test_cached_steps_equal_the_full_pass(params, given):
 
 
 def test_a_prefix_is_continued_by_the_right_conditional(params):
+    params = unconditional(params)
     network, known, n = language(), 1, 4000
     x = jnp.array([1, 0, 0], jnp.int32)
     keys = jax.random.split(jax.random.key(3), n)
@@ -134,6 +144,7 @@ def test_a_prefix_is_continued_by_the_right_conditional(params):
 
 
 def test_parameters_serve_every_length_and_padding_changes_nothing(params):
+    params = unconditional(params)
     short = jnp.array([[0, 1, 2], [1, 2, 2]], jnp.int32)
     long = jnp.pad(short, ((0, 0), (0, 3)), constant_values=END)
 
@@ -157,6 +168,7 @@ def test_text_encoder_reads_up_to_the_end_and_no_further():
 
 
 def test_word_dropout_hides_inputs_alone_and_only_under_a_key(params):
+    params = unconditional(params)
     quiet, all_hidden = language(), language(word_dropout=1.0)
     rngs = {"dropout": jax.random.key(5)}
     x = jnp.array([0, 1, 2], jnp.int32)
@@ -424,6 +436,33 @@ def test_masked_steps_leave_no_trace_whatever_they_hold(vrnn_params):
         jax.tree.map(close, (masked, masked_gradient), (bound, gradient))
         if not mask[-1]:  # the same draws, and with them every term
             jax.tree.map(close, masked_drawn, drawn)
+
+
+def test_what_is_masked_is_not_seen_by_q_nor_known(vrnn_params):
+    x = jax.random.normal(jax.random.key(1), (4, 3))
+    mask = jnp.array([True, True, False, True])
+    nan = x.at[2].set(jnp.nan)
+
+    def bound(params, given):
+        d = VRNN.draw(VRNN.model, params, jax.random.key(0), (nan, mask), given=given)
+        return terms.distortion(d) + terms.rate(d)
+
+    expected = jax.grad(bound)(vrnn_params, x)
+    found = jax.grad(bound)(vrnn_params, nan)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+    made = VRNN.generate(vrnn_params, jax.random.key(0), steps=4, x=(nan, mask), known=4).x
+    np.testing.assert_array_equal(made[mask], x[mask])
+    assert np.abs(made[2] - x[0]).min() > 1e-6 and np.isfinite(made).all()
+
+
+@pytest.mark.parametrize(
+    "module", [recurrent.TextEncoder(3, 4), recurrent.Language(3, 4)], ids=["encoder", "language"]
+)
+def test_a_condition_forgotten_is_refused(module):
+    x = jnp.array([0, 1])
+    params = module.init(jax.random.key(0), x, jnp.ones(2))
+    with pytest.raises(ValueError, match="c: got none, expected the condition"):
+        module.apply(params, x)
 
 
 def _sharp(model, params, x, c=(), *, key=None):

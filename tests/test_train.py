@@ -351,6 +351,21 @@ def test_a_batch_larger_than_the_data_is_refused(params):
         quiet_fit(params, batch_size=64)
 
 
+@pytest.mark.parametrize(
+    ("first", "size", "batch_size", "message"),
+    [
+        (0, 64, 64, "batch_size: got 64, expected 1 to 50"),
+        (0, 5, 10, r"fit: indices: got shape \(5,\), expected \(10,\)"),
+        (46, 5, 5, "fit: indices: got 46 to 50, expected 0 to 49"),
+        (-1, 5, 5, "fit: indices: got -1 to 3"),
+    ],
+)
+def test_indices_of_other_data_or_batches_are_refused(params, first, size, batch_size, message):
+    """Past the end JAX would show the last example again; no whole batch would be no step."""
+    with pytest.raises(ValueError, match=message):
+        quiet_fit(params, batch_size=batch_size, indices=lambda key, step: first + jnp.arange(size))
+
+
 def test_images_of_another_size_are_refused_by_name(params):
     with pytest.raises(ValueError, match=r"encode: expected one example.*\(4, 3\).*got \(5, 3\)"):
         quiet_fit(params, images=np.zeros((20, 5, 3), np.uint8))

@@ -21,7 +21,7 @@ from jax import lax
 
 from vaejax.distributions import Bernoulli, Categorical
 from vaejax.errors import at_least_one, wrong
-from vaejax.networks import join
+from vaejax.networks import has_condition, join
 from vaejax.types import Array
 
 
@@ -87,7 +87,7 @@ class MADE(nn.Module):
     def start(self, c: Any = ()) -> tuple[Array, Array]:
         """What `step` remembers: the first layer before its activation, and what goes to logits."""
         h, logits = self.biases[0], self.biases[-1]
-        if jax.tree.leaves(c):
+        if has_condition(self, "hidden_given", c):
             h, logits = h + self.hidden_given(join(c)), logits + self.logits_given(join(c))
         return h, logits
 
@@ -242,13 +242,13 @@ class _Gated(nn.Module):
     def vertical(self, v: Array, c: Any, place: Any) -> tuple[Array, Array]:
         """Features before the gate, for the horizontal stack, and behind it."""
         v = self.down(v) + place
-        if jax.tree.leaves(c):
+        if has_condition(self, "down_given", c):
             v = v + self.down_given(join(c))[None, None]
         return v, _gate(v)
 
     def horizontal(self, h: Array, between: Array, c: Any) -> Array:
         u = self.right(h) + self.down_to_right(between)
-        if jax.tree.leaves(c):
+        if has_condition(self, "right_given", c):
             u = u + self.right_given(join(c))[None, None]
         u = self.out(_gate(u))
         # Pixels that are no features yet there is no adding to.

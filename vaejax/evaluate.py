@@ -107,13 +107,14 @@ def log_prob(
 ) -> np.ndarray:
     """The exact log p(x|c) of every example under a network without latent variables: `[n]`, nats.
 
-    `network`: as in `objectives.maximum_likelihood`; the other arguments as in `elbo_terms`.
-    Raises ValueError where a number is not finite, with the example's index.
+    `network`: as in `objectives.maximum_likelihood`; the other arguments as in `elbo_terms`. Rows
+    of weight 0 may be anything. Raises ValueError where another number is not finite, with the
+    example's index.
     """
     batch = as_batch(data)
     at_least_one("log_prob", batch_size=batch_size, examples=size_of(batch.x))
     found = _log_prob(network, transform, batch_size, params, key, batch)
-    return check_finite("log_prob", "log p(x)", found, batch.x)
+    return check_counted("log_prob", "log p(x)", found, batch.x, batch.weight)
 
 
 def codes(

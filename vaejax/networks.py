@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax import lax
 
+from vaejax.errors import wrong
 from vaejax.types import Array
 
 
@@ -178,6 +179,20 @@ def kernels(params: Any) -> dict[tuple[str, ...], Any]:
 def join(x: Any, c: Any = ()) -> Array:
     """The leaves of one example and its condition, flattened and side by side: `[total size]`."""
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves((x, c))])
+
+
+def has_condition(module: nn.Module, layer: str, c: Any) -> bool:
+    """Whether there is a condition; ValueError where the module's parameters have a layer for it.
+
+    Without its layer a network that was made for a condition is another one, and says nothing.
+    """
+    if jax.tree.leaves(c):
+        return True
+    if module.has_variable("params", layer):
+        fix = "pass one, Batch(x, c=...), or make the parameters by an init without it"
+        name = type(module).__name__.strip("_")
+        raise wrong(f"{name}: c", "none", "the condition or code its parameters are for", fix)
+    return False
 
 
 def _natural(name: str) -> list[Any]:

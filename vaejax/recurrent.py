@@ -27,7 +27,7 @@ from vaejax.batch import present
 from vaejax.distributions import Categorical, Steps
 from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.model import Draw, Generated, Model
-from vaejax.networks import join
+from vaejax.networks import has_condition, join
 from vaejax.types import Array, Key, Params
 
 
@@ -109,7 +109,7 @@ class Language(nn.Module):
 
     def start(self, *given: Any) -> tuple[Array, Array]:
         """The state before the first symbol, and what the given codes add to every input."""
-        if not jax.tree.leaves(given):
+        if not has_condition(self, "first", given):
             return jnp.zeros(self.features), jnp.zeros(3 * self.features)
         code = join(given)
         return nn.tanh(self.first(code)), self.always(code)
@@ -148,7 +148,7 @@ class TextEncoder(nn.Module):
     def __call__(self, x: Array, c: Any = ()) -> Array:
         _check_symbols("TextEncoder", x)
         u = nn.Dense(3 * self.features)(jax.nn.one_hot(x, self.vocabulary))
-        if jax.tree.leaves(c):
+        if has_condition(self, "Dense_1", c):
             u += nn.Dense(3 * self.features, use_bias=False)(join(c))[None]
         read = None if self.end is None else jnp.cumsum(x == self.end) <= (x == self.end)
         return GRU(self.features)(u, jnp.zeros(self.features), read)[-1]
@@ -173,7 +173,7 @@ class Recurrent(NamedTuple):
     `model`: a Model whose `init(key, x, c=())` takes a sequence and whose other functions are those
     of one step; `draw`: for the losses and measures that take one; `generate(params, key, c=(), *,
     steps, x=(), known=0) -> Generated`: a sequence from the model, or the continuation of the
-    first `known` steps of x, whose z are drawn from q.
+    first `known` steps of x, whose z are drawn from q; a masked step of x is drawn, not known.
     """
 
     model: Model
@@ -221,7 +221,8 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
         model: Model, params: Params, key: Key, x: Any, c: Any = (), *, given: Any = None
     ) -> Draw:
         values, mask = _sequence(x)
-        seen = values if given is None else _sequence(given)[0]
+        # Of given too, what x's mask leaves out may be NaN, and must not reach the gradient.
+        seen = values if given is None else _sequence((_sequence(given)[0], mask))[0]
         size = len(jax.tree.leaves(values)[0])
 
         def step(h: Array, at: Any) -> Any:
@@ -251,22 +252,25 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
         params: Params, key: Key, c: Any = (), *, steps: int, x: Any = (), known: Any = 0
     ) -> Generated:
         at_least_one("generate", steps=steps)
-        values = _sequence(x)[0] if present(x) else None
+        values, mask = _sequence(x) if present(x) else (None, ())
         if concrete(known) and not 0 <= known <= (0 if values is None else min(len(values), steps)):
             fix = "give x, of at least as many steps, and steps for the rest too"
             raise wrong("generate: known", known, "0, or up to the steps of x", fix)
 
         def step(h: Array, i: Array) -> Any:
             z_key, q_key, x_key = jax.random.split(jax.random.fold_in(key, i), 3)
-            z = model.prior(params, _past(h, c)).sample(z_key)
+            z, seen_here = model.prior(params, _past(h, c)).sample(z_key), i < known
             if values is not None:
-                seen = values[jnp.minimum(i, len(values) - 1)]
+                at = jnp.minimum(i, len(values) - 1)
+                seen = values[at]
+                if not isinstance(mask, tuple):
+                    seen_here = seen_here & mask[at]
                 q = model.encode(params, seen, _past(h, c))
-                z = jnp.where(i < known, q.sample(q_key), z)
+                z = jnp.where(seen_here, q.sample(q_key), z)
             px = model.decode(params, z, _past(h, c))
             drawn = px.sample(x_key)
             if values is not None:
-                drawn = jnp.where(i < known, seen.astype(drawn.dtype), drawn)
+                drawn = jnp.where(seen_here, seen.astype(drawn.dtype), drawn)
             try:
                 mean: Any = px.mean
             except NotImplementedError:

@@ -255,7 +255,9 @@ def fit(
     size = size_of(data)
     _check_finite(data)
     _warn_of_levels(data, transform)
-    order, steps = indices or shuffled(size, batch_size), size // batch_size
+    in_order = shuffled(size, batch_size)  # refuses a batch larger than the data, or none
+    order, steps = indices or in_order, size // batch_size
+    _check_order(order, _stream(key, "order"), size, batch_size)
     scan = make_scan(loss, optimizer, steps=steps, indices=order, transform=transform)
     run_epoch = jax.jit(scan, donate_argnums=0)
     device_data = jax.tree.map(jnp.asarray, data)
@@ -413,6 +415,17 @@ def _check_parameters(state: TrainState, store: checkpoint.Store | None) -> None
 def _last_good(store: checkpoint.Store | None) -> str:
     last = checkpoint.latest(store)
     return f"Last good checkpoint: {last}" if last else "No checkpoint has been written."
+
+
+def _check_order(order: Any, key: Key, size: int, batch_size: int) -> None:
+    """JAX reads the last example for an index that is past it, and says nothing."""
+    chosen = np.asarray(order(key, jnp.zeros((), jnp.int32)))
+    if chosen.shape != (batch_size,):
+        fix = "give fit and indices one batch_size, which also says how many steps an epoch has"
+        raise wrong("fit: indices", f"shape {chosen.shape}", f"({batch_size},)", fix)
+    if chosen.min() < 0 or chosen.max() >= size:
+        got, fix = f"{chosen.min()} to {chosen.max()}", "make them for the data that fit is given"
+        raise wrong("fit: indices", got, f"0 to {size - 1}, the examples", fix)
 
 
 def _check_finite(data: Batch) -> None:
