@@ -169,8 +169,8 @@ def discriminative(classifier: Any) -> Model:
     """A network q(y|x) as a Model of labels whose code is x itself, for `stacked`'s functions.
 
     `stacked.classification(discriminative(classifier))` trains it on the labels alone, and
-    `stacked.error_rate` measures it; `params` are the network's own, the `"classifier"` of those of a
-    `Joint`. There is no prior.
+    `stacked.error_rate` measures it; `params` are the network's own, a `Joint`'s `"classifier"`.
+    There is no prior.
     """
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Delta:
