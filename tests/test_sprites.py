@@ -106,7 +106,9 @@ def test_a_sample_is_drawn_from_the_grid_by_key_and_index_alone(key):
     few = sprites.sample(key, 40, grid=GRID, size=6, batch_size=7)
     many = sprites.sample(jax.random.clone(key), 3000, grid=GRID, size=6)
     assert few.x.shape == (40, 6, 6, 1) and few.y.dtype == jnp.int32 and few.c == ()
-    np.testing.assert_array_equal(few.x, many.x[:40])
+    np.testing.assert_array_equal(few.y, many.y[:40])
+    # Drawn 7 and 1000 at a time, by two programs: the images agree to the rounding of float32.
+    np.testing.assert_allclose(few.x, many.x[:40], atol=1e-5)
     index, sizes = np.asarray(many.y), [len(one) for one in GRID]
     for j, size in enumerate(sizes):
         counts = np.bincount(index[:, j], minlength=size)

@@ -91,7 +91,8 @@ def sample(
     """n sprites with factors drawn uniformly from a grid, each independent of the others.
 
     `grid`: the values of each factor, see `grid`; `size`: pixels along a side; `batch_size`:
-    sprites drawn at a time. An example depends on the key and its index alone.
+    sprites drawn at a time. An example depends on the key and its index alone (its pixels, to the
+    rounding of float32, on `batch_size` too).
     Returns a Batch of x `[n, size, size, 1]` in [0, 1], float32, and y `[n, 5]`, int32: which of
     its grid's values each factor has (`values` looks them up). Raises ValueError for n < 1 or a
     grid of other than five factors, or one without values.
