@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from vaejax import autoencoders, checkpoint, data, heads, sparsity, train
+from vaejax import autoencoders, checkpoint, data, heads, loop, sparsity, train
 from vaejax.distributions import Normal
 from vaejax.model import autoencoder
 from vaejax.objectives import elbo
@@ -303,6 +303,37 @@ def test_ctrl_c_leaves_a_checkpoint_and_all_there_was(params, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")]
+)
+def test_a_signal_in_the_middle_of_an_epoch_is_heeded_after_the_chunk(
+    params, tmp_path, monkeypatch, number, kind
+):
+    """Preempted jobs have seconds: the epoch need not end, and nothing of it is lost."""
+    gather = loop.Run.gather
+
+    def signalled(run, history):
+        gather(run, history)
+        if run.epoch == 1 and run.done == 2:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(loop.Run, "gather", signalled)
+    options = {"batch_size": 6, "chunk": 2}  # 8 steps an epoch
+    expected = train.Terminated if number == signal.SIGTERM else train.Interrupted
+    before = signal.getsignal(number)
+    with pytest.raises(expected, match=rf"by {kind} in epoch 2 \(step 2 of 8\)") as caught:
+        quiet_fit(params, directory=tmp_path, checkpoint_every=100, **options)
+    assert signal.getsignal(number) is before
+    assert int(caught.value.fitted.state.step) == 10
+    assert {path.name for path in tmp_path.iterdir()} == {"10"}
+    if number == signal.SIGTERM:
+        assert caught.value.code == 143
+    monkeypatch.undo()
+    resumed = quiet_fit(params, directory=tmp_path, resume=True, **options)
+    whole = quiet_fit(params, batch_size=6)
+    equal((whole.state, whole.history), (resumed.state, resumed.history))
+
+
 def test_fit_runs_outside_the_main_thread(params):
     done = []
     thread = threading.Thread(target=lambda: done.append(quiet_fit(params, epochs=1).stopped))
@@ -334,8 +365,34 @@ def test_a_divergence_names_term_step_and_last_good_checkpoint(params, tmp_path)
         train.fit(loss, ADAM, params, IMAGES, key=jax.random.key(0), epochs=9, batch_size=16,
                   transform=data.binarize, directory=tmp_path, progress=False)  # fmt: skip
     assert caught.value.step == 7
-    assert caught.value.checkpoint == tmp_path / "2"
-    assert f"Last good checkpoint: {tmp_path / '2'}" in str(caught.value)
+    assert caught.value.checkpoint == tmp_path / "6"
+    assert f"Last good checkpoint: {tmp_path / '6'}" in str(caught.value)
+    # Up to there nothing is lost: the state before the step, in the middle of the third epoch.
+    good = caught.value.fitted.state
+    scan = train.make_scan(LOSS, ADAM, steps=7, indices=train.shuffled(50, 16),
+                           transform=data.binarize)  # fmt: skip
+    state = train.make_step(LOSS, ADAM)[0](jax.random.key(0), params)
+    equal(good, jax.jit(scan)(state, IMAGES)[0])
+    assert caught.value.examples == ()  # each of them has the NaN
+
+
+def test_the_example_to_blame_is_named(params):
+    """One example outside the likelihood's support; then a run that leaves its steps out."""
+    images = (IMAGES > 127).astype(np.float32)
+    images[31, 2, 1] = 200.0
+    with pytest.raises(train.NonFiniteError, match="Example 31 of the data by itself") as caught:
+        quiet_fit(params, images=images, transform=None, batch_size=10)
+    assert caught.value.examples == (31,)
+    order = np.asarray(train.shuffled(50, 10)(jax.random.fold_in(jax.random.key(3), 1), 0))
+    assert caught.value.step < 5 and (31 in order) == (caught.value.step == 0)
+    settings = {"images": images, "transform": None, "batch_size": 10}
+    skipped = quiet_fit(params, skip=4, **settings)  # once in each of four epochs
+    np.testing.assert_array_equal(skipped.history["skipped"], [1, 1, 1, 1])
+    assert np.isfinite(skipped.history["loss"]).all() and int(skipped.state.step) == 20
+    assert int(skipped.state.opt_state[0].count) == 16
+    with pytest.raises(train.NonFiniteError, match="distortion") as caught:
+        quiet_fit(params, skip=3, **settings)
+    assert caught.value.step >= 15 and len(caught.value.fitted.history["loss"]) == 3
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -394,19 +451,22 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_difference(params, tm
         quiet_fit(wide, directory=tmp_path, resume=True)
 
 
-def test_a_truncated_checkpoint_is_refused_and_the_one_before_serves(params, tmp_path):
+def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_serves(params, tmp_path):
     quiet_fit(params, directory=tmp_path, epochs=3)
-    largest = max((tmp_path / "3").rglob("*"), key=lambda path: path.stat().st_size)
+    largest = max((tmp_path / "9").rglob("*"), key=lambda path: path.stat().st_size)
     stored = largest.read_bytes()
     largest.write_bytes(stored[: len(stored) // 2])
-    with pytest.raises(ValueError, match="3 is damaged.*delete it to continue from epoch 2"):
-        quiet_fit(params, directory=tmp_path, resume=True)
+    with pytest.warns(UserWarning, match="9 is damaged.*renamed damaged-9.*from the one before"):
+        resumed = quiet_fit(params, directory=tmp_path, resume=True)
+    equal(resumed.state, quiet_fit(params).state)
+    assert {path.name for path in tmp_path.iterdir()} == {"damaged-9", "9", "12"}
+    equal(checkpoint.load(tmp_path, like=params), resumed.params)
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
     quiet_fit(params, directory=tmp_path, epochs=1)
     refused = 0
-    for path in [p for p in (tmp_path / "1" / "arrays").rglob("*") if p.is_file()]:
+    for path in [p for p in (tmp_path / "3" / "arrays").rglob("*") if p.is_file()]:
         stored = path.read_bytes()
         if len(stored) < 200:
             continue
@@ -417,7 +477,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
             equal(quiet_fit(params, directory=tmp_path, resume=True, epochs=1).state,
                   quiet_fit(params, epochs=1).state)  # fmt: skip
         except ValueError as error:
-            assert "damaged" in str(error)
+            assert "damaged" in str(error) and "no other is good" in str(error)
             refused += 1
         path.write_bytes(stored)
     assert refused >= 1
@@ -433,7 +493,9 @@ def test_an_evaluation_that_is_not_finite_stops_the_run(params):
         quiet_fit(params, evaluate=lambda p, key: {"loss": np.nan})
 
 
-@pytest.mark.parametrize("name", ["epochs", "evaluate_every", "checkpoint_every", "patience"])
+@pytest.mark.parametrize(
+    "name", ["epochs", "evaluate_every", "checkpoint_every", "patience", "keep", "chunk"]
+)
 def test_counts_below_one_are_refused(params, name):
     with pytest.raises(ValueError, match=f"fit: expected {name} >= 1, got 0"):
         quiet_fit(params, **{name: 0})
@@ -450,10 +512,20 @@ def test_parameters_that_are_not_finite_are_never_kept_as_good(params, tmp_path)
         bad = jax.lax.cond(step == 5, root, lambda b: 0 * jnp.sum(b), bias)
         return value + bad, metrics
 
-    with pytest.raises(train.NonFiniteError, match="parameters are not finite after step 5"):
+    with pytest.raises(train.NonFiniteError, match="gradient of .*bias.* not finite at step 5"):
         train.fit(loss, ADAM, params, IMAGES, key=jax.random.key(0), epochs=9, batch_size=16,
                   transform=data.binarize, directory=tmp_path, progress=False)  # fmt: skip
-    assert {path.name for path in tmp_path.iterdir()} == {"1"}
+    assert {path.name for path in tmp_path.iterdir()} == {"3"}
+
+
+def test_an_optimizer_that_ruins_the_parameters_is_named(params):
+    def update(updates, state, params):
+        return jax.tree.map(lambda g: jnp.where(state > 3, jnp.nan, g), updates), state + 1
+
+    ruin = optax.GradientTransformation(lambda params: jnp.zeros(()), update)
+    with pytest.raises(train.NonFiniteError, match=r"not finite after step 4.*every loss"):
+        train.fit(LOSS, ruin, params, IMAGES[:48], key=jax.random.key(0), epochs=9, batch_size=8,
+                  transform=data.binarize, chunk=5, progress=False)  # fmt: skip
 
 
 def test_best_is_the_last_state_until_something_was_compared(params):

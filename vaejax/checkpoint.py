@@ -1,12 +1,14 @@
 """Checkpoints of a run on disk, written by Orbax, checked on the way back in.
 
-A checkpoint is a directory named by its epoch. Beside the arrays it keeps a description of them, a
+A checkpoint is a directory named by its step. Beside the arrays it keeps a description of them, a
 checksum, and what identifies the run, so that another model's, another run's or a damaged
 checkpoint is refused in words and never loaded in part.
 """
 
 import contextlib
 import hashlib
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +37,15 @@ class Store(NamedTuple):
     run: dict[str, Any]
 
 
+class SaveError(OSError):
+    """A checkpoint that could not be written: a full disk, say. Those before it are whole.
+
+    `fitted`: all there was, where `fit` raised it.
+    """
+
+    fitted: Any = None
+
+
 @contextlib.contextmanager
 def opened(
     path: str | Path | None, run: dict[str, Any], *, resume: bool, keep: int = 2
@@ -43,7 +54,7 @@ def opened(
 
     The newest `keep` checkpoints stay. `run` identifies the run (JSON values); a checkpoint that
     says otherwise is refused later. Raises FileExistsError where the directory holds a run already
-    and `resume` is false.
+    and `resume` is false, OSError where nothing can be written there.
     """
     if path is None:
         yield None
@@ -58,6 +69,7 @@ def opened(
             f"fit: {path} already holds a run; pass resume=True to continue it, or another "
             "directory"
         )
+    _check_writable(path)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, enable_async_checkpointing=False
     )
@@ -65,11 +77,14 @@ def opened(
         yield Store(path, manager, run)
 
 
-def save(store: Store, epoch: int, record: Record) -> None:
-    """Write one checkpoint; it counts only once it is complete (a rename at the end)."""
+def save(store: Store, step: int, record: Record) -> None:
+    """Write one checkpoint; it counts only once it is complete (a rename at the end).
+
+    Raises SaveError where it cannot be written; those before it stay as they were.
+    """
     import orbax.checkpoint as ocp
 
-    if epoch in store.manager.all_steps():
+    if step in store.manager.all_steps():
         return
     arrays = _arrays(record)
     meta = {
@@ -78,45 +93,72 @@ def save(store: Store, epoch: int, record: Record) -> None:
         "sha256": digest(arrays),
         "progress": record.progress,
     }
-    store.manager.save(
-        epoch,
-        args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)),
-    )
+    parts = {"arrays": ocp.args.StandardSave(arrays), "meta": ocp.args.JsonSave(meta)}
+    try:
+        store.manager.save(step, args=ocp.args.Composite(**parts))
+    except Exception as error:
+        raise _unwritten(store, step, arrays, error) from error
+
+
+def check_space(store: Store, like: Record) -> None:
+    """Raise SaveError where not even one checkpoint would fit, before any work is lost."""
+    needed, free = _size_of(_arrays(like)), shutil.disk_usage(store.path).free
+    if free < needed:
+        got, fix = f"{free / 1e6:.0f} MB free", "make room, or use another directory"
+        raise wrong(
+            f"fit: directory {store.path}", got, f"{needed / 1e6:.0f} MB for a checkpoint", fix,
+            SaveError,
+        )  # fmt: skip
 
 
 def restore(store: Store, *, like: Record) -> Record | None:
-    """The newest checkpoint, in the structure of `like`; None where there is none yet.
+    """The newest good checkpoint, in the structure of `like`; None where there is none yet.
 
-    Raises ValueError for one of another run or another model (with the differing entries), or one
-    that is damaged.
+    One that is damaged is renamed, with a warning, and the one before it serves.
+    Raises ValueError for one of another run or another model (with the differing entries), or
+    where all are damaged.
     """
+    found: Record | None = None
+    damaged: dict[int, str] = {}
+    for step in sorted(store.manager.all_steps(), reverse=True):
+        try:
+            found = _restored(store, step, like)
+            break
+        except _Damaged as error:
+            damaged[step] = str(error)
+    if damaged and found is None:
+        step = max(damaged)
+        raise ValueError(
+            f"fit: the checkpoint {store.path / str(step)} is damaged ({damaged[step]}), and no "
+            "other is good; nothing was changed; start the run again in another directory"
+        )
+    for step, what in damaged.items():
+        _set_aside(store, step, what)
+    return found
+
+
+def _restored(store: Store, step: int, like: Record) -> Record:
     import orbax.checkpoint as ocp
 
-    epoch = store.manager.latest_step()
-    if epoch is None:
-        return None
-    where = store.path / str(epoch)
-    target = _arrays(like)
+    where, target = store.path / str(step), _arrays(like)
     try:
-        meta = store.manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            "meta"
-        ]
+        parts = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = store.manager.restore(step, args=parts)["meta"]
         found, stored = meta["signature"], meta["run"]
     except Exception as error:
-        raise _damaged(store, where, error) from error
+        raise _Damaged(_short(error)) from error
     _check_same("model or optimizer", where, found, signature(target))
     _check_same("run", where, stored, store.run)
     try:
         shapes = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target
         )
-        arrays = store.manager.restore(
-            epoch, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))
-        )["arrays"]
+        parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))
+        arrays = store.manager.restore(step, args=parts)["arrays"]
         if digest(arrays) != meta["sha256"]:
             raise ValueError("its arrays do not match their checksum")
     except Exception as error:
-        raise _damaged(store, where, error) from error
+        raise _Damaged(_short(error)) from error
     return Record(
         _with_keys(arrays["state"], like.state),
         _with_keys(arrays["best"], like.best),
@@ -153,8 +195,8 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
 
 def latest(store: Store | None) -> Path | None:
     """Path of the newest complete checkpoint of an open store, or None where there is none yet."""
-    epoch = None if store is None else store.manager.latest_step()
-    return None if store is None or epoch is None else store.path / str(epoch)
+    step = None if store is None else store.manager.latest_step()
+    return None if store is None or step is None else store.path / str(step)
 
 
 def signature(tree: Any) -> dict[str, str]:
@@ -214,10 +256,56 @@ def _check_same(what: str, where: Path, found: dict[str, Any], expected: dict[st
         )
 
 
-def _damaged(store: Store, where: Path, error: Exception) -> ValueError:
-    others = sorted(step for step in store.manager.all_steps() if str(step) != where.name)
-    back = f"delete it to continue from epoch {others[-1]}" if others else "start the run again"
-    return ValueError(
-        f"fit: the checkpoint {where} is damaged ({type(error).__name__}: {str(error)[:200]}); "
-        f"nothing was changed; {back}"
+class _Damaged(Exception):
+    """A checkpoint whose files are not what was written."""
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def _set_aside(store: Store, step: int, what: str) -> None:
+    """Rename a damaged checkpoint, so that its step can be written again and nothing is lost."""
+    path = store.path / str(step)
+    aside = path.with_name(f"damaged-{step}")
+    if jax.process_index() == 0:
+        if aside.exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
+    store.manager.reload()
+    warnings.warn(
+        f"fit: the checkpoint {path} is damaged ({what}); it was renamed {aside.name}, and the "
+        "run goes on from the one before",
+        stacklevel=2,
     )
+
+
+def _check_writable(path: Path) -> None:
+    """Raise OSError where checkpoints could not be written, before any work is lost."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"fit: nothing can be written to directory {path} ({error.strerror}); change its "
+            "permissions, make room, or use another directory",
+        ) from error
+
+
+def _unwritten(store: Store, step: int, arrays: Any, error: Exception) -> SaveError:
+    """The error that says why a checkpoint was not written; what there is of it is removed."""
+    for part in store.path.glob(f"{step}.*"):
+        shutil.rmtree(part, ignore_errors=True)
+    last, free = latest(store), shutil.disk_usage(store.path).free
+    before = "No checkpoint has been written." if last is None else f"Last good checkpoint: {last}"
+    return SaveError(
+        f"fit: the checkpoint {store.path / str(step)} could not be written ({_short(error)}): it "
+        f"takes {_size_of(arrays) / 1e6:.3g} MB, {free / 1e6:.3g} MB are free; make room and pass "
+        f"resume=True. {before}"
+    )
+
+
+def _size_of(arrays: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))

@@ -1,0 +1,62 @@
+"""Which examples a step sees: a function of a key and the step's number, computed where needed."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vaejax.errors import wrong
+from vaejax.types import Array, Key
+
+Order = Callable[[Key, Array], Array]
+"""`indices(key, step) -> [batch_size]`, int32."""
+
+
+def shuffled(size: int, batch_size: int) -> Order:
+    """`indices(key, step) -> [batch_size]`: each epoch visits the examples in a new random order.
+
+    An epoch is `size // batch_size` steps; what is left over is dropped, others each epoch. The
+    order is a keyed permutation evaluated only where it is needed (a Feistel network with cycle
+    walking), so that no step sorts the data set and none depends on the one before.
+    Black and Rogaway, 2002, Ciphers with arbitrary finite domains.
+    """
+    if not 1 <= batch_size <= size:
+        fix = "lower it; one example alone needs a leading axis: x[None]"
+        raise wrong("shuffled: batch_size", batch_size, f"1 to {size}, the examples", fix)
+    steps = size // batch_size
+
+    def indices(key: Key, step: Array) -> Array:
+        epoch_key = jax.random.fold_in(key, step // steps)
+        first = (step % steps) * batch_size
+        return permute(epoch_key, first + jnp.arange(batch_size), size)
+
+    return indices
+
+
+def permute(key: Key, positions: Array, size: int) -> Array:
+    """The entries at `positions` `[k]` of a random permutation of 0..size-1: int32 `[k]`."""
+    half = max(3, -(-(size - 1).bit_length() // 2))
+    mask = jnp.uint32((1 << half) - 1)
+    rounds = jax.random.bits(key, (8,), jnp.uint32)
+
+    def shuffle(index: Array) -> Array:
+        left, right = index >> half, index & mask
+        for i in range(8):
+            left, right = right, left ^ (_mix(right + rounds[i]) & mask)
+        return (left << half) | right
+
+    # Whoever lands outside walks on along its cycle until it is inside: still a permutation.
+    inside = lax.while_loop(
+        lambda index: jnp.any(index >= size),
+        lambda index: jnp.where(index >= size, shuffle(index), index),
+        shuffle(positions.astype(jnp.uint32)),
+    )
+    return inside.astype(jnp.int32)
+
+
+def _mix(x: Array) -> Array:
+    """Finalizer of MurmurHash3 on 32-bit words: every input bit reaches every output bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
