@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vaejax import devices
 from vaejax.errors import wrong
 from vaejax.types import Key
 
@@ -215,7 +216,7 @@ def key_words(key: Key) -> list[int]:
 def digest(tree: Any) -> str:
     """SHA-256 of the bytes of a tree's arrays, in order, as hexadecimal digits."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(tree)):
+    for leaf in jax.tree.leaves(devices.on_host(tree)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
-from vaejax import checkpoint, faults, loop
+from vaejax import checkpoint, devices, faults, loop
 from vaejax.batch import as_batch, over_examples, size_of
 from vaejax.faults import NonFiniteError
 from vaejax.loop import Fitted, Interrupted, Terminated
@@ -37,6 +38,7 @@ __all__ = [
     "permute",
     "shuffled",
     "skipping",
+    "stream",
 ]
 
 
@@ -145,6 +147,14 @@ def make_train(
     return train
 
 
+_STREAMS = {"noise": 0, "order": 1, "evaluation": 2}
+
+
+def stream(key: Key, name: str) -> Key:
+    """The key of a run's "noise", "order" or "evaluation", each independent of the others."""
+    return jax.random.fold_in(key, _STREAMS[name])
+
+
 def fit(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -166,6 +176,7 @@ def fit(
     resume: bool = False,
     skip: int = 0,
     chunk: int = 500,
+    mesh: Mesh | None = None,
     hook: Callable[[TrainState], TrainState] | None = None,
     log: Callable[[dict[str, float]], None] | None = None,
     progress: bool = True,
@@ -186,6 +197,8 @@ def fit(
     - `skip`: how many steps of the run may be left out, and counted as `skipped`, because their
       loss or gradient is not finite; by default the first such step ends it.
     - `chunk`: steps of one compiled call, at most; between calls signals are heeded.
+    - `mesh`: several devices (`devices.mesh()`): each batch is split over them, which must divide
+      it; parameters are copied, or stay as `devices.sharded` has laid them.
     - `hook(state) -> state` runs between epochs; `log(row)` gets each epoch's numbers.
 
     Raises NonFiniteError at the first loss that is not finite, naming the terms, the step, the
@@ -198,31 +211,41 @@ def fit(
     size = size_of(data)
     faults.check_finite(data)
     faults.warn_of_levels(data.x, transform)
-    in_order = shuffled(size, batch_size)  # refuses a batch larger than the data, or none
-    order, steps = indices or in_order, size // batch_size
-    faults.check_order(order, _stream(key, "order"), size, batch_size)
+    by_default = shuffled(size, batch_size)  # refuses a batch larger than the data, or none
+    order = in_order = indices or by_default
+    steps = size // batch_size
+    faults.check_order(order, stream(key, "order"), size, batch_size)
     init, step = make_step(loss, optimizer, transform=transform)
-    device_data = jax.tree.map(jnp.asarray, data)
+    step, everywhere = skipping(step) if skip else step, data
+    options: dict[str, Any] = {}
+    if mesh is not None:
+        devices.check_divides("fit: batch_size", batch_size, mesh)
+        params, everywhere = devices.placed(params, mesh), devices.put(data, devices.copied(mesh))
+    state = init(key, params)
+    if mesh is not None:
+        state = devices.placed(state, mesh)
+        order = devices.splitting(order, mesh)
+        options = {"out_shardings": (jax.tree.map(lambda leaf: leaf.sharding, state), None)}
+    everywhere = jax.tree.map(jnp.asarray, everywhere)
     run_chunk = jax.jit(
-        lambda state, data, count: _scan_of(skipping(step) if skip else step, order, count)(
-            state, data
-        ),
+        lambda state, data, count: _scan_of(step, order, count)(state, data),
         static_argnums=2,
         donate_argnums=0,
+        **options,
     )
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        state, history = run_chunk(state, device_data, count)
-        return state, jax.device_get(history)
+        state, history = run_chunk(state, everywhere, count)
+        return state, devices.on_host(history)
 
     def rows(step: int) -> tuple[np.ndarray, Batch]:
-        chosen = np.asarray(order(_stream(key, "order"), jnp.asarray(step)))
+        chosen = np.asarray(in_order(stream(key, "order"), jnp.asarray(step)))
         return chosen, jax.tree.map(lambda leaf: leaf[chosen], data)
 
     return loop.drive(
-        init(key, params),
+        state,
         advance=advance,
-        inspect=partial(_inspect, loss, transform, rows, skip),
+        inspect=partial(_inspect, loss, key, transform, rows, skip),
         evaluate=None if evaluate is None else partial(_evaluated, evaluate, key),
         identity={
             "examples": size,
@@ -249,7 +272,7 @@ def fit(
 def _scan_of(step: Step, indices: Order, steps: int) -> Callable[..., tuple[TrainState, Metrics]]:
     def scan(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         data = as_batch(data)
-        order_key = _stream(state.key, "order")
+        order_key = stream(state.key, "order")
 
         def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
             chosen = indices(order_key, state.step)
@@ -263,27 +286,21 @@ def _scan_of(step: Step, indices: Order, steps: int) -> Callable[..., tuple[Trai
 def _as_seen(state: TrainState, batch: Any, transform: Transform | None) -> tuple[Key, Batch]:
     """The key of a step's loss, and the batch as the loss sees it."""
     batch = as_batch(batch)
-    step_key = jax.random.fold_in(_stream(state.key, "noise"), state.step)
+    step_key = jax.random.fold_in(stream(state.key, "noise"), state.step)
     transform_key, loss_key = jax.random.split(step_key)
     if transform is not None:
         batch = batch._replace(x=over_examples(transform, transform_key, batch.x))
     return loss_key, batch
 
 
-_STREAMS = {"noise": 0, "order": 1, "evaluation": 2}
-
-
-def _stream(key: Key, name: str) -> Key:
-    return jax.random.fold_in(key, _STREAMS[name])
-
-
 def _evaluated(evaluate: Callable[[Params, Key], Metrics], key: Key, state: TrainState) -> Metrics:
     # The same noise at every evaluation: they differ by the parameters alone.
-    return evaluate(state.params, _stream(key, "evaluation"))
+    return evaluate(state.params, stream(key, "evaluation"))
 
 
 def _inspect(
     loss: Loss,
+    key: Key,
     transform: Transform | None,
     rows: Callable[[int], tuple[np.ndarray, Batch]],
     skip: int,
@@ -311,7 +328,8 @@ def _inspect(
     terms = {n: float(v[first]) for n, v in history.items() if n != "skipped"}
     chosen, stored = rows(step)
     # Where only a metric is not finite the run has gone on, and where steps are skipped too.
-    state = run.state._replace(step=jnp.asarray(step, jnp.int32))
+    host = devices.on_host(run.state._replace(key=(), step=()))
+    state = jax.tree.map(jnp.asarray, host)._replace(key=key, step=jnp.asarray(step, jnp.int32))
     seen = faults.Seen(
         loss, state, *_as_seen(state, jax.tree.map(jnp.asarray, stored), transform), chosen
     )
