@@ -16,13 +16,14 @@ JAX keeps such programs running for six months of releases after the one that wr
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 
 from vaejax import weights
 from vaejax.batch import keys_of, size_of
@@ -89,8 +90,9 @@ def export(
     for name, specs in inputs.items():
         mapped = jax.vmap(functions[name], (None, *[0] * (1 + len(specs))))
         try:
-            exporter = jax.export.export(jax.jit(mapped), platforms=tuple(platforms))
-            program = exporter(named, *batched((words, *specs))).serialize()
+            with _exporting():
+                exporter = jax.export.export(jax.jit(mapped), platforms=tuple(platforms))
+                program = exporter(named, *batched((words, *specs))).serialize()
         except Exception as error:  # of many kinds: what cannot be lowered, or not for any batch
             fix = 'give batch=N for one size alone, or fewer platforms, such as ("cpu",)'
             got = f"one that does not export: {error}"
@@ -139,6 +141,19 @@ def load(path: str | Path) -> Portable:
     return Portable(function("encode"), function("decode"), sample, note.get("about"))
 
 
+@contextlib.contextmanager
+def _exporting() -> Iterator[None]:
+    """JAX's settings for programs that go elsewhere."""
+    paths = "jax_hlo_source_file_canonicalization_regex"  # what of the sources' paths to leave out
+    before = getattr(jax.config, paths)
+    jax.config.update(paths, ".*")
+    try:
+        with jax.debug_key_reuse(False):  # which takes a slice of symbolic size for the whole
+            yield
+    finally:
+        jax.config.update(paths, before)
+
+
 def _functions(model: Model, tree: Any, names: list[str]) -> dict[str, Callable[..., Any]]:
     """What is exported, for one example: parameters by name, the key's words, the inputs."""
 
@@ -184,7 +199,7 @@ def _program(path: str | Path, name: str, serialized: bytes) -> Any:
         fix = "export it with this one, or use the JAX that weights.about(path) names"
         got = f"one that JAX {jax.__version__} does not read ({error})"
         raise wrong(f"portable.load: {name} in {path}", got, "a program", fix) from error
-    if re.search(r"custom_call.*callback", text):  # these hold addresses in the writer's memory
+    if re.search(r"custom_call.*callback", text):  # these point into the memory of the process
         fix = "do not use it: export makes none such"
         raise wrong(f"portable.load: {name} in {path}", "a call of Python", "none", fix)
     return program
@@ -198,12 +213,12 @@ def _described(inputs: Any) -> str:
 
 def _words(seed: Any, size: int) -> Array:
     """The words of each example's key, uint32 `[size, 2]`, as they are or from an integer."""
-    if jnp.ndim(seed) == 0:
+    if np.ndim(seed) == 0:
         key = jax.random.key(seed, impl="threefry2x32")
         return jax.random.key_data(keys_of(key, jnp.arange(size)))
-    if jnp.shape(seed) != (size, 2):
+    if np.shape(seed) != (size, 2):
         fix = "give an integer, or two uint32 words for each example"
-        raise wrong("seed", f"shape {jnp.shape(seed)}", f"({size}, 2)", fix)
+        raise wrong("seed", f"shape {np.shape(seed)}", f"({size}, 2)", fix)
     return jnp.asarray(seed, jnp.uint32)
 
 
