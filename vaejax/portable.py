@@ -122,6 +122,10 @@ def load(path: str | Path) -> Portable:
         else:
             params[name] = jnp.asarray(array)
 
+    if missing := {"encode", "decode"} - set(programs):
+        fix = "export writes both"
+        raise wrong(f"portable.load: {path}", f"no {sorted(missing)}", "both", fix)
+
     def function(name: str) -> Callable[..., dict[str, Array]]:
         program = jax.jit(programs[name].call)
         (_, _, *known), _ = jax.tree.unflatten(programs[name].in_tree, programs[name].in_avals)
