@@ -190,7 +190,11 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
                 epoch, args=ocp.args.Composite(arrays=ocp.args.StandardRestore())
             )["arrays"]
     found = arrays["best" if best else "state"]["params"]
-    _check_same("model", path / str(epoch), signature(found), signature(like))
+    if lines := differences(signature(found), signature(like), there="checkpoint"):
+        raise ValueError(
+            f"checkpoint.load: {path / str(epoch)} holds parameters of another model:\n  {lines}\n"
+            "Build the model as the run did (an experiment keeps its config.json)."
+        )
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(found))
 
 
@@ -206,6 +210,20 @@ def signature(tree: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any], *, there: str) -> str:
+    """What two descriptions by name differ in, at most 8 lines for a message; "" where they agree.
+
+    `there`: what `found` is of ("checkpoint", "file"); `expected` is what is here.
+    """
+    lines = [
+        f"{name or 'the whole'}: {there} {found.get(name, 'absent')}, "
+        f"here {expected.get(name, 'absent')}"
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
+    ]
+    return "\n  ".join(lines if len(lines) <= 8 else [*lines[:7], f"... {len(lines) - 7} more"])
 
 
 def key_words(key: Key) -> list[int]:
@@ -244,15 +262,9 @@ def _with_keys(tree: Any, like: Any) -> Any:
 
 
 def _check_same(what: str, where: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    names = [n for n in {**expected, **found} if found.get(n) != expected.get(n)]
-    if names:
-        lines = [
-            f"{n}: checkpoint {found.get(n, 'absent')}, here {expected.get(n, 'absent')}"
-            for n in names
-        ]
-        shown = "\n  ".join(lines[:8] + ([f"... {len(lines) - 8} more"] if lines[8:] else []))
+    if lines := differences(found, expected, there="checkpoint"):
         raise ValueError(
-            f"fit: {where} is a checkpoint of another {what}; nothing was changed:\n  {shown}\n"
+            f"fit: {where} is a checkpoint of another {what}; nothing was changed:\n  {lines}\n"
             "Resume with what it was started with, or use another directory."
         )
 
