@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax.flatten_util import ravel_pytree
 
 from vaejax import (
     Batch,
@@ -47,6 +48,7 @@ from vaejax import (
     train,
 )
 from vaejax.distributions import Categorical, Mixture, Normal
+from vaejax.precision import mixed_precision
 
 SHAPE, LATENT, EXAMPLES = (4, 4, 1), 3, 32
 KEY = jax.random.key(0)
@@ -539,3 +541,27 @@ def test_stored_parameters_come_back_bit_for_bit(name, trained, tmp_path):
     with checkpoint.opened(tmp_path, identity, resume=False) as store:
         checkpoint.save(store, 1, checkpoint.Record(state, state, {"epoch": 1}))
     chex.assert_trees_all_equal(checkpoint.load(tmp_path, like=trained(name).start), params)
+
+
+@pytest.mark.parametrize(
+    "name", ["tied", "top_k", "full_covariance", "vamp_prior", "iaf_posterior"]
+)
+def test_in_mixed_precision_the_distortion_and_its_gradient_are_those_of_float32(name):
+    model = member(name).model
+
+    def measured(model: Model, params: Any, key: Any) -> Any:
+        loss = RECONSTRUCTION(model)
+        return jax.value_and_grad(lambda p: loss(p, key, Batch(X), 0)[0])(params)
+
+    def both(key: Any) -> Any:
+        init_key, noise_key = jax.random.split(key)
+        params, again = model.init(init_key, X[0]), jax.random.clone(noise_key)
+        mixed = measured(mixed_precision(model), params, again)
+        return measured(model, params, noise_key), mixed
+
+    (value, grads), (mixed_value, mixed_grads) = jax.jit(both)(jax.random.key(6))
+    np.testing.assert_allclose(mixed_value, value, rtol=0.02)
+    chex.assert_trees_all_equal_dtypes(mixed_grads, grads)
+    flat, mixed_flat = (ravel_pytree(tree)[0] for tree in (grads, mixed_grads))
+    assert np.isfinite(mixed_flat).all()
+    assert jnp.linalg.norm(mixed_flat - flat) < 0.2 * jnp.linalg.norm(flat)

@@ -107,7 +107,9 @@ class MADE(nn.Module):
         return (h, logits), _distribution(now, (), self.classes)
 
     def _seen(self, x: Array) -> Array:
-        return jnp.ravel(x if self.classes is None else jax.nn.one_hot(x, self.classes))
+        if self.classes is None:
+            return jnp.ravel(x)
+        return jnp.ravel(jax.nn.one_hot(x, self.classes, dtype=self.kernels[0].dtype))
 
     def _deep(self, h: Array) -> Array:
         """The last hidden layer, from the first before its activation."""

@@ -362,7 +362,7 @@ class MaskedDense(nn.Module):
     def __call__(self, x: Array, mask: np.ndarray) -> Array:
         kernel = self.param("kernel", self.kernel_init, mask.shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return x @ (kernel * mask) + bias
+        return x @ (kernel * jnp.asarray(mask, kernel.dtype)) + bias
 
 
 def autoregressive_masks(order: Sequence[int], hidden: Sequence[int]) -> list[np.ndarray]:

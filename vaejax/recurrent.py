@@ -110,7 +110,8 @@ class Language(nn.Module):
     def start(self, *given: Any) -> tuple[Array, Array]:
         """The state before the first symbol, and what the given codes add to every input."""
         if not has_condition(self, "first", given):
-            return jnp.zeros(self.features), jnp.zeros(3 * self.features)
+            dtype = self.gru.kernel.dtype
+            return jnp.zeros(self.features, dtype), jnp.zeros(3 * self.features, dtype)
         code = join(given)
         return nn.tanh(self.first(code)), self.always(code)
 
@@ -122,7 +123,7 @@ class Language(nn.Module):
 
     def _projected(self, symbols: Array) -> Array:
         # A product with one-hot rows: the gradient of a look-up is a slow scatter on CPU.
-        return self.inputs(jax.nn.one_hot(symbols, self.vocabulary + 2))
+        return self.inputs(jax.nn.one_hot(symbols, self.vocabulary + 2, dtype=bool))
 
     def _ended(self, before: Array, logits: Array) -> Array:
         if self.end is None:
@@ -147,11 +148,11 @@ class TextEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array, c: Any = ()) -> Array:
         _check_symbols("TextEncoder", x)
-        u = nn.Dense(3 * self.features)(jax.nn.one_hot(x, self.vocabulary))
+        u = nn.Dense(3 * self.features)(jax.nn.one_hot(x, self.vocabulary, dtype=bool))
         if has_condition(self, "Dense_1", c):
             u += nn.Dense(3 * self.features, use_bias=False)(join(c))[None]
         read = None if self.end is None else jnp.cumsum(x == self.end) <= (x == self.end)
-        return GRU(self.features)(u, jnp.zeros(self.features), read)[-1]
+        return GRU(self.features)(u, jnp.zeros(self.features, u.dtype), read)[-1]
 
 
 class Cell(nn.Module):

@@ -1,0 +1,163 @@
+"""Less memory for the same numbers: recomputed activations, and batches taken part by part.
+
+model = rematerialize(model)               # activations are computed again, not stored
+loss = accumulate(elbo(model), parts=8)    # one eighth of the batch's activations at a time
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from vaejax.batch import size_of
+from vaejax.errors import at_least_one, wrong
+from vaejax.model import Model
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
+
+
+def rematerialize(model: Model) -> Model:
+    """The model whose `encode` and `decode` keep no activations for the gradient.
+
+    Both run again in the backward pass (`jax.checkpoint`), so that between the two passes only
+    what goes in and what comes out is stored: the same numbers and gradients for about a third more
+    work. It pays for deep networks, where activations outweigh parameters. A network inside the
+    Distribution (the `Partial` of an autoregressive decoder, a flow, a link of a `Chain`) does the
+    same at each of its calls. For `mixed_precision` too: `rematerialize(mixed_precision(model))`.
+    Chen et al., 2016, Training deep nets with sublinear memory cost, arXiv:1604.06174.
+    """
+
+    def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        return _again(model.encode, params, x, c, key=key)
+
+    def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        return _again(model.decode, params, z, c, key=key)
+
+    return model._replace(encode=encode, decode=decode)
+
+
+def accumulate(loss: Loss, parts: int) -> Loss:
+    """The same loss, its gradient accumulated over parts of the batch: memory for one part.
+
+    `L = sum_p W_p L_p / sum_p W_p`, W_p the weights of part p (1/parts each where there are none):
+    the mean of the whole batch, and the gradient and every metric averaged likewise. Under
+    `value_and_grad` each part's value and gradient come from one pass, in a `lax.scan`, and the
+    backward pass hands out the gradient that is stored: no part is computed twice.
+
+    `loss`: a mean over the batch, deterministic or not; `parts`: how many, a divisor of the batch's
+    size. Part p holds the examples p, p + parts, p + 2 parts, ... (so that a batch sharded over
+    devices stays where it is) and its key is `fold_in(key, p)`; one part is the loss itself.
+
+    - A term of the whole batch (total correlation, MMD, batch top-k) sees one part, as it would see
+      a smaller batch: its value then is another. So is a metric that is no mean, such as a ratio.
+    - Only the gradient of the loss by the parameters is there: any other, of a metric or by the
+      batch, is NaN. Differentiate in reverse (`jax.grad`), not forward.
+    - `optax.MultiSteps(optimizer, k)` accumulates over k *steps* instead: for a stream whose
+      batches are all that fits. It counts k steps for one update, keeps a gradient in its state,
+      and takes the plain mean of the k, whatever their weights. Here a step is an update, so that
+      schedules, epochs and the optimizer's state are those of the whole batch.
+
+    Raises ValueError for parts < 1, and where parts does not divide the batch.
+    """
+    at_least_one("accumulate", parts=parts)
+    if parts == 1:
+        return loss
+
+    def total(one: Callable[..., Any], sums: Any, key: Key, batch: Batch) -> Any:
+        """`sum_p share_p v_p` of `one(key_p, part_p) -> (values, grads)`, the grads into `sums`."""
+
+        def body(sums: Any, at: Any) -> tuple[Any, Any]:
+            p, share, part = at
+            values, grads = one(jax.random.fold_in(key, p), part)
+            values, grads = jax.tree.map(partial(_weighed, share), (values, grads))
+            return jax.tree.map(jnp.add, sums, grads), values
+
+        over = jnp.arange(parts), _shares(batch, parts), _split(batch, parts)
+        sums, values = lax.scan(body, sums, over)
+        return jax.tree.map(partial(jnp.sum, axis=0), values), sums
+
+    @jax.custom_vjp
+    def accumulated(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        return total(lambda key, part: (loss(params, key, part, step), ()), (), key, batch)[0]
+
+    def forward(params: Params, key: Key, batch: Batch, step: Any) -> Any:
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        start = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), _at_least_float32(p)), params)
+        values, grads = total(
+            lambda key, part: gradient(params, key, part, step), start, key, batch
+        )
+        grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, params)
+        return values, (grads, batch)
+
+    def backward(stored: Any, cotangents: tuple[Array, Metrics]) -> Any:
+        (grads, batch), (of_value, of_metrics) = stored, cotangents
+        # Loud, where zero would be wrong in silence.
+        asked = [jnp.any(c != 0) for c in jax.tree.leaves(of_metrics) if _is_float(c)]
+        scale = jnp.where(jnp.any(jnp.stack(asked)), jnp.nan, of_value) if asked else of_value
+        grads = jax.tree.map(lambda g: scale.astype(g.dtype) * g, grads)
+        nan = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan) if _is_float(a) else None, batch)
+        return grads, None, nan, None
+
+    accumulated.defvjp(forward, backward)
+    return accumulated
+
+
+def _again(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """`function(*args)` under `jax.checkpoint`, and so the networks inside what it returns."""
+    return jax.tree.map(
+        lambda node: Partial(_called_again, node) if _is_network(node) else node,
+        jax.checkpoint(function)(*args, **options),
+        is_leaf=_is_network,
+    )
+
+
+def _called_again(network: Any, *args: Any, **options: Any) -> Any:
+    return _again(_call, network, *args, **options)
+
+
+def _call(network: Any, *args: Any, **options: Any) -> Any:
+    return network(*args, **options)
+
+
+def _is_network(node: Any) -> bool:
+    return isinstance(node, Partial)
+
+
+def _shares(batch: Batch, parts: int) -> Array:
+    """The share of each part in the mean over the batch, `[parts]`."""
+    size = size_of(batch.x)
+    if size % parts:
+        fix = "take a divisor of the batch's size, or change the batch's size"
+        raise wrong("accumulate: parts", parts, f"a divisor of {size}, the examples", fix)
+    if isinstance(batch.weight, tuple):
+        return jnp.full(parts, 1 / parts)
+    weights = jnp.sum(_split(batch.weight, parts), axis=1)
+    return weights / jnp.sum(weights)
+
+
+def _split(tree: Any, parts: int) -> Any:
+    """Every leaf `[parts * n, ...]` as `[parts, n, ...]`, its rows dealt out in turn."""
+
+    def dealt(leaf: Array) -> Array:
+        return jnp.swapaxes(jnp.reshape(leaf, (-1, parts, *jnp.shape(leaf)[1:])), 0, 1)
+
+    return jax.tree.map(dealt, tree)
+
+
+def _weighed(share: Array, value: Array) -> Array:
+    """A part's share of a mean: nothing where all of it is masked, whose own mean is 0 / 0."""
+    return jnp.where(share > 0, share.astype(_at_least_float32(value)) * value, 0)
+
+
+def _at_least_float32(value: Any) -> Any:
+    return jnp.result_type(value, jnp.float32)
+
+
+def _is_float(value: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
+__all__ = ["accumulate", "rematerialize"]
