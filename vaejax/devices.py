@@ -65,8 +65,7 @@ def sharded(params: Params, mesh: Mesh, *, smallest: int = 2**12) -> Params:
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
     """Arrays that every process has whole, placed by a sharding, also over several processes."""
-    here = jax.process_index()
-    if all(device.process_index == here for device in sharding.device_set):
+    if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
     def place(leaf: Any) -> Any:
