@@ -53,7 +53,9 @@ class Population(NamedTuple):
 
     def member(self, index: int, *, best: bool = False) -> TrainState:
         """The state of one member, as its own run would have it."""
-        return jax.tree.map(lambda leaf: leaf[index], self.best if best else self.state)
+        state = self.best if best else self.state
+        state = state._replace(key=jax.random.clone(state.key))
+        return jax.tree.map(lambda leaf: leaf[index], state)
 
     def best_member(self, metric: str | None = None) -> int:
         """The member with the lowest value of a metric in any epoch; by default what was compared.
@@ -161,7 +163,7 @@ def fit(
     faults.check_finite(data)
     faults.warn_of_levels(data.x, transform)
     order = indices or shuffled(size, batch_size)
-    faults.check_order(order, train.stream(keys[0], "order"), size, batch_size)
+    faults.check_order(order, train.stream(jax.random.clone(keys)[0], "order"), size, batch_size)
     hyper = jax.tree.map(jnp.asarray, hyper)
     state = jax.jit(jax.vmap(_member_init(make)))(hyper, keys, params)
     everywhere: Any = jax.tree.map(jnp.asarray, data)

@@ -1,0 +1,244 @@
+"""Populations: each member what it is alone, one program for all; who fails harms no other."""
+
+import signal
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from vaejax import autoencoder, autoencoders, data, evaluate, heads, networks, population, train
+from vaejax.distributions import Normal
+from vaejax.objectives import elbo
+
+MODEL = autoencoder(heads.Normal(2), heads.Bernoulli((4, 3)), Normal(jnp.zeros(2), jnp.ones(2)))
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 3)).astype(np.uint8)
+HYPER = population.grid(beta=[0.5, 4.0], seed=range(2))
+
+
+def make(hyper):
+    return elbo(MODEL, beta=hyper["beta"]), optax.adam(1e-2)
+
+
+def keys_of(hyper):
+    return jax.vmap(jax.random.key)(jnp.asarray(hyper["seed"]))
+
+
+def start(hyper, model=MODEL, shape=(4, 3)):
+    keys = jax.vmap(jax.random.key)(jnp.asarray(hyper["seed"]) + 100)
+    return jax.jit(jax.vmap(model.init, (0, None)))(keys, jnp.zeros(shape))
+
+
+def quiet_fit(make=make, hyper=HYPER, **options):
+    settings = {"epochs": 4, "batch_size": 16, "transform": data.binarize, **options}
+    return population.fit(
+        make, hyper, start(hyper), IMAGES, keys=keys_of(hyper), progress=False, **settings
+    )
+
+
+def without_keys(tree):
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, without_keys(a), without_keys(b))
+
+
+def test_each_of_8_seeds_x_4_betas_is_its_own_single_run_from_one_compilation(x64):
+    """In double precision to 1e-8 after two epochs of digits: what differs is the order of sums."""
+    prior = Normal(jnp.zeros(3), jnp.ones(3))
+    encoder = nn.Sequential([networks.MLP((16,)), heads.Normal(3)])
+    decoder = nn.Sequential([networks.MLP((16,)), heads.Bernoulli((8, 8, 1))])
+    model = autoencoder(encoder, decoder, prior)
+    images = data.load("digits").x
+    hyper = population.grid(beta=[0.5, 1.0, 2.0, 4.0], seed=range(8))
+    double = partial(jax.tree.map, lambda leaf: leaf.astype(jnp.float64))
+    params, keys = double(start(hyper, model, (8, 8, 1))), keys_of(hyper)
+    traces = []
+
+    def make(hyper):
+        loss = elbo(model, beta=hyper["beta"])
+
+        def counted(*arguments):
+            traces.append(1)
+            return loss(*arguments)
+
+        return counted, optax.adam(1e-2)
+
+    options = {"epochs": 2, "batch_size": 128, "transform": data.binarize, "progress": False}
+    found = population.fit(make, hyper, params, images, keys=keys, **options)
+    assert len(traces) == 1
+    assert found.history["loss"].shape == (2, 32) and (found.frozen == -1).all()
+
+    @jax.jit
+    def alone(hyper, key, params):
+        run = train.make_train(*make(hyper), steps=22, batch_size=128, transform=data.binarize)
+        return run(key, params, images)[0].params
+
+    close = partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8)
+    for i in range(32):
+        hyper_i, params_i = jax.tree.map(lambda leaf, i=i: leaf[i], (hyper, params))
+        single = alone(hyper_i, jax.random.key(hyper["seed"][i]), params_i)
+        jax.tree.map(close, found.member(i).params, single)
+    last = train.fit(elbo(model, beta=4.0), optax.adam(1e-2), params_i, images,
+                     key=jax.random.key(7), **options)  # fmt: skip
+    jax.tree.map(close, found.member(31).params, last.params)
+    np.testing.assert_allclose(found.history["loss"][:, 31], last.history["loss"], rtol=1e-8)
+
+
+def test_a_member_that_is_not_finite_is_frozen_and_the_rest_go_on():
+    """As if it had not been there; and it stays at the state before the step that failed."""
+    hyper = {"beta": np.ones(3), "seed": np.arange(3), "fails": np.array([99, 5, 99])}
+
+    def failing(hyper):
+        loss, optimizer = make(hyper)
+
+        def failing_loss(params, key, batch, step):
+            value, metrics = loss(params, key, batch, step)
+            bad = jnp.where(step == hyper["fails"], jnp.nan, 0.0)
+            return value + bad, metrics
+
+        return failing_loss, optimizer
+
+    with pytest.warns(UserWarning, match=r"member 1 of 3 .*frozen before step 5, .*'loss': nan"):
+        found = quiet_fit(failing, hyper)
+    np.testing.assert_array_equal(found.frozen, [-1, 5, -1])
+    np.testing.assert_array_equal(found.state.step, [12, 5, 12])
+    healthy = quiet_fit(failing, hyper | {"fails": np.full(3, 99)})
+    for i in (0, 2):
+        equal(found.member(i), healthy.member(i))
+    assert np.isnan(found.history["loss"][1:, 1]).all()
+    assert np.isfinite(found.history["loss"][:, [0, 2]]).all()
+    scan = population.make_scan(make, steps=5, indices=train.shuffled(50, 16),
+                                transform=data.binarize)  # fmt: skip
+    init = jax.vmap(lambda h, key, params: train.make_step(*make(h))[0](key, params))
+    state = init(hyper, keys_of(hyper), start(hyper))
+    equal(found.member(1), jax.tree.map(lambda leaf: leaf[1], jax.jit(scan)(
+        state, hyper, 0, IMAGES)[0]))  # fmt: skip
+    assert found.best_member() in (0, 2)
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(train.NonFiniteError, match="none of the 3 members.* before step 5"),
+    ):
+        warnings.simplefilter("ignore")  # one for each member
+        quiet_fit(failing, hyper | {"fails": np.array([3, 5, 4])})
+
+
+def test_a_population_resumes_to_the_same_bits(tmp_path):
+    valid = population.mean_loss(make, IMAGES[:21], transform=data.binarize, batch_size=10)
+    options = {"evaluate": valid, "epochs": 5, "patience": 4, "chunk": 2}
+    whole = quiet_fit(**options)
+
+    def log(row):
+        assert np.shape(row["loss"]) == (4,)
+        if row["epoch"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(train.Interrupted):
+        quiet_fit(directory=tmp_path, log=log, **options)
+    resumed = quiet_fit(directory=tmp_path, resume=True, **options)
+    equal((whole.state, whole.best), (resumed.state, resumed.best))
+    equal(whole.history, resumed.history)
+    with pytest.raises(ValueError, match="(?s)another run.*hyper: checkpoint"):
+        quiet_fit(hyper=HYPER | {"beta": np.ones(4)}, directory=tmp_path, resume=True)
+
+
+def test_every_member_keeps_its_own_best_and_is_measured_by_its_own_loss():
+    values = jnp.array([[3.0, 1.0, 2.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
+
+    def evaluate_member(hyper, params, key):  # by the count of steps, 3 in each epoch
+        epoch = (params["count"] / 3 - 1).astype(jnp.int32)
+        return {"loss": values[hyper["row"], epoch]}
+
+    def counting(hyper):
+        return (lambda params, key, batch, step: (params["count"], {})), optax.sgd(-1.0)
+
+    hyper = {"row": np.array([0, 1])}
+    found = population.fit(
+        counting, hyper, {"count": np.zeros(2, np.float32)}, IMAGES / np.float32(255),
+        keys=jax.random.split(jax.random.key(0), 2), epochs=4, batch_size=16,
+        evaluate=evaluate_member, progress=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.best.params["count"], [6, 3])
+    np.testing.assert_array_equal(found.best.step, [6, 3])
+    np.testing.assert_array_equal(found.params["count"], [12, 12])
+    np.testing.assert_array_equal(found.history["eval/loss"], values.T)
+    assert found.best_member() == 0 and int(found.member(0, best=True).step) == 6
+
+
+def test_the_mean_loss_of_a_member_is_that_of_evaluate():
+    """A ragged end counts by its size; where nothing is drawn, to the rounding of sums."""
+    model = autoencoder(heads.Code(2), heads.FixedNormal((4, 3), 1.0))
+    loss = autoencoders.reconstruction(model)
+    params = model.init(jax.random.key(0), jnp.zeros((4, 3)))
+    key = jax.random.key(1)
+    expected = evaluate.mean_loss(loss, params, key, IMAGES[:21], transform=data.scale)
+    for batch_size in (10, 500):
+        one = population.mean_loss(lambda hyper: (loss, None), IMAGES[:21], transform=data.scale,
+                                   batch_size=batch_size)  # fmt: skip
+        found = jax.jit(one)((), params, jax.random.clone(key))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5)
+
+
+def test_a_hyperparameter_may_be_an_array_a_mask_of_latents():
+    """Masked latents carry nothing: their posterior is the prior, whatever the encoder says."""
+
+    def masked(hyper):
+        def decode(params, z, c=(), *, key=None):
+            return MODEL.decode(params, z * hyper["mask"], c, key=key)
+
+        return elbo(MODEL._replace(decode=decode)), optax.adam(1e-2)
+
+    hyper = {"mask": np.array([[1.0, 1.0], [1.0, 0.0]], np.float32), "seed": np.zeros(2, int)}
+    found = quiet_fit(masked, hyper)
+    kernel = [found.member(i).params["decoder"]["params"]["logits"]["kernel"] for i in (0, 1)]
+    first = start(hyper)["decoder"]["params"]["logits"]["kernel"][0]
+    np.testing.assert_array_equal(kernel[1][1], first[1])
+    assert (kernel[0][1] != first[1]).all()
+
+
+def test_a_grid_has_every_combination():
+    found = population.grid(beta=[1.0, 4.0], seed=range(3))
+    np.testing.assert_array_equal(found["beta"], [1, 1, 1, 4, 4, 4])
+    np.testing.assert_array_equal(found["seed"], [0, 1, 2, 0, 1, 2])
+    with pytest.raises(ValueError, match="grid: expected beta >= 1, got 0"):
+        population.grid(beta=[], seed=[1])
+
+
+def test_the_summary_is_over_the_seeds_that_are_finite():
+    hyper = population.grid(beta=[1.0, 4.0], seed=range(3))
+    rows = population.summarize(hyper, {"nll": [1.0, 2.0, 6.0, np.nan, 3.0, 5.0]})
+    assert rows[0] == {"beta": 1.0, "members": 3, "finite": 3, "nll": 3.0,
+                       "nll_sd": pytest.approx(7**0.5)}  # fmt: skip
+    assert rows[1] == {"beta": 4.0, "members": 3, "finite": 2, "nll": 4.0,
+                       "nll_sd": pytest.approx(2**0.5)}  # fmt: skip
+    assert population.table(rows).splitlines() == [
+        "beta  finite      nll",
+        " 1.0  3 of 3  3 (2.6)",
+        " 4.0  2 of 3  4 (1.4)",
+    ]
+    assert np.isnan(population.summarize({"seed": [0]}, {"nll": [1.0]})[0]["nll_sd"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hyper": HYPER | {"beta": np.ones(3)}}, r"hyper\['beta'\]: got shape \(3,\).*of 4.*grid"),
+        ({"hyper": HYPER | {"beta": 1.0}}, r"hyper\['beta'\]: got shape \(\)"),
+        ({"params": start({"seed": [0, 1]})}, r"params\[.*got shape \(2, .*of 4.*jax.vmap"),
+        ({"batch_size": 51}, "batch_size: got 51, expected 1 to 50"),
+        ({"keys": jax.random.key(0)}, "expected keys >= 1"),
+    ],
+)
+def test_what_does_not_have_a_value_for_each_member_is_refused(change, message):
+    arguments = {"hyper": HYPER, "params": start(HYPER), "keys": keys_of(HYPER), "epochs": 1}
+    arguments |= {"batch_size": 16, "transform": data.binarize, "progress": False} | change
+    with pytest.raises(ValueError, match=message):
+        population.fit(make, arguments.pop("hyper"), arguments.pop("params"), IMAGES, **arguments)
