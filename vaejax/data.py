@@ -27,7 +27,8 @@ from vaejax.types import Array, Batch, Key
 
 NAMES = ("digits", "mnist", "fashion_mnist", "binarized_mnist")
 PathLike = str | os.PathLike
-SPLITS = ("train", "valid", "validation", "val", "test")  # that a .npz may name
+SPLITS = ("train", "valid", "validation", "val", "test")  # that a .npz may name, and its arrays
+DATA, LABELS = ("x", "images", "data"), ("y", "labels", "label", "targets")
 
 
 def load(
@@ -259,7 +260,7 @@ def _batches(
     epoch, first = divmod(start, steps)
     while epochs is None or epoch < epochs:
         for at, x in _epoch(rows, [*words, epoch], batch_size, first * batch_size, block, mixed):
-            check_rows(x, at, where)
+            check_rows(x, at, lambda row: (where, row))
             missing = batch_size - len(x)
             weight = np.ones(len(x), np.float32)
             if missing:
@@ -295,11 +296,15 @@ def _epoch(
         yield at, x
 
 
-def check_rows(x: np.ndarray, at: Any, where: str) -> None:
-    """Raise ValueError, naming the first of the rows `at`, where rows of x are not finite."""
+def check_rows(x: np.ndarray, at: Any, place: Callable[[int], tuple[str, int]]) -> None:
+    """Raise ValueError where rows of x are not finite, naming the first of them.
+
+    `place(row)`, for one of the numbers `at` of the rows: the file, and its number there.
+    """
     bad = at[~np.isfinite(x).all(axis=tuple(range(1, x.ndim)))]
     if len(bad):
-        got = f"NaN or infinity in row {bad[0]} ({len(bad)} such rows in the batch)"
+        where, row = place(int(bad[0]))
+        got = f"NaN or infinity in row {row} ({len(bad)} such rows in the batch)"
         raise wrong(where, got, "finite numbers", "write the file again without such rows")
 
 
@@ -353,24 +358,23 @@ def check_file(path: Path, where: str, kinds: str = "a path to .npz or .npy") ->
 
 def npz_keys(files: list[str], split: str, where: str) -> tuple[str, str | None, bool]:
     keys = {key.lower(): key for key in files}
-    data, labels = ("x", "images", "data"), ("y", "labels", "label", "targets")
 
     def find(stems: tuple[str, ...], *forms: str) -> str | None:
         names = [form.format(stem) for form in forms for stem in stems]
         return next((keys[name] for name in names if name in keys), None)
 
-    named = {s: find(data, s, "{}_" + s, s + "_{}") for s in SPLITS}
+    named = {s: find(DATA, s, "{}_" + s, s + "_{}") for s in SPLITS}
     splits = {s: key for s, key in named.items() if key}
     if splits:
         if split not in splits:
             raise wrong(f"{where}: split", repr(split), list(splits), "choose one of these")
-        return splits[split], find(labels, "{}_" + split, split + "_{}"), True
-    others = [key for low, key in keys.items() if low not in labels]
-    key = find(data, "{}") or (others[0] if len(others) == 1 else None)
+        return splits[split], find(LABELS, "{}_" + split, split + "_{}"), True
+    others = [key for low, key in keys.items() if low not in LABELS]
+    key = find(DATA, "{}") or (others[0] if len(others) == 1 else None)
     if key is None:
         fix = "np.savez(path, x=images, y=labels), or x_train, y_train, x_test, ..."
         raise wrong(where, f"arrays {files}", "one array of data, or named splits", fix)
-    return key, find(labels, "{}"), False
+    return key, find(LABELS, "{}"), False
 
 
 def _every_nth(n: int, split: str, batch: Batch) -> Batch:
