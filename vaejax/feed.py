@@ -11,6 +11,7 @@ Which examples a step sees depends on its number alone, never on threads or on w
 streamed run trains on the batches of one on data in memory, and goes on at `start=state.step`.
 """
 
+import contextlib
 import functools
 import queue
 import threading
@@ -119,16 +120,18 @@ class Feed(Iterator[Any]):
         self.close()
         raise error
 
-    def _take(self) -> tuple[Any, BaseException]:
-        while True:
+    def _take(self) -> tuple[Any, Any]:
+        """The next batch, counting the looks at whose end the device was idle."""
+        with contextlib.suppress(queue.Empty):
+            return self._ready.get_nowait()
+        item = None
+        while item is None and not self._closed.is_set():
             began = perf_counter()
-            try:
-                return self._ready.get(timeout=_TICK)
-            except queue.Empty:
-                pass
-            finally:
-                if perf_counter() - began > _TICK / 10 and _is_ready(self._latest):
-                    self.waited += perf_counter() - began
+            with contextlib.suppress(queue.Empty):
+                item = self._ready.get(timeout=_TICK)
+            if _is_ready(self._latest):
+                self.waited += perf_counter() - began
+        return item or (_END, StopIteration())
 
     def dispatched(self, result: Any) -> None:
         """Say that the step on the latest batch is under way; waits until the one before is done.
@@ -204,7 +207,8 @@ def _order(indices: Any, steps: int) -> np.ndarray:
 
 
 def _is_ready(result: Any) -> bool:
-    return all(leaf.is_ready() for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array))
+    leaves: list[Any] = [x for x in jax.tree.leaves(result) if isinstance(x, jax.Array)]
+    return all(leaf.is_ready() for leaf in leaves)
 
 
 def _grain() -> Any:
