@@ -96,7 +96,8 @@ def stream(
     neighbours (tokens of one text) meet in a batch more often than by chance if `mixed` is small.
 
     The order is a function of the key and the step's number alone: with `start=s` the stream goes
-    on exactly where one that had given s batches would.
+    on exactly where one that had given s batches would. It reads blocks, for rows that cost much
+    one by one (HDF5, Zarr, slow disks); `vaejax.feed` gives the batches of a run in memory.
 
     Args:
       source: a path to a `.npy` file, which is memory-mapped, or anything with a shape `[n, ...]`,

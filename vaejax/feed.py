@@ -9,6 +9,7 @@
 
 Which examples a step sees depends on its number alone, never on threads or on where a run began: a
 streamed run trains on the batches of one on data in memory, and goes on at `start=state.step`.
+Where rows cost much one by one (HDF5, Zarr, slow disks), `data.stream` reads them by blocks.
 """
 
 import contextlib

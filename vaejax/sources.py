@@ -1,8 +1,7 @@
 """Data that stay on the disk: opened at once whatever their size, and read by whole batches.
 
 `open` knows sets of TFDS, files and folders; `vaejax.feed` takes their batches to the device in the
-order that a trainer asks for. For examples in an order by blocks, where the disk or the format is
-slow at single rows (HDF5, Zarr), there is `data.stream`.
+order that a trainer asks for.
 """
 
 import os
