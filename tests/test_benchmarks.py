@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import run
-from experiments.benchmarks import convolution, likelihood, paired
+from experiments.benchmarks import convolution, feeding, likelihood, paired
 from vaejax import evaluate
 
 
@@ -92,6 +92,16 @@ def test_the_peak_of_memory_is_seen_after_it_has_gone():
         time.sleep(0.2)
         assert before > 10
         assert before + 350 < peak() < before + 450
+
+
+def test_feeding_reports_memory_waiting_and_both_rates(tmp_path):
+    config = replace(feeding.Config(), smoke=True, folder=tmp_path, out=tmp_path / "report.json")
+    report = feeding.main(config)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert report["file_gb"] == pytest.approx(2000 * 784 / 1e9, rel=1e-3)
+    assert 0 <= report["waited_share"] <= 1
+    assert list(report["programs"]) == ["streamed", "in_memory"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.json"]
 
 
 def test_one_call_for_memory_reports_its_counts(tmp_path):

@@ -7,14 +7,13 @@
 import contextlib
 import difflib
 import hashlib
-import logging
 import numbers
 import os
 import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax import prepared
 from vaejax.errors import at_least_one, wrong
 from vaejax.types import Array, Batch, Key
 
 NAMES = ("digits", "mnist", "fashion_mnist", "binarized_mnist")
 PathLike = str | os.PathLike
-_SPLITS = ("train", "valid", "validation", "val", "test")  # that a .npz may name
+SPLITS = ("train", "valid", "validation", "val", "test")  # that a .npz may name, and its arrays
+DATA, LABELS = ("x", "images", "data"), ("y", "labels", "label", "targets")
 
 
 def load(
@@ -60,14 +61,10 @@ def load(
     to return; FileNotFoundError for a missing file or a TFDS set that is not prepared; ImportError
     for a missing optional package.
     """
-    parsed = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
-    if parsed is None:
-        fix = 'write for instance "train", "train[:50000]" or "train[10%:20%]"'
-        raise wrong("load: split", repr(split), "a name and at most one slice", fix)
-    name, start, stop = parsed.groups()
+    name, window = split_of("load", split)
     if isinstance(source, Batch | np.ndarray | jax.Array):
         batch = source if isinstance(source, Batch) else Batch(source)
-        batch = _every_nth(10, name, _checked(batch, "load: source"))
+        batch = _every_nth(10, name, checked(batch, "load: source"))
     elif isinstance(source, str) and source == "digits":
         batch = _every_nth(6, name, _digits())
     elif isinstance(source, str) and (source in NAMES or source.startswith("tfds:")):
@@ -77,12 +74,8 @@ def load(
     else:
         expected, fix = "a name, a path, an array or a Batch", "pass np.asarray(source)"
         raise wrong("load: source", type(source).__name__, expected, fix)
-    n = len(batch.x)
-    window = slice(_position(start, n, split), _position(stop, n, split))
-    if len(range(n)[window]) == 0:
-        fix = 'widen the slice, or pass split="all" for a small array'
-        raise wrong("load: split", f"{split!r} of {n} examples", "at least one example", fix)
-    return jax.tree.map(lambda leaf: leaf[window], batch) if start or stop else batch
+    chosen = window(len(batch.x))
+    return batch if chosen == slice(None) else jax.tree.map(lambda leaf: leaf[chosen], batch)
 
 
 def stream(
@@ -103,7 +96,8 @@ def stream(
     neighbours (tokens of one text) meet in a batch more often than by chance if `mixed` is small.
 
     The order is a function of the key and the step's number alone: with `start=s` the stream goes
-    on exactly where one that had given s batches would.
+    on exactly where one that had given s batches would. It reads blocks, for rows that cost much
+    one by one (HDF5, Zarr, slow disks); `vaejax.feed` gives the batches of a run in memory.
 
     Args:
       source: a path to a `.npy` file, which is memory-mapped, or anything with a shape `[n, ...]`,
@@ -187,6 +181,51 @@ def cache_folder(cache_dir: PathLike | None = None) -> Path:
     return Path(cache_dir or os.environ.get("VAEJAX_CACHE") or home).expanduser()
 
 
+def split_of(function: str, split: str) -> tuple[str, Callable[[int], slice]]:
+    """The name of a split, and `window(n) -> slice`: which of its n examples are meant."""
+    parsed = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+    where = f"{function}: split"
+    if parsed is None:
+        fix = 'write for instance "train", "train[:50000]" or "train[10%:20%]"'
+        raise wrong(where, repr(split), "a name and at most one slice", fix)
+    name, start, stop = parsed.groups()
+
+    def position(text: str | None, n: int) -> int | None:
+        if not text:
+            return None
+        percent, value = text.endswith("%"), int(text.rstrip("%"))
+        # Cut short in silence, a paper's 50,000 examples could be fewer.
+        if abs(value) > (100 if percent else n):
+            fix = "leave the slice open to take all"
+            raise wrong(where, repr(split), f"positions up to {n}, all there are", fix)
+        return n * value // 100 if percent else value
+
+    def window(n: int) -> slice:
+        chosen = slice(position(start, n), position(stop, n))
+        if len(range(n)[chosen]) == 0:
+            fix = 'widen the slice, or pass split="all" for a small array'
+            raise wrong(where, f"{split!r} of {n} examples", "at least one example", fix)
+        return chosen
+
+    return name, window
+
+
+def every_nth(
+    function: str, n: int, split: str, size: int
+) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
+    """How many of `size` examples a split has, and `rows(i)`, which they are.
+
+    The n-th, 2n-th, ... example is "test", the others "train", and "all" is everything.
+    """
+    if split == "all":
+        return size, lambda i: i
+    if split == "test":
+        return size // n, lambda i: n * i + n - 1
+    if split == "train":
+        return size - size // n, lambda i: i + i // (n - 1)
+    raise wrong(f"{function}: split", repr(split), "train, test or all", "choose one of these")
+
+
 def _rows(source: Any) -> tuple[Any, str]:
     """What is sliced by rows, and its name in messages."""
     where, rows = "stream: source", source
@@ -222,10 +261,7 @@ def _batches(
     epoch, first = divmod(start, steps)
     while epochs is None or epoch < epochs:
         for at, x in _epoch(rows, [*words, epoch], batch_size, first * batch_size, block, mixed):
-            bad = at[~np.isfinite(x).all(axis=tuple(range(1, x.ndim)))]
-            if len(bad):
-                got = f"NaN or infinity in row {bad[0]} ({len(bad)} such rows in the batch)"
-                raise wrong(where, got, "finite numbers", "write the file again without such rows")
+            check_rows(x, at, lambda row: (where, row))
             missing = batch_size - len(x)
             weight = np.ones(len(x), np.float32)
             if missing:
@@ -250,7 +286,7 @@ def _epoch(
             continue
         order = np.random.default_rng([*seed, i + 1]).permutation(len(new))[skip:]
         skip = 0
-        read = np.concatenate([_stored(rows[s : s + block]) for s in group])[order]
+        read = np.concatenate([stored(rows[s : s + block]) for s in group])[order]
         at = np.concatenate([at, new[order]])
         x = read if x is None else np.concatenate([x, read])
         whole = len(at) // batch_size * batch_size
@@ -261,11 +297,25 @@ def _epoch(
         yield at, x
 
 
-def _stored(x: Any) -> np.ndarray:
-    """Floats as float32, where what overflows becomes infinity and is reported as such."""
+def check_rows(x: np.ndarray, at: Any, place: Callable[[int], tuple[str, int]]) -> None:
+    """Raise ValueError where rows of x are not finite, naming the first of them.
+
+    `place(row)`, for one of the numbers `at` of the rows: the file, and its number there.
+    """
+    bad = at[~np.isfinite(x).all(axis=tuple(range(1, x.ndim)))]
+    if len(bad):
+        where, row = place(int(bad[0]))
+        got = f"NaN or infinity in row {row} ({len(bad)} such rows in the batch)"
+        raise wrong(where, got, "finite numbers", "write the file again without such rows")
+
+
+def stored(x: Any) -> np.ndarray:
+    """Bool as levels 0 and 255, and floats as float32: what overflows is infinity from then on."""
     x = np.asarray(x)
+    if x.dtype == bool:
+        return x * np.uint8(255)
     with np.errstate(over="ignore"):
-        return x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
+        return x.astype(np.float32, copy=False) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _digits() -> Batch:
@@ -276,24 +326,19 @@ def _digits() -> Batch:
         raise wrong("load: source", '"digits"', "scikit-learn with it", fix, ImportError) from error
     scans = load_digits()
     x = np.rint(scans.images * 255 / 16).astype(np.uint8)
-    return _checked(Batch(x, y=scans.target), "load: digits")
+    return checked(Batch(x, y=scans.target), "load: digits")
 
 
 def _from_file(path: Path, split: str) -> Batch:
     where = f"load: source {str(path)!r}"
-    if path.suffix not in (".npz", ".npy"):
-        near = (difflib.get_close_matches(str(path), NAMES, 1) or [f"tfds:{path}"])[0]
-        expected = f'one of {", ".join(NAMES)}, "tfds:NAME", or a path to .npz or .npy'
-        raise wrong(where, "an unknown name", expected, f"perhaps {near!r}")
-    if not path.is_file():
-        raise wrong(where, "no such file", path.absolute(), "correct the path", FileNotFoundError)
+    check_file(path, where)
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return _every_nth(10, split, _checked(Batch(loaded), where))
+            return _every_nth(10, split, checked(Batch(loaded), where))
         with loaded:
-            key, label, own_splits = _npz_keys(loaded.files, split, where)
-            batch = _checked(Batch(loaded[key], y=loaded[label] if label else ()), where)
+            key, label, own_splits = npz_keys(loaded.files, split, where)
+            batch = checked(Batch(loaded[key], y=loaded[label] if label else ()), where)
             return batch if own_splits else _every_nth(10, split, batch)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         if str(error).startswith("load:"):
@@ -302,60 +347,52 @@ def _from_file(path: Path, split: str) -> Batch:
         raise wrong(where, f"({error})", "plain numpy arrays", fix) from error
 
 
-def _npz_keys(files: list[str], split: str, where: str) -> tuple[str, str | None, bool]:
+def check_file(path: Path, where: str, kinds: str = "a path to .npz or .npy") -> None:
+    """Raise ValueError for what is neither a name nor such a path, FileNotFoundError for none."""
+    if path.suffix not in (".npz", ".npy"):
+        near = (difflib.get_close_matches(str(path), NAMES, 1) or [f"tfds:{path}"])[0]
+        expected = f'one of {", ".join(NAMES)}, "tfds:NAME", or {kinds}'
+        raise wrong(where, "an unknown name", expected, f"perhaps {near!r}")
+    if not path.is_file():
+        raise wrong(where, "no such file", path.absolute(), "correct the path", FileNotFoundError)
+
+
+def npz_keys(files: list[str], split: str, where: str) -> tuple[str, str | None, bool]:
     keys = {key.lower(): key for key in files}
-    data, labels = ("x", "images", "data"), ("y", "labels", "label", "targets")
 
     def find(stems: tuple[str, ...], *forms: str) -> str | None:
         names = [form.format(stem) for form in forms for stem in stems]
         return next((keys[name] for name in names if name in keys), None)
 
-    named = {s: find(data, s, "{}_" + s, s + "_{}") for s in _SPLITS}
+    named = {s: find(DATA, s, "{}_" + s, s + "_{}") for s in SPLITS}
     splits = {s: key for s, key in named.items() if key}
     if splits:
         if split not in splits:
             raise wrong(f"{where}: split", repr(split), list(splits), "choose one of these")
-        return splits[split], find(labels, "{}_" + split, split + "_{}"), True
-    others = [key for low, key in keys.items() if low not in labels]
-    key = find(data, "{}") or (others[0] if len(others) == 1 else None)
+        return splits[split], find(LABELS, "{}_" + split, split + "_{}"), True
+    others = [key for low, key in keys.items() if low not in LABELS]
+    key = find(DATA, "{}") or (others[0] if len(others) == 1 else None)
     if key is None:
         fix = "np.savez(path, x=images, y=labels), or x_train, y_train, x_test, ..."
         raise wrong(where, f"arrays {files}", "one array of data, or named splits", fix)
-    return key, find(labels, "{}"), False
+    return key, find(LABELS, "{}"), False
 
 
 def _every_nth(n: int, split: str, batch: Batch) -> Batch:
-    """The n-th, 2n-th, ... example is "test", the others "train"."""
-    if split not in ("train", "test", "all"):
-        raise wrong("load: split", repr(split), "train, test or all", "choose one of these")
-    held_out = np.arange(len(batch.x)) % n == n - 1
-    chosen = np.flatnonzero(held_out == (split == "test"))
+    count, rows = every_nth("load", n, split, len(batch.x))
+    chosen = rows(np.arange(count))
     return batch if split == "all" else jax.tree.map(lambda leaf: leaf[chosen], batch)
 
 
-def _position(text: str | None, n: int, split: str) -> int | None:
-    if not text:
-        return None
-    percent, value = text.endswith("%"), int(text.rstrip("%"))
-    # Cut short in silence, a paper's 50,000 examples could be fewer.
-    if abs(value) > (100 if percent else n):
-        fix = "leave the slice open to take all"
-        raise wrong("load: split", repr(split), f"positions up to {n}, all there are", fix)
-    return n * value // 100 if percent else value
-
-
-def _checked(batch: Batch, where: str) -> Batch:
+def checked(batch: Batch, where: str) -> Batch:
     """The one convention: uint8 levels or finite float32, of rank 2 or 4; labels int32."""
     x, y = np.asarray(batch.x), batch.y
     got = f"{x.dtype} of shape {x.shape}"
     if x.ndim not in (2, 3, 4) or not x.size:
         expected = "vectors [n, d] or images [n, height, width] or [n, height, width, channels]"
         raise wrong(where, got, expected, "one example needs an axis in front: x[None]")
-    if x.dtype == bool:
-        x = x * np.uint8(255)
-    elif jnp.issubdtype(x.dtype, jnp.floating):
-        with np.errstate(over="ignore"):
-            x = x.astype(np.float32, copy=False)
+    binary, x = x.dtype == bool, stored(x)
+    if x.dtype == np.float32:
         bad = np.argwhere(~np.isfinite(x))
         if len(bad):
             got += f" with {len(bad)} values not finite, the first at {bad[0].tolist()}"
@@ -365,16 +402,10 @@ def _checked(batch: Batch, where: str) -> Batch:
         levels = x.dtype.kind in "iu" and x.min() >= 0 and x.max() <= 255
         fix = "x.astype(np.uint8)" if levels else "x.astype(np.float32), scaled as you mean it"
         raise wrong(where, got, "uint8 (grey levels 0..255), bool or floats", f"pass {fix}")
-    elif x.max() == 1:
+    elif not binary and x.max() == 1:
         fix = "pass bool for binary images: x.astype(bool)"
         raise wrong(where, f"{got} holding only 0 and 1", "grey levels 0..255", fix)
-    if not isinstance(y, tuple):
-        y = np.asarray(y)
-        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-        if y.dtype.kind not in "iub" or y.ndim != 1:
-            got, fix = f"{y.dtype} of shape {y.shape}", "for one-hot rows: y.argmax(axis=1)"
-            raise wrong(f"{where}: labels", got, "integers [n]", fix)
-        y = y.astype(np.int32)
+    y = y if isinstance(y, tuple) else labels(y, where)
     batch = jax.tree.map(np.asarray, batch._replace(x=x[..., None] if x.ndim == 3 else x, y=y))
     rows = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(rows) > 1:
@@ -383,25 +414,19 @@ def _checked(batch: Batch, where: str) -> Batch:
     return batch
 
 
+def labels(y: Any, where: str) -> np.ndarray:
+    """Labels `[n]` or `[n, 1]` as int32 `[n]`."""
+    y = np.asarray(y)
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    if y.dtype.kind not in "iub" or y.ndim != 1:
+        got, fix = f"{y.dtype} of shape {y.shape}", "for one-hot rows: y.argmax(axis=1)"
+        raise wrong(f"{where}: labels", got, "integers [n]", fix)
+    return y.astype(np.int32)
+
+
 def _from_tfds(name: str, split: str, data_dir: Any, cache_dir: Any) -> Batch:
     """A prepared set from its decoded copy, which the first read makes."""
-    from tensorflow_datasets.core import read_only_builder, registered
-
-    try:  # from files alone: TFDS's front door asks the network about a set it does not find
-        builder = read_only_builder.builder_from_files(name, data_dir=tfds_folder(data_dir))
-    except registered.DatasetNotFoundError as error:
-        check_tfds_name("load", name)
-        where = tfds_folder(data_dir) or "~/tensorflow_datasets"
-        fix = (
-            'prepare it once: pip install "vaejax[prepare]" (TensorFlow and importlib_resources, '
-            f"not needed later), then: python -m vaejax.prepare {name} --data_dir {where}; if it "
-            "lies elsewhere, set TFDS_DATA_DIR or pass data_dir"
-        )
-        expected = f"a prepared set under {where}"
-        raise wrong(f"load: source {name!r}", "none", expected, fix, FileNotFoundError) from error
-    if split not in builder.info.splits:
-        splits = ", ".join(builder.info.splits)
-        raise wrong(f"load: split of {name}", repr(split), splits, "choose one of these")
+    builder = prepared.open_set("load", name, split, data_dir)
     place = Path(builder.data_path).resolve()
     state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(place.iterdir())]
     digest = hashlib.sha256(repr((place, state)).encode()).hexdigest()[:16]
@@ -425,37 +450,16 @@ def _from_tfds(name: str, split: str, data_dir: Any, cache_dir: Any) -> Batch:
 
 
 def _decode(builder: Any, name: str, split: str) -> Batch:
-    import tensorflow_datasets as tfds
     from tqdm import tqdm
 
-    def only(usual: str, kind: type) -> str | None:
-        found = [k for k, feature in builder.info.features.items() if isinstance(feature, kind)]
-        return usual if usual in found else found[0] if len(found) == 1 else None
-
-    image = only("image", tfds.features.Image)
-    label = only("label", tfds.features.ClassLabel)
-    stored = builder.info.file_format.value
-    if image is None or stored != "array_record":
-        got = f"features {list(builder.info.features)} stored as {stored}"
-        fix = f"python -m vaejax.prepare {name} --data_dir NEW_FOLDER, or pass its arrays"
-        raise wrong(f"load: source {name!r}", got, "one image, stored as array_record", fix)
-    data = builder.as_data_source(split=split)
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.ERROR)  # the first decoded image brings advice to install OpenCV
-    shape, dtype = data[0][image].shape, data[0][image].dtype
-    log.setLevel(level)
-    x, y = np.empty((len(data), *shape), dtype), np.zeros(len(data), np.int32)
-    for start in tqdm(range(0, len(data), 4096), f"decoding {name}", leave=False, delay=2):
-        rows = data.__getitems__(list(range(start, min(start + 4096, len(data)))))
-        shapes = {row[image].shape for row in rows} | {shape}
-        if len(shapes) > 1:
-            got, fix = f"images of sizes {sorted(shapes)[:3]}", "resize them and pass the array"
-            raise wrong(f"load: source {name!r}", got, "one size", fix)
-        x[start : start + len(rows)] = [row[image] for row in rows]
-        y[start : start + len(rows)] = [row[label] for row in rows] if label else 0
-    binary = x.dtype == np.uint8 and x.max() == 1
-    return _checked(Batch(x.astype(bool) if binary else x, y=y if label else ()), f"load: {name}")
+    size, read = prepared.reader("load", builder, name, split)
+    whole = jax.tree.map(lambda leaf: np.empty((size, *leaf.shape[1:]), leaf.dtype), read([0]))
+    for start in tqdm(range(0, size, 4096), f"decoding {name}", leave=False, delay=2):
+        part = read(range(start, min(start + 4096, size)))
+        for leaf, piece in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+            leaf[start : start + len(piece)] = piece
+    binary = whole.x.dtype == np.uint8 and whole.x.max() == 1
+    return checked(whole._replace(x=whole.x.astype(bool)) if binary else whole, f"load: {name}")
 
 
 def _write(path: Path, array: np.ndarray) -> None:
@@ -464,23 +468,6 @@ def _write(path: Path, array: np.ndarray) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         np.save(Path(folder, "part.npy"), array)
         os.replace(Path(folder, "part.npy"), path)
-
-
-def tfds_folder(data_dir: Any) -> str | None:
-    """Where TFDS sets lie: `data_dir`, else $TFDS_DATA_DIR, else None for the default of TFDS."""
-    # TFDS reads the variable once, when it is imported; a notebook may set it later.
-    place = data_dir or os.environ.get("TFDS_DATA_DIR")
-    return str(Path(place).expanduser()) if place else None
-
-
-def check_tfds_name(function: str, name: str) -> None:
-    """Raise ValueError, with the nearest names, unless TFDS knows a set of this name."""
-    import tensorflow_datasets as tfds
-
-    known, base = tfds.list_builders(with_community_datasets=False), re.split("[/:]", name)[0]
-    if base not in known:
-        near = ", ".join(difflib.get_close_matches(base, known, 3)) or "see tfds.list_builders()"
-        raise wrong(f"{function}: name", repr(name), "the name of a TFDS set", f"perhaps {near}")
 
 
 def _is_levels(function: str, x: Any) -> bool:

@@ -8,7 +8,8 @@ import importlib.util
 import tempfile
 from pathlib import Path
 
-from vaejax.data import PathLike, check_tfds_name, tfds_folder
+from vaejax import prepared
+from vaejax.data import PathLike
 from vaejax.errors import wrong
 
 
@@ -25,14 +26,14 @@ def prepare(
     importlib_resources (`pip install "vaejax[prepare]"`), which reading does not need.
     """
     name = name.removeprefix("tfds:")
-    check_tfds_name("prepare", name)
+    prepared.check_name("prepare", name)
     missing = [p for p in ("tensorflow", "importlib_resources") if not importlib.util.find_spec(p)]
     if missing:
         fix, got = 'pip install "vaejax[prepare]"', f"{' and '.join(missing)} not installed"
         raise wrong("prepare", got, "them for preparing (reading needs neither)", fix, ImportError)
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder(name, data_dir=tfds_folder(data_dir), file_format="array_record")
+    builder = tfds.builder(name, data_dir=prepared.folder(data_dir), file_format="array_record")
     if manual_dir is not None and not builder.builder_configs:
         wanted = {info.filename for info in (builder.url_infos or {}).values()}
         absent = sorted(f for f in wanted if not (Path(manual_dir).expanduser() / f).is_file())
