@@ -380,7 +380,7 @@ def write_json(path: Path, values: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file, if this process is the one that does."""
     if first():
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def report(folder: Path, summary: Mapping[str, Any], note: str) -> None:
