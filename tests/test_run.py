@@ -1,0 +1,170 @@
+"""What every experiment's command line can do: signals, full disks, processes, records."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import run, vae
+from vaejax import checkpoint, train
+from vaejax.batch import as_batch
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = replace(vae.DIGITS, smoke=True, progress=False, hidden=(16,), latent=2)
+
+
+def started(*options, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.vae", *map(str, options)],
+        env=os.environ | environment, text=True, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def command_line(monkeypatch):
+    """`run.command_line` of a function of a preset, without options."""
+    monkeypatch.setattr(sys, "argv", ["experiments.vae"])
+    monkeypatch.setattr(run, "use_compilation_cache", lambda: None)
+    return lambda main: run.command_line(main, {"small": SMALL}, "about")
+
+
+def test_sigterm_saves_all_says_how_to_go_on_and_ends_with_143(tmp_path):
+    folder = tmp_path / "run"
+    options = "digits", "--no-progress", "--hidden", 8, "--latent", 2, "--epochs", 10**6
+    options += "--train-split", "train[:64]", "--tensorboard", "--profile", 2
+    running = started(*options, "--out", folder)
+    try:
+        until = time.monotonic() + 300
+        while len(run.rows(folder)) < 4 and running.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        running.send_signal(signal.SIGTERM)
+        errors = running.communicate(timeout=300)[1]
+    finally:
+        running.kill()
+    assert running.returncode == 143
+    assert "Traceback" not in errors
+    assert "SIGTERM" in errors and errors.strip().endswith("add --resume --out FOLDER")
+    assert list((folder / "checkpoints").iterdir())
+    (events,) = folder.glob("events.out.tfevents.*")
+    assert b"elbo" in events.read_bytes()
+    assert [path for path in (folder / "profile").rglob("*.xplane.pb") if path.stat().st_size]
+
+
+def test_a_full_disk_is_told_without_a_traceback(command_line, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+
+    def main(config):
+        x = jnp.zeros((4, 2))
+        loss = lambda params, key, batch, step: (jnp.sum(params**2), {})  # noqa: E731
+        run.fit(replace(config, out=tmp_path), tmp_path / "run", loss, vae.optax.sgd(0.1),
+                jnp.ones(3), x, key=jax.random.key(0), epochs=1, batch_size=2)  # fmt: skip
+
+    with pytest.raises(SystemExit, match="error: .*0 MB free"):
+        command_line(main)
+
+
+def test_an_interrupted_or_terminated_run_says_how_to_go_on(command_line, capsys):
+    def interrupted(config):
+        raise train.Interrupted("fit: stopped by Ctrl-C", fitted=None)
+
+    def terminated(config):
+        raise train.Terminated("fit: stopped by SIGTERM", fitted=None)
+
+    with pytest.raises(SystemExit, match="stopped by Ctrl-C: add --resume --out FOLDER"):
+        command_line(interrupted)
+    with pytest.raises(SystemExit) as caught:
+        command_line(terminated)
+    assert caught.value.code == 143
+    assert capsys.readouterr().err == "fit: stopped by SIGTERM: add --resume --out FOLDER\n"
+
+
+def test_two_processes_train_one_run_and_the_first_alone_writes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    rows = np.random.default_rng(0).uniform(size=(400, 7)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)  # no pictures, which would cost more than the rest
+    options = "digits", "--dataset", tmp_path / "rows.npy", "--smoke", "--distributed"
+    options += "--hidden", 16, "--latent", 2, "--out", tmp_path / "two"
+    where = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    pair = [started(*options, **where, JAX_PROCESS_ID=str(i)) for i in (0, 1)]
+    (first, first_errors), (second, second_errors) = (p.communicate(timeout=500) for p in pair)
+    assert [p.returncode for p in pair] == [0, 0], first_errors + second_errors
+    assert "test_elbo_nats" in first and "test_elbo_nats" not in second
+    assert "epoch" in first_errors and "epoch" not in second_errors  # the progress bar
+    found = json.loads((tmp_path / "two" / "summary.json").read_text())
+    alone = vae.main(replace(SMALL, dataset=str(tmp_path / "rows.npy"), out=tmp_path / "one"))
+    for name in ("test_elbo_nats", "test_nll_nats"):
+        assert found[name] == pytest.approx(alone[name], rel=1e-4)
+    assert [row["epoch"] for row in run.rows(tmp_path / "two")] == [1, 2]
+
+
+def test_processes_are_told_apart_by_variables_where_no_cluster_is_found(monkeypatch):
+    told = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: told.append(given))
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with run.joined():
+        pass
+    monkeypatch.setenv("JAX_PROCESS_ID", "two")
+    with pytest.raises(ValueError, match="--distributed: got no cluster .*JAX_PROCESS_ID=I"):
+        run.joined().__enter__()
+    monkeypatch.delenv("JAX_NUM_PROCESSES")
+    monkeypatch.delenv("JAX_PROCESS_ID")
+    with run.joined():
+        pass
+    assert [tuple(given.values()) for given in told] == [(3, 0), (None, None)]
+
+
+def test_what_is_asked_for_in_vain_leaves_no_folder(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="devices.mesh: count: got 99, expected 1 to"):
+        vae.main(replace(SMALL, devices=99, out=tmp_path / "run"))
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"--tensorboard needs.*vaejax\[tensorboard\]"):
+        run.open_folder(replace(SMALL, tensorboard=True, out=tmp_path / "run"), name="vae")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(SystemExit, match="give --out"):
+        run.open_folder(SMALL, name="vae")
+    with pytest.raises(ValueError, match="--devices: got 7, expected .*all that the processes"):
+        run.open_folder(replace(SMALL, devices=7, out=tmp_path / "run"), name="vae")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_other_devices_and_options_that_it_did_not_have_yet(tmp_path):
+    config = replace(SMALL, out=tmp_path / "run")
+    stored = run.open_folder(config, name="vae") / "config.json"
+    old = json.loads(stored.read_text())
+    del old["options"]["precision"], old["options"]["devices"]
+    stored.write_text(json.dumps(old))
+    again = replace(config, resume=True, devices=1, tensorboard=True, profile=3, distributed=True)
+    assert run.open_folder(again, name="vae") == tmp_path / "run"
+    stored.write_text(json.dumps(old))
+    with pytest.raises(SystemExit, match="precision: then float32, now bfloat16"):
+        run.open_folder(replace(again, precision="bfloat16"), name="vae")
+
+
+def test_networks_in_bfloat16_are_those_of_training_alone(key):
+    x_key, init_key, loss_key = jax.random.split(key, 3)
+    model = vae.build(SMALL, (8, 8, 1), None)
+    x = jax.random.uniform(x_key, (4, 8, 8, 1))
+    params = model.init(init_key, x[0])
+    values = [
+        vae.objective(replace(SMALL, precision=precision), model, 1)[0](
+            params, jax.random.clone(loss_key), as_batch(x), 0
+        )[0]
+        for precision in ("float32", "bfloat16")
+    ]
+    assert values[0] != values[1] and values[1] == pytest.approx(values[0], rel=0.02)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
