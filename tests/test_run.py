@@ -8,26 +8,50 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import run, vae
-from vaejax import checkpoint, train
+from vaejax import checkpoint, evaluate, train
 from vaejax.batch import as_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = replace(vae.DIGITS, smoke=True, progress=False, hidden=(16,), latent=2)
 
 
-def started(*options, **environment):
+def least_squares(config):
+    """An experiment of no size: `w` towards the mean of sixteen rows."""
+    rows = np.random.default_rng(config.seed).normal(size=(16, 3)).astype(np.float32)
+
+    def loss(params, key, batch, step):
+        value = jnp.mean(jnp.sum((batch.x - params[None]) ** 2, axis=1))
+        return value, {"norm": jnp.linalg.norm(params)}
+
+    folder = run.open_folder(config, name="least-squares")
+    fitted = run.fit(
+        config, folder, loss, optax.adam(0.1), jnp.zeros(3), rows,
+        key=jax.random.key(config.seed), epochs=3, batch_size=4,
+        evaluate=partial(evaluate.mean_loss, loss, data=rows),
+    )  # fmt: skip
+    summary = {"w": np.asarray(fitted.params).tolist(), "seconds": run.seconds(folder),
+               "loss": fitted.history["eval/loss"].tolist(),
+               "devices": jax.device_count()}  # fmt: skip
+    run.write_json(folder / "summary.json", summary)
+    run.report(folder, summary, "no units")
+    return summary
+
+
+def started(*command, **environment):
+    environment = {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.vae", *map(str, options)],
-        env=os.environ | environment, text=True, cwd=ROOT,
+        [sys.executable, *map(str, command)], env=os.environ | environment, text=True, cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -42,8 +66,9 @@ def command_line(monkeypatch):
 
 def test_sigterm_saves_all_says_how_to_go_on_and_ends_with_143(tmp_path):
     folder = tmp_path / "run"
-    options = "digits", "--no-progress", "--hidden", 8, "--latent", 2, "--epochs", 10**6
-    options += "--train-split", "train[:64]", "--tensorboard", "--profile", 2
+    options = "-m", "experiments.vae", "digits", "--no-progress", "--epochs", 10**6
+    options += "--hidden", 8, "--latent", 2, "--train-split", "train[:64]"
+    options += "--tensorboard", "--profile", 2
     running = started(*options, "--out", folder)
     try:
         until = time.monotonic() + 300
@@ -64,15 +89,8 @@ def test_sigterm_saves_all_says_how_to_go_on_and_ends_with_143(tmp_path):
 
 def test_a_full_disk_is_told_without_a_traceback(command_line, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-
-    def main(config):
-        x = jnp.zeros((4, 2))
-        loss = lambda params, key, batch, step: (jnp.sum(params**2), {})  # noqa: E731
-        run.fit(replace(config, out=tmp_path), tmp_path / "run", loss, vae.optax.sgd(0.1),
-                jnp.ones(3), x, key=jax.random.key(0), epochs=1, batch_size=2)  # fmt: skip
-
     with pytest.raises(SystemExit, match="error: .*0 MB free"):
-        command_line(main)
+        command_line(lambda config: least_squares(replace(config, out=tmp_path / "run")))
 
 
 def test_an_interrupted_or_terminated_run_says_how_to_go_on(command_line, capsys):
@@ -94,21 +112,25 @@ def test_two_processes_train_one_run_and_the_first_alone_writes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    rows = np.random.default_rng(0).uniform(size=(400, 7)).astype(np.float32)
-    np.save(tmp_path / "rows.npy", rows)  # no pictures, which would cost more than the rest
-    options = "digits", "--dataset", tmp_path / "rows.npy", "--smoke", "--distributed"
-    options += "--hidden", 16, "--latent", 2, "--out", tmp_path / "two"
     where = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    pair = [started(*options, **where, JAX_PROCESS_ID=str(i)) for i in (0, 1)]
+    pair = [
+        started(
+            __file__, "--distributed", "--out", tmp_path / "two", **where, JAX_PROCESS_ID=str(i)
+        )
+        for i in (0, 1)
+    ]
     (first, first_errors), (second, second_errors) = (p.communicate(timeout=500) for p in pair)
     assert [p.returncode for p in pair] == [0, 0], first_errors + second_errors
-    assert "test_elbo_nats" in first and "test_elbo_nats" not in second
+    assert "no units" in first and "no units" not in second
     assert "epoch" in first_errors and "epoch" not in second_errors  # the progress bar
     found = json.loads((tmp_path / "two" / "summary.json").read_text())
-    alone = vae.main(replace(SMALL, dataset=str(tmp_path / "rows.npy"), out=tmp_path / "one"))
-    for name in ("test_elbo_nats", "test_nll_nats"):
-        assert found[name] == pytest.approx(alone[name], rel=1e-4)
-    assert [row["epoch"] for row in run.rows(tmp_path / "two")] == [1, 2]
+    alone = least_squares(run.Options(out=tmp_path / "one", progress=False))
+    assert (found["devices"], alone["devices"]) == (2, 1)
+    for name in ("w", "loss"):
+        np.testing.assert_allclose(found[name], alone[name], rtol=1e-5)
+    assert [row["epoch"] for row in run.rows(tmp_path / "two")] == [1, 2, 3]
+    one = least_squares(run.Options(out=tmp_path / "mesh", progress=False, devices=1))
+    assert one["w"] == alone["w"]
 
 
 def test_processes_are_told_apart_by_variables_where_no_cluster_is_found(monkeypatch):
@@ -163,8 +185,12 @@ def test_networks_in_bfloat16_are_those_of_training_alone(key):
     values = [
         vae.objective(replace(SMALL, precision=precision), model, 1)[0](
             params, jax.random.clone(loss_key), as_batch(x), 0
-        )[0]
+        )[0].item()
         for precision in ("float32", "bfloat16")
     ]
     assert values[0] != values[1] and values[1] == pytest.approx(values[0], rel=0.02)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+if __name__ == "__main__":
+    run.command_line(least_squares, {"small": run.Options()}, "about")
