@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from experiments import run
 from vaejax import devices, population
@@ -59,11 +59,17 @@ def grid(config: Options, names: Iterable[str]) -> dict[str, np.ndarray]:
     return population.grid(**values, seed=seeds)
 
 
+def settings(hyper: Mapping[str, np.ndarray]) -> list[Row]:
+    """The hyperparameters of each member, as plain numbers."""
+    members = zip(*(array.tolist() for array in hyper.values()), strict=True)
+    return [dict(zip(hyper, values, strict=True)) for values in members]
+
+
 def fit(
     config: Options,
     folder: Path,
     make: Make,
-    init: Callable[[Any], tuple[Params, Key]],
+    init: Callable[[Row], tuple[Params, Key]],
     hyper: Mapping[str, np.ndarray],
     data: Any,
     *,
@@ -76,10 +82,11 @@ def fit(
 ) -> Population:
     """`population.fit` with all that the options say, its records and checkpoints in `folder`.
 
-    `init(hyper) -> (parameters, key of the run)`, of one member, is traced. What is returned lies
-    on one device of this process.
+    `init(hyper) -> (parameters, key of the run)`, of one member, gets its numbers. What is
+    returned lies on one device of this process.
     """
-    params, keys = jax.jit(lambda hyper: lax.map(init, hyper))(dict(hyper))
+    starts = [init(setting) for setting in settings(hyper)]
+    params, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     over = run.mesh(config)
     with run.logs(config, folder) as log:
         found = population.fit(
@@ -104,15 +111,14 @@ def measured(
 
     A frozen member's numbers are NaN, so that no mean counts it.
     """
-    settings = [{name: values[i].tolist() for name, values in hyper.items()}
-                for i in range(len(found.frozen))]  # fmt: skip
+    every = settings(hyper)
     numbers = {
-        i: measure(settings[i], jax.tree.map(lambda leaf, i=i: leaf[i], found.params))
+        i: measure(every[i], jax.tree.map(lambda leaf, i=i: leaf[i], found.params))
         for i in np.flatnonzero(found.frozen < 0).tolist()
     }
     names = next(iter(numbers.values()))
     frozen = dict.fromkeys(names, float("nan"))
-    return [{**setting, **numbers.get(i, frozen)} for i, setting in enumerate(settings)]
+    return [{**setting, **numbers.get(i, frozen)} for i, setting in enumerate(every)]
 
 
 def report(

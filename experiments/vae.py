@@ -4,12 +4,12 @@
     python -m experiments.vae [preset] --seeds 8 --sweep beta=1,2,4,8
 
 The second trains all 32 in one program, beta, learning_rate, adam_epsilon and scale being what can
-be swept (scale where the likelihood has one), each as a run of its own would.
+be swept (scale for fixed_normal), each as a run of its own would.
 Expected numbers and wall times: experiments/README.md. All figures in nats per image.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -224,8 +224,8 @@ LABELS = {
 
 def many(config: Config, images: Any, test: Any) -> dict[str, Any]:
     """`main` for every setting and seed of a sweep at once; returns what summary.json holds."""
-    has_scale = config.likelihood in ("fixed_normal", "normal")
-    names = ["beta", "learning_rate", "adam_epsilon", *["scale"] * has_scale]
+    names = ["beta", "learning_rate", "adam_epsilon"]
+    names += ["scale"] * (config.likelihood == "fixed_normal")
     hyper = sweep.grid(config, names)
     shape, steps = images.shape[1:], len(images) // config.batch_size
     transform = transform_for(config, images)
@@ -233,17 +233,22 @@ def many(config: Config, images: Any, test: Any) -> dict[str, Any]:
     def member(hyper: dict[str, Any]) -> Config:
         return replace(config, **{name: hyper[name] for name in hyper if name != "seed"})
 
-    def built(hyper: dict[str, Any], mean: Any = None) -> Model:
-        # The mean is where the biases start: of no consequence after that.
-        return build(member(hyper), shape, np.full(shape, 0.5) if mean is None else mean)
+    def built(hyper: dict[str, Any]) -> Model:
+        # The mean is where the biases start, of which `init` takes care.
+        return build(member(hyper), shape, np.full(shape, 0.5))
 
     def make(hyper: dict[str, Any]) -> tuple[Any, Any]:
         return objective(member(hyper), built(hyper), steps)
 
+    @cache  # what can be swept does not change the start
+    def started(seed: int) -> Any:
+        seen_key, init_key = jax.random.split(jax.random.key(seed), 7)[:2]
+        as_seen = seen_by(transform, seen_key, images)
+        model = build(config, shape, np.asarray(as_seen.mean(axis=0)))
+        return model.init(init_key, as_seen[0])
+
     def init(hyper: dict[str, Any]) -> tuple[Any, Any]:
-        keys = jax.random.split(jax.random.key(hyper["seed"]), 7)
-        as_seen = seen_by(transform, keys[0], images)
-        return built(hyper, as_seen.mean(axis=0)).init(keys[1], as_seen[0]), keys[2]
+        return started(hyper["seed"]), jax.random.split(jax.random.key(hyper["seed"]), 7)[2]
 
     models: dict[Any, Model] = {}  # one for each scale: a new one would be compiled anew
 
