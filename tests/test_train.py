@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from vaejax import autoencoders, checkpoint, data, heads, loop, sparsity, train
+from vaejax import autoencoders, checkpoint, data, heads, loop, sources, sparsity, train
 from vaejax.distributions import Normal
 from vaejax.model import autoencoder
 from vaejax.objectives import elbo
@@ -340,6 +340,48 @@ def test_fit_runs_outside_the_main_thread(params):
     thread.start()
     thread.join()
     assert done == ["epochs"]
+
+
+# --- data that stay on the disk ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "images.npy"
+    np.save(path, IMAGES)
+    return sources.in_memory(train.as_batch(np.load(path, mmap_mode="r")))
+
+
+def test_a_streamed_run_is_the_run_in_memory_and_either_continues_the_other(
+    params, on_disk, tmp_path
+):
+    whole = quiet_fit(params, evaluate=some_evaluation)
+    streamed = quiet_fit(params, images=on_disk, evaluate=some_evaluation)
+    equal((whole.state, whole.best), (streamed.state, streamed.best))
+    waiting = streamed.history.pop("waiting")
+    assert waiting.shape == (4,) and (waiting >= 0).all() and (waiting <= 1).all()
+    equal(whole.history, streamed.history)
+    for first, second, folder in ((IMAGES, on_disk, "a"), (on_disk, IMAGES, "b")):
+        quiet_fit(params, images=first, epochs=2, directory=tmp_path / folder)
+        resumed = quiet_fit(params, images=second, directory=tmp_path / folder, resume=True)
+        equal(resumed.state, whole.state)
+
+
+def test_a_streamed_run_stands_still_before_a_step_that_is_not_finite(params, on_disk):
+    """Batches were read ahead; and reading ends with the run."""
+
+    def loss(p, key, batch, step):
+        value, metrics = LOSS(p, key, batch, step)
+        return value + jnp.where(step == 7, jnp.nan, 0.0), metrics
+
+    def run(images):
+        with pytest.raises(train.NonFiniteError, match="loss not finite at step 7") as caught:
+            train.fit(loss, ADAM, params, images, key=jax.random.key(0), epochs=9, batch_size=16,
+                      transform=data.binarize, progress=False)  # fmt: skip
+        return caught.value
+
+    equal(run(on_disk).fitted.state, run(IMAGES).fitted.state)
+    assert not [thread for thread in threading.enumerate() if thread.name == "vaejax-feed"]
 
 
 # --- errors that lose nothing --------------------------------------------------------------------

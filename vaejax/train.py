@@ -5,9 +5,11 @@ Every random number of a run comes from `TrainState.key` and the step's number, 
 run into chunks, or stopping and resuming it, changes no bit of the result.
 """
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +19,12 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from vaejax import checkpoint, devices, faults, loop
+from vaejax import checkpoint, devices, faults, feed, loop
 from vaejax.batch import as_batch, over_examples, size_of
 from vaejax.faults import NonFiniteError
 from vaejax.loop import Fitted, Interrupted, Terminated
 from vaejax.order import Order, permute, shuffled
+from vaejax.sources import Source, in_memory
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
 __all__ = [
@@ -183,7 +186,10 @@ def fit(
 ) -> Fitted:
     """Train with a progress bar, evaluation, early stopping, checkpoints and exact resume.
 
-    - `data`: a Batch, or the x of one, `[n, ...]`; `transform(key, x)` is applied in each step.
+    - `data`: a Batch, or the x of one, `[n, ...]`, kept on the device; or a Source of data that
+      need not fit memory (`sources.open`; the extra `streaming`), with the same result bit for
+      bit, and `waiting` in `history`, the share of time in which the device waited for input.
+      `transform(key, x)` is applied in each step.
       `indices(key, step) -> [batch_size]` chooses the examples of a step, by default
       `shuffled(n, batch_size)`; an epoch is `n // batch_size` steps.
     - `evaluate(params, key) -> {name: number}` runs every `evaluate_every` epochs, with the same
@@ -207,66 +213,126 @@ def fit(
     that cannot be trained on or a directory or checkpoint that is not this run's; OSError where a
     checkpoint cannot be written. Warns of uint8 levels without a transform.
     """
-    data = as_batch(data)
-    size = size_of(data)
-    faults.check_finite(data)
-    faults.warn_of_levels(data.x, transform)
-    by_default = shuffled(size, batch_size)  # refuses a batch larger than the data, or none
-    order = in_order = indices or by_default
-    steps = size // batch_size
-    faults.check_order(order, stream(key, "order"), size, batch_size)
+    if isinstance(data, Source):
+        source, here = data, None
+    else:
+        here = as_batch(data)
+        faults.check_finite(here)
+        source = in_memory(here)
+    faults.warn_of_levels(source.read(np.zeros(1, int)).x, transform)
+    by_default = shuffled(source.size, batch_size)  # refuses a batch larger than the data, or none
+    order, order_key = indices or by_default, stream(key, "order")
+    steps = source.size // batch_size
+    faults.check_order(order, order_key, source.size, batch_size)
     init, step = make_step(loss, optimizer, transform=transform)
-    step, everywhere = skipping(step) if skip else step, data
-    options: dict[str, Any] = {}
+    step = skipping(step) if skip else step
     if mesh is not None:
         devices.check_divides("fit: batch_size", batch_size, mesh)
-        params, everywhere = devices.placed(params, mesh), devices.put(data, devices.copied(mesh))
+        params = devices.placed(params, mesh)
     state = init(key, params)
+    state = state if mesh is None else devices.placed(state, mesh)
+
+    def rows(step: int) -> tuple[np.ndarray, Batch]:
+        chosen = np.asarray(order(order_key, jnp.asarray(step)))
+        return chosen, source.read(chosen)
+
+    with contextlib.ExitStack() as feeds:
+        if here is None:
+            batches = feed.in_order(order, order_key)
+            advance = _fed(step, source, batches, epochs * steps, state, mesh, feeds)
+        else:
+            advance = _scanned(step, order, here, state, mesh)
+        return loop.drive(
+            state,
+            advance=advance,
+            inspect=partial(_inspect, loss, key, transform, rows, skip),
+            evaluate=None if evaluate is None else partial(_evaluated, evaluate, key),
+            identity={
+                "examples": source.size,
+                "data": source.digest,
+                "batch_size": batch_size,
+                "key": checkpoint.key_words(key),
+            },
+            epochs=epochs,
+            steps=steps,
+            chunk=chunk,
+            evaluate_every=evaluate_every,
+            monitor=monitor,
+            patience=patience,
+            directory=directory,
+            keep=keep,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            hook=hook,
+            log=log,
+            progress=progress,
+        )
+
+
+Advance = Callable[[TrainState, int, int], tuple[TrainState, Metrics]]
+
+
+def _scanned(
+    step: Step, order: Order, data: Batch, state: TrainState, mesh: Mesh | None
+) -> Advance:
+    """Steps on data that lie on the device, a chunk of them by one program."""
     if mesh is not None:
-        state = devices.placed(state, mesh)
-        order = devices.splitting(order, mesh)
-        options = {"out_shardings": (jax.tree.map(lambda leaf: leaf.sharding, state), None)}
-    everywhere = jax.tree.map(jnp.asarray, everywhere)
+        data, order = devices.put(data, devices.copied(mesh)), devices.splitting(order, mesh)
+    data = jax.tree.map(jnp.asarray, data)
     run_chunk = jax.jit(
         lambda state, data, count: _scan_of(step, order, count)(state, data),
         static_argnums=2,
         donate_argnums=0,
-        **options,
+        out_shardings=_as_before(state, mesh),
     )
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        state, history = run_chunk(state, everywhere, count)
+        state, history = run_chunk(state, data, count)
         return state, devices.on_host(history)
 
-    def rows(step: int) -> tuple[np.ndarray, Batch]:
-        chosen = np.asarray(in_order(stream(key, "order"), jnp.asarray(step)))
-        return chosen, jax.tree.map(lambda leaf: leaf[chosen], data)
+    return advance
 
-    return loop.drive(
-        state,
-        advance=advance,
-        inspect=partial(_inspect, loss, key, transform, rows, skip),
-        evaluate=None if evaluate is None else partial(_evaluated, evaluate, key),
-        identity={
-            "examples": size,
-            "data": checkpoint.digest(jax.tree.map(lambda leaf: leaf[:256], data)),
-            "batch_size": batch_size,
-            "key": checkpoint.key_words(key),
-        },
-        epochs=epochs,
-        steps=steps,
-        chunk=chunk,
-        evaluate_every=evaluate_every,
-        monitor=monitor,
-        patience=patience,
-        directory=directory,
-        keep=keep,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        hook=hook,
-        log=log,
-        progress=progress,
-    )
+
+def _fed(
+    step: Step, source: Source, batches: Any, stop: int, state: TrainState, mesh: Mesh | None,
+    feeds: contextlib.ExitStack,
+) -> Advance:  # fmt: skip
+    """Steps on batches that are read while the steps before are computed.
+
+    `history` gets `waiting`, the share of time in which the device waited for its input.
+    """
+
+    def numbered(state: TrainState, batch: Batch, number: Array) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch)
+        # Once a step was not made the run stands still: the batches after it are not for it.
+        keyless = new._replace(key=()), state._replace(key=())
+        kept = lax.cond(state.step == number, lambda a, b: a, lambda a, b: b, *keyless)
+        return kept._replace(key=state.key), metrics
+
+    run_step = jax.jit(numbered, donate_argnums=0, out_shardings=_as_before(state, mesh))
+    place = jax.device_put if mesh is None else partial(devices.put, sharding=devices.split(mesh))
+    opened: list[feed.Feed] = []
+
+    def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
+        if not opened:  # now it is known where the run goes on
+            opened.append(feed.feed(source, batches, start=start, stop=stop, place=place))
+            feeds.enter_context(opened[0])
+        began, waited, histories = perf_counter(), opened[0].waited, []
+        for number in range(start, start + count):
+            state, metrics = run_step(state, next(opened[0]), np.int32(number))
+            opened[0].dispatched(metrics)
+            histories.append(metrics)
+        found = devices.on_host(histories)
+        history = {name: np.array([one[name] for one in found]) for name in found[0]}
+        share = (opened[0].waited - waited) / (perf_counter() - began)
+        return state, {**history, "waiting": np.full(count, min(share, 1.0))}
+
+    return advance
+
+
+def _as_before(state: TrainState, mesh: Mesh | None) -> Any:
+    """Where a program's results lie: the state where it lay."""
+    return None if mesh is None else (jax.tree.map(lambda leaf: leaf.sharding, state), None)
 
 
 def _scan_of(step: Step, indices: Order, steps: int) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -325,7 +391,7 @@ def _inspect(
         return
     first = int(np.argmax(bad))
     step = start + first
-    terms = {n: float(v[first]) for n, v in history.items() if n != "skipped"}
+    terms = {n: float(v[first]) for n, v in history.items() if n not in ("skipped", "waiting")}
     chosen, stored = rows(step)
     # Where only a metric is not finite the run has gone on, and where steps are skipped too.
     host = devices.on_host(run.state._replace(key=(), step=()))
