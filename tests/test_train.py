@@ -1,12 +1,12 @@
 """Chunks, order, early stopping, resume after any stop, and errors that lose nothing."""
 
-import os
+import errno
+import resource
+import shutil
 import signal
-import subprocess
-import sys
+import tempfile
 import threading
 from functools import partial
-from pathlib import Path
 
 import chex
 import jax
@@ -246,53 +246,6 @@ def test_more_patience_continues_a_run_that_stopped_early(params, tmp_path):
     assert quiet_fit(params, patience=4, resume=True, **options).history["epoch"][-1] == 5
 
 
-SCRIPT = """
-import sys, jax, numpy as np, time
-sys.path.insert(0, {tests!r})
-import test_train as t
-params = t.MODEL.init(jax.random.key(7), t.jnp.zeros((4, 3)))
-def slowly(row):
-    print(int(row["epoch"]), flush=True)
-    time.sleep({pause})
-fitted = t.quiet_fit(params, epochs=12, evaluate=t.some_evaluation, directory=sys.argv[1],
-                     resume=True, log=slowly)
-leaves = jax.tree.leaves(t.without_keys((fitted.state, fitted.best)))
-history = {{"h_" + k.replace("/", "_"): v for k, v in fitted.history.items()}}
-np.savez(sys.argv[2], *leaves, **history)
-"""
-
-
-def test_killed_run_resumes_to_the_same_bits(params, tmp_path):
-    """SIGKILL in the middle, in a process of its own; then resume, and compare with one go."""
-    tests = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": str(Path(tests).parent)}
-
-    def start(pause, folder, result):
-        code = SCRIPT.format(tests=tests, pause=pause)
-        return subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / folder), str(tmp_path / result)],
-            stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-
-    whole = start(0, "whole", "whole.npz")
-    victim = start(0.2, "victim", "never.npz")
-    for line in victim.stdout:
-        if int(line) >= 5:
-            victim.send_signal(signal.SIGKILL)
-            break
-    assert victim.wait() == -signal.SIGKILL
-    victim.stdout.close()
-    second = start(0, "victim", "resumed.npz")
-    epochs = [int(line) for line in second.stdout]
-    assert second.wait() == 0 and 1 < epochs[0] <= 6  # it went on from a checkpoint
-    second.stdout.close()
-    whole.communicate()
-    one, two = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "resumed.npz")
-    assert one.files == two.files
-    for name in one.files:
-        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-
-
 def test_ctrl_c_leaves_a_checkpoint_and_all_there_was(params, tmp_path):
     log, before = stopped_after(2), signal.getsignal(signal.SIGINT)
     with pytest.raises(train.Interrupted, match="stopped by Ctrl-C after epoch 2") as caught:
@@ -523,6 +476,55 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
             refused += 1
         path.write_bytes(stored)
     assert refused >= 1
+
+
+def test_a_disk_that_is_full_stops_the_run_which_goes_on_once_there_is_room(params, tmp_path):
+    """The system refuses to write: what was written before stays whole, what is half goes."""
+    whole = quiet_fit(params)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(row):
+        if row["epoch"] == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+
+    try:
+        with pytest.raises(
+            checkpoint.SaveError, match="could not be written.*MB are free"
+        ) as caught:
+            quiet_fit(params, directory=tmp_path, log=full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"Last good checkpoint: {tmp_path / '6'}" in str(caught.value)
+    assert len(caught.value.fitted.history["loss"]) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "6"}
+    equal(quiet_fit(params, directory=tmp_path, resume=True).state, whole.state)
+
+
+def test_a_folder_without_permission_or_space_is_refused_before_any_work(
+    params, tmp_path, monkeypatch
+):
+    worked = []
+
+    def run(match):
+        with pytest.raises(OSError, match=match):
+            quiet_fit(params, directory=tmp_path / "run", log=worked.append)
+
+    with monkeypatch.context() as patch:
+        tiny = shutil.disk_usage(tmp_path)._replace(free=100)
+        patch.setattr(shutil, "disk_usage", lambda path: tiny)
+        run("0 MB free, expected .* MB for a checkpoint; make room, or use another directory")
+    shutil.rmtree(tmp_path / "run")
+    file = tmp_path / "run"
+    file.write_text("")
+    run("expected directory to be a folder, got the file")
+    file.unlink()
+
+    def refused(**options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)  # root may write everywhere
+    run("nothing can be written to directory .*Permission denied.*change its permissions")
+    assert not worked
 
 
 def test_a_monitor_that_is_not_measured_is_refused(params):
