@@ -115,7 +115,7 @@ class Run:
         if self.best is None:
             self.best = owned(new)
         else:  # the key is the same all along
-            kept = _chosen(lower, new._replace(key=()), self.best._replace(key=()))
+            kept = chosen(lower, new._replace(key=()), self.best._replace(key=()))
             self.best = kept._replace(key=self.best.key)
         self.lowest = np.where(lower, value, self.lowest).tolist()
         self.waited = np.where(lower, 0, np.asarray(self.waited) + 1).tolist()
@@ -229,6 +229,17 @@ def owned(state: Any) -> Any:
     return jax.tree.map(jnp.copy, state)
 
 
+@jax.jit
+def chosen(whether: Any, new: Any, old: Any) -> Any:
+    """`new` where `whether`, () or `[members]`, is true, else `old`, leaf by leaf."""
+
+    def choose(new: Any, old: Any) -> Any:
+        shape = whether.shape + (1,) * (new.ndim - whether.ndim)
+        return jnp.where(jnp.broadcast_to(whether.reshape(shape), new.shape), new, old)
+
+    return jax.tree.map(choose, new, old)
+
+
 def _check_options(
     *, epochs: int, patience: int | None, evaluate: Any, evaluate_every: int, monitor: str,
     directory: Any, keep: int, checkpoint_every: int, resume: bool, chunk: int,
@@ -264,17 +275,6 @@ def _piece(steps: int, chunk: int) -> int:
     parts = -(-steps // chunk)
     even = (n for n in range(parts, min(2 * parts, steps) + 1) if steps % n == 0)
     return steps // next(even, parts) if parts > 1 else steps
-
-
-@jax.jit
-def _chosen(lower: Any, new: Any, old: Any) -> Any:
-    """`new` where `lower`, () or `[members]`, else `old`."""
-
-    def choose(new: Any, old: Any) -> Any:
-        shape = lower.shape + (1,) * (new.ndim - lower.ndim)
-        return jnp.where(jnp.broadcast_to(lower.reshape(shape), new.shape), new, old)
-
-    return jax.tree.map(choose, new, old)
 
 
 def _agreed(signals: list[int]) -> list[int]:

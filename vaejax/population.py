@@ -92,26 +92,26 @@ def make_scan(
     state before (its `step` tells which), and its metrics are NaN from the next step on.
     """
 
-    def member(
-        hyper: Any, state: TrainState, step_number: Array, data: Batch
-    ) -> tuple[TrainState, Metrics]:
-        loss, optimizer = make(hyper)
-        _, step = train.make_step(loss, optimizer, transform=transform)
-        chosen = indices(train.stream(state.key, "order"), step_number)
+    def gradient(hyper: Any, state: TrainState, number: Array, data: Batch) -> Any:
+        chosen = indices(train.stream(state.key, "order"), number)
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], data)
-        new, metrics = step(state._replace(step=step_number), batch)
-        going = state.step == step_number
-        kept = jax.tree.map(
-            lambda a, b: jnp.where(going, a, b), new._replace(key=()), state._replace(key=())
-        )
-        metrics = {name: jnp.where(going, value, jnp.nan) for name, value in metrics.items()}
-        return kept._replace(key=state.key), metrics
+        now = state._replace(step=number)
+        return train.gradient(make(hyper)[0], now, batch, transform=transform)
+
+    def update(hyper: Any, state: TrainState, grads: Params) -> TrainState:
+        return train.update(make(hyper)[1], state, grads)
 
     def scan(state: TrainState, hyper: Any, start: Array, data: Any) -> tuple[TrainState, Metrics]:
         data = as_batch(data)
 
         def body(state: TrainState, number: Array) -> tuple[TrainState, Metrics]:
-            return jax.vmap(member, (0, 0, None, None))(hyper, state, number, data)
+            going = state.step == number
+            found = jax.vmap(gradient, (0, 0, None, None))(hyper, state, number, data)
+            grads, fine, metrics = found
+            old = state._replace(key=())
+            new = loop.chosen(fine & going, jax.vmap(update)(hyper, old, grads), old)
+            metrics = {name: jnp.where(going, value, jnp.nan) for name, value in metrics.items()}
+            return new._replace(key=state.key), metrics
 
         return lax.scan(body, state, start + jnp.arange(steps, dtype=jnp.int32))
 

@@ -35,6 +35,7 @@ __all__ = [
     "Terminated",
     "TrainState",
     "fit",
+    "gradient",
     "make_scan",
     "make_step",
     "make_train",
@@ -42,6 +43,7 @@ __all__ = [
     "shuffled",
     "skipping",
     "stream",
+    "update",
 ]
 
 
@@ -77,21 +79,35 @@ def make_step(
         return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        key, batch = _as_seen(state, batch, transform)
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, metrics), grads = gradient(state.params, key, batch, state.step)
-        fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((value, grads))])
-
-        def update(state: TrainState) -> TrainState:
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            return TrainState(
-                optax.apply_updates(state.params, updates), opt_state, (), state.step + 1
-            )
-
-        new = lax.cond(fine.all(), update, lambda state: state, state._replace(key=()))
-        return new._replace(key=state.key), {"loss": value, **metrics}
+        grads, fine, metrics = gradient(loss, state, batch, transform=transform)
+        # The key stays outside: mapped over, `cond` reads it twice, as if it were used twice.
+        new = lax.cond(
+            fine,
+            lambda state: update(optimizer, state, grads),
+            lambda state: state,
+            state._replace(key=()),
+        )
+        return new._replace(key=state.key), metrics
 
     return init, step
+
+
+def gradient(
+    loss: Loss, state: TrainState, batch: Any, *, transform: Transform | None = None
+) -> tuple[Params, Array, Metrics]:
+    """The first half of a step: its gradient, whether that and the loss are finite, the metrics."""
+    key, batch = _as_seen(state, batch, transform)
+    with_value = jax.value_and_grad(loss, has_aux=True)
+    (value, metrics), grads = with_value(state.params, key, batch, state.step)
+    fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((value, grads))])
+    return grads, fine.all(), {"loss": value, **metrics}
+
+
+def update(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> TrainState:
+    """The second half of a step: the state after the optimizer's update."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, state.key, state.step + 1)
 
 
 def skipping(step: Step) -> Step:
