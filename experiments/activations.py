@@ -35,6 +35,9 @@ class Config(sparse.Code):
     epochs: int = 1  # passes over the rows
     sample: int = 8192  # rows in memory: for the scale, dead units and the final numbers
     every: int = 200  # steps between rows of metrics.jsonl, and between looks for dead units
+    seed: int = 0  # of every random number in the run
+    out: Path | None = None  # folder of the run; by default a new one under runs/
+    smoke: bool = False  # shrink everything to seconds, to see that it runs
     resume = False  # a pass starts anew; data.stream(start=...) would continue one
 
 

@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from experiments import run
 from experiments.judge import judge
-from vaejax import adversarial, data, distributions, evaluate, heads, networks, plot, train
+from vaejax import adversarial, data, distributions, evaluate, heads, networks, plot
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model, autoencoder, generate
 from vaejax.types import Loss
@@ -31,7 +31,7 @@ LEAKY = partial(nn.leaky_relu, negative_slope=0.2)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz FILE of images
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
@@ -49,11 +49,6 @@ class Config:
     momentum: float = 0.5  # Adam's b1 for every player
     samples: int = 1000  # drawn for the classifier
     evaluate_every: int = 5  # epochs between evaluations on the test split
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -179,12 +174,11 @@ def main(config: Config) -> dict[str, Any]:
     folder = run.open_folder(config, name=f"{config.family}-{Path(config.dataset).stem}")
 
     measure = partial(evaluate.mean_loss, loss, data=test.x, transform=transform)
-    fitted = train.fit(
-        loss, adam_for(config, steps), params, images,
+    fitted = run.fit(
+        config, folder, loss, adam_for(config, steps), params, images,
         key=keys[4], epochs=config.epochs, batch_size=config.batch_size, transform=transform,
         evaluate=measure, evaluate_every=config.evaluate_every,
-        directory=folder / "checkpoints", checkpoint_every=max(1, config.epochs // 4),
-        resume=config.resume, log=run.logger(folder), progress=config.progress,
+        checkpoint_every=max(1, config.epochs // 4),
     )  # fmt: skip
 
     draw = jax.jit(jax.vmap(partial(generate, model, fitted.params)))
@@ -214,7 +208,7 @@ def main(config: Config) -> dict[str, Any]:
             wanted = jax.vmap(model.prior(fitted.params).sample)(as_many)
             drawn["codes"] = beside(np.asarray(z), test.y, np.asarray(wanted))
     drawn |= curves(fitted.history)
-    summary |= {"epochs": config.epochs, "seconds_train": run.rows(folder)[-1]["seconds"]}
+    summary |= {"epochs": config.epochs, "seconds_train": run.seconds(folder)}
     run.write_json(folder / "summary.json", summary)
     run.save_figures(folder, drawn)
     run.report(folder, summary, note(summary))

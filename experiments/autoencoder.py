@@ -20,13 +20,13 @@ import scipy.linalg
 from flax import linen as nn
 
 from experiments import figures, run
-from vaejax import autoencoders, data, evaluate, heads, networks, representation, train
+from vaejax import autoencoders, data, evaluate, heads, networks, representation
 from vaejax.errors import wrong
 from vaejax.model import Model, autoencoder, tied
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE of images
     dataset: str = "digits"
     train_split: str = "train"  # images to train on, for instance train or train[:50000]
@@ -43,11 +43,6 @@ class Config:
     probe_images: int = 10_000  # training images of the linear probe and of the retrieval
     evaluate_every: int = 5  # epochs between evaluations on the test split
     checkpoint_every: int = 10  # epochs between checkpoints
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -105,14 +100,13 @@ def main(config: Config) -> dict[str, Any]:
     folder = run.open_folder(config, name=f"autoencoder-{Path(config.dataset).stem}")
     loss = autoencoders.reconstruction(model)
     steps = config.epochs * (len(x) // config.batch_size)
-    fitted = train.fit(
+    fitted = run.fit(
+        config, folder,
         loss, optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
         params, images.x,
         key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.scale,
         evaluate=partial(evaluate.mean_loss, loss, data=test.x, transform=data.scale),
-        evaluate_every=config.evaluate_every,
-        directory=folder / "checkpoints", checkpoint_every=config.checkpoint_every,
-        resume=config.resume, log=run.logger(folder), progress=config.progress,
+        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
     )  # fmt: skip
 
     unused = jax.random.key(0)  # evaluation draws nothing here
@@ -125,7 +119,7 @@ def main(config: Config) -> dict[str, Any]:
         "pca_squared_error": float(np.sum((centred - centred @ axes.T @ axes) ** 2) / len(centred)),
         "latent": config.latent,
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.rows(folder)[-1]["seconds"],
+        "seconds_train": run.seconds(folder),
     }
     drawn = {}
     if config.network == "linear":  # the span of the decoder's columns is that of PCA's axes

@@ -27,7 +27,7 @@ from vaejax.errors import at_least_one, wrong
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     dataset: str = "digits"  # digits, mnist, ..., tfds:NAME, or a .npz or .npy FILE of grey images
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
@@ -43,11 +43,6 @@ class Config:
     batch_size: int = 50  # images per step
     learning_rate: float = 3e-3  # Adam's largest step size, which falls to 0 along a cosine
     evaluate_every: int = 5  # epochs between evaluations on the test split
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -156,13 +151,11 @@ def main(config: Config) -> dict[str, Any]:
         0.0, config.learning_rate, min(200, steps), config.epochs * steps
     )
     measure = partial(evaluate.log_prob, network, transform=transform, batch_size=20)
-    fitted = train.fit(
-        objectives.maximum_likelihood(network), optax.adam(rate), params, images,
+    fitted = run.fit(
+        config, folder, objectives.maximum_likelihood(network), optax.adam(rate), params, images,
         key=keys[1], epochs=config.epochs, batch_size=config.batch_size, transform=transform,
         evaluate=lambda params, key: {"loss": -measure(params, key, test[:1000]).mean()},
-        evaluate_every=config.evaluate_every,
-        directory=folder / "checkpoints", checkpoint_every=config.evaluate_every,
-        resume=config.resume, log=run.logger(folder), progress=config.progress,
+        evaluate_every=config.evaluate_every, checkpoint_every=config.evaluate_every,
     )  # fmt: skip
 
     log_px = measure(fitted.params, keys[2], test)
@@ -176,7 +169,7 @@ def main(config: Config) -> dict[str, Any]:
         "test_images": len(test),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.rows(folder)[-1]["seconds"],
+        "seconds_train": run.seconds(folder),
     }
     curves = {"train": -fitted.history["log_px"], "test, first 1000": fitted.history["eval/loss"]}
     lines = {}

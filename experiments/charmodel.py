@@ -21,13 +21,13 @@ import optax
 from jax import lax
 
 from experiments import run
-from vaejax import objectives, plot, recurrent, text, train
+from vaejax import objectives, plot, recurrent, text
 from vaejax.autoregressive import Causal
 from vaejax.errors import at_least_one
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     text: Path | None = None  # a text file; by default the language reference in pydoc_data
     features: int = 128  # units of the GRU
     window: int = 128  # characters of a training example
@@ -38,11 +38,6 @@ class Config:
     order: int = 5  # highest order of the n-grams: how many characters before they see
     prompt: str | None = None  # what to continue; by default how the validation text begins
     length: int = 400  # characters of a continuation
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 PRESETS = {
@@ -123,13 +118,11 @@ def main(config: Config) -> dict[str, Any]:
     rate = optax.cosine_decay_schedule(config.learning_rate, steps)
     # The characters just before the split are the context of the first behind it.
     measure = partial(validation, net, codes[max(split - config.context, 0) :], config.context)
-    fitted = train.fit(
-        objectives.maximum_likelihood(net),
+    fitted = run.fit(
+        config, folder, objectives.maximum_likelihood(net),
         optax.chain(optax.clip_by_global_norm(config.window), optax.adam(rate)),
         params, windows,
         key=keys[1], epochs=config.epochs, batch_size=config.batch_size, evaluate=measure,
-        directory=folder / "checkpoints", resume=config.resume, log=run.logger(folder),
-        progress=config.progress,
     )  # fmt: skip
 
     grams = witten_bell(codes, split, len(characters), config.order)
@@ -144,7 +137,7 @@ def main(config: Config) -> dict[str, Any]:
         "vocabulary": len(characters),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.rows(folder)[-1]["seconds"],
+        "seconds_train": run.seconds(folder),
     }
     run.write_json(folder / "summary.json", summary)
     longer = net._replace(shape=(len(known) + config.length,))
@@ -152,7 +145,7 @@ def main(config: Config) -> dict[str, Any]:
     draws = _continued(longer, fitted.params, jax.random.split(keys[2], 3), x, len(known))
     shown = [text.decode(draw, characters)[len(known) :] for draw in np.asarray(draws)]
     written = "".join(f"--- continuation {i + 1}\n{prompt}|{one}\n" for i, one in enumerate(shown))
-    (folder / "samples.txt").write_text(written, encoding="utf-8")
+    run.write_text(folder / "samples.txt", written)
     print(written)
     log_p = np.asarray(log_probs(net, fitted.params, codes[split:], context=config.context))
     run.save_figures(folder, _figures(fitted.history, config.window, grams, -log_p.mean(axis=0)))

@@ -23,7 +23,7 @@ from vaejax.errors import at_least_one
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     # preset of experiments.vae: network, likelihood, batch and step size
     model: Literal["digits", "mnist", "burda", "conv", "gaussian"] = "digits"
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
@@ -32,11 +32,6 @@ class Config:
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
     particles: int = 100  # importance samples per image for the gap above the ELBO
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show progress bars
 
 
 PRESETS = {
@@ -71,12 +66,11 @@ def main(config: Config) -> dict[str, Any]:
     for beta in config.betas:
         name = f"beta {beta:g}"
         # The same start, noise and draws at every beta: they differ by beta alone.
-        params = train.fit(
+        params = run.fit(
+            config, folder / name.replace(" ", "-"),
             objectives.elbo(model, beta=beta), optax.adam(decay, eps=base.adam_epsilon),
             start, images, key=jax.random.clone(train_key), epochs=config.epochs,
-            batch_size=base.batch_size, transform=transform, progress=config.progress,
-            directory=folder / "checkpoints" / name.replace(" ", "-"),
-            checkpoint_every=config.epochs, resume=config.resume,
+            batch_size=base.batch_size, transform=transform, checkpoint_every=config.epochs,
         ).params  # fmt: skip
         reports[name] = diagnostics.inference_report(
             model, params, jax.random.clone(report_key), test, train=images, transform=transform,
@@ -88,7 +82,8 @@ def main(config: Config) -> dict[str, Any]:
                 model, params, jax.random.clone(calibration_key), test, transform=transform
             )
 
-    (folder / "reports.txt").write_text("\n\n".join(f"{n}: {r}" for n, r in reports.items()) + "\n")
+    text = "\n\n".join(f"{n}: {r}" for n, r in reports.items())
+    run.write_text(folder / "reports.txt", text + "\n")
     summary = _summary(config, reports)
     run.write_json(folder / "summary.json", summary)
     rates = {name: [part.value for part in report.decomposition.dimension_rate or []]

@@ -40,7 +40,7 @@ from vaejax.types import Batch
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     # digits, mnist, fashion_mnist, tfds:NAME, or a .npz FILE of labelled grey images
     dataset: str = "digits"
     train_split: str = "train"  # images to train on, for instance train or train[:50000]
@@ -58,11 +58,6 @@ class Config:
     samples: int = 1000  # images to be recognised, as many of each class
     evaluate_every: int = 20  # epochs between evaluations on the test split
     checkpoint_every: int = 50  # epochs between checkpoints
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -163,14 +158,13 @@ def main(config: Config) -> dict[str, Any]:
         "plain": lambda params, *rest: likelihood(params["plain"], *rest),
     })  # fmt: skip
     steps = config.epochs * (len(stored.x) // config.batch_size)
-    fitted = train.fit(
+    fitted = run.fit(
+        config, folder,
         both if config.condition == "class" else conditional.conditioned(both, hide),
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)), params, images,
         key=keys[4], epochs=config.epochs, batch_size=config.batch_size, transform=data.binarize,
         evaluate=partial(evaluate.mean_loss, both, data=batch),
-        evaluate_every=config.evaluate_every,
-        directory=folder / "checkpoints", checkpoint_every=config.checkpoint_every,
-        resume=config.resume, log=run.logger(folder), progress=config.progress,
+        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
     )  # fmt: skip
 
     trained = fitted.params["model"]
@@ -196,7 +190,7 @@ def main(config: Config) -> dict[str, Any]:
         "posterior_collapsed": summary["test_rate_nats"] < 0.1,
         "test_images": len(test.x),
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.rows(folder)[-1]["seconds"],
+        "seconds_train": run.seconds(folder),
     }
     run.write_json(folder / "summary.json", summary)
     curves = {"train": fitted.history["elbo"], "test": fitted.history["eval/elbo"]}

@@ -28,7 +28,7 @@ EXACT = 60.0  # dB: what an image counts that is better than this, for instance 
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE of images
     dataset: str = "digits"
     train_split: str = "train"  # images to train on, for instance train or train[:50000]
@@ -45,11 +45,6 @@ class Config:
     learning_rate: float = 1e-3  # Adam's step size, falling to 0 along a cosine
     evaluate_every: int = 25  # epochs between evaluations on the test split
     checkpoint_every: int = 100  # epochs between checkpoints
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -119,13 +114,11 @@ def main(config: Config) -> dict[str, Any]:
     adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps))
     plain, denoising = autoencoders.reconstruction, autoencoders.denoising
     loss = together({"denoising": denoising(model, corrupt=corrupt), "plain": plain(model)})
-    fitted = train.fit(
-        loss, adam, {"plain": start, "denoising": start}, images,
+    fitted = run.fit(
+        config, folder, loss, adam, {"plain": start, "denoising": start}, images,
         key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.scale,
         evaluate=partial(evaluate.mean_loss, loss, data=test, transform=data.scale),
-        evaluate_every=config.evaluate_every,
-        directory=folder / "checkpoints", checkpoint_every=config.checkpoint_every,
-        resume=config.resume, log=run.logger(folder), progress=config.progress,
+        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
     )  # fmt: skip
 
     clean = np.asarray(data.scale(test_key, test))
@@ -146,7 +139,7 @@ def main(config: Config) -> dict[str, Any]:
         "plain_psnr_of_clean_db": float(psnr(clean, of_clean).mean()),
         "test_images": len(test),
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.rows(folder)[-1]["seconds"],
+        "seconds_train": run.seconds(folder),
     }
     run.write_json(folder / "summary.json", summary)
     curves = {f"{name}, {part}": fitted.history[prefix + name] for name in fitted.params

@@ -8,7 +8,6 @@ times: experiments/README.md. All figures in nats per point.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -17,13 +16,13 @@ import numpy as np
 import optax
 
 from experiments import run
-from vaejax import evaluate, flows, objectives, plot, train
+from vaejax import evaluate, flows, objectives, plot
 from vaejax.distributions import Mixture, MultivariateNormal, Normal
 from vaejax.errors import at_least_one, wrong
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     shape: Literal["moons", "rings"] = "moons"  # the curves along which the data lie
     noise: float = 0.1  # standard deviation of the data around them
     layers: int = 8  # coupling flows
@@ -34,11 +33,6 @@ class Config:
     learning_rate: float = 2e-3  # Adam's step size at the start
     spacing: float = 0.02  # of the grid on which the density is integrated
     width: float = 4.0  # half the side of that grid
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # not for this experiment: it is short
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 MOONS = Config()
@@ -98,11 +92,11 @@ def main(config: Config) -> dict[str, Any]:
 
     network = flows.Density(flows.coupling(2, layers=config.layers, hidden=config.hidden))
     steps = config.epochs * (len(x) // config.batch_size)
-    fitted = train.fit(
-        objectives.maximum_likelihood(network),
+    fitted = run.fit(
+        config, folder, objectives.maximum_likelihood(network),
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
         network.init(init_key), x, key=fit_key, epochs=config.epochs,
-        batch_size=config.batch_size, log=run.logger(folder), progress=config.progress,
+        batch_size=config.batch_size, checkpoint_every=config.epochs,
     )  # fmt: skip
     q = network.apply(fitted.params)
     side = np.arange(-config.width, config.width, config.spacing) + config.spacing / 2
@@ -121,7 +115,7 @@ def main(config: Config) -> dict[str, Any]:
         "kl_error_nats": float(excess.std(ddof=1) / len(excess) ** 0.5),
         "integral": float(density.sum() * config.spacing**2),
         "test_points": len(test),
-        "seconds_train": run.rows(folder)[-1]["seconds"],
+        "seconds_train": run.seconds(folder),
     }
     run.write_json(folder / "summary.json", summary)
     flow_sample = jax.jit(lambda keys: jax.vmap(q.sample)(keys))

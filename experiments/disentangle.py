@@ -30,7 +30,7 @@ from vaejax.types import Batch, Key, Params
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     # what is added to the negative ELBO, one model each
     methods: tuple[Literal["vae", "beta_vae", "beta_tcvae", "factor_vae"], ...] = (
         "vae", "beta_vae", "beta_tcvae", "factor_vae"
@@ -53,11 +53,6 @@ class Config:
     batch_size: int = 128  # images per step
     learning_rate: float = 2e-3  # Adam's step size
     draws: int = 1000  # codes that the total correlation is measured with
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show progress bars
 
 
 PRESETS = {
@@ -100,11 +95,10 @@ def trained(config: Config, method: str, model: Model, start: Params, key: Key, 
         names = {"model": "model", "critic": "critic"}
         of_critic = optax.adam(config.critic_learning_rate, b1=0.5, b2=0.9)
         adam = optax.partition({"model": adam, "critic": of_critic}, names)
-    fitted = train.fit(
-        loss, adam, start, x, key=train_key, epochs=config.epochs, batch_size=config.batch_size,
-        transform=data.binarize, directory=folder / "checkpoints" / method,
-        checkpoint_every=max(1, config.epochs // 4), resume=config.resume,
-        progress=config.progress,
+    fitted = run.fit(
+        config, folder / method, loss, adam, start, x,
+        key=train_key, epochs=config.epochs, batch_size=config.batch_size,
+        transform=data.binarize, checkpoint_every=max(1, config.epochs // 4),
     )  # fmt: skip
     params = fitted.params["model"] if method == "factor_vae" else fitted.params
     return params, fitted.history

@@ -21,14 +21,14 @@ import numpy as np
 import optax
 
 from experiments import run, vae
-from vaejax import data, inference, mixtures, objectives, plot, train
+from vaejax import data, inference, mixtures, objectives, plot
 from vaejax.batch import over_examples
 from vaejax.distributions import Bernoulli, Mixture
 from vaejax.errors import at_least_one
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     components: int = 10  # components of the mixture
     floor: float = 1e-3  # probabilities of the mixture stay in [floor, 1 - floor]
@@ -43,11 +43,6 @@ class Config:
     images: int = 100  # test images on which the gap is measured
     particles: int = 2000  # importance samples per image for log p(x)
     refine_steps: int = 300  # gradient steps that refine q for each image
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # start anew in the folder that holds this run already
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 PRESETS = {
@@ -75,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
     fitted = mixtures.fit_bernoulli(x, config.components, key=keys[2], floor=config.floor,
                                     restarts=config.restarts)  # fmt: skip
     steps = half_steps(x, config, keys[3])
-    gaps = gap_over_training(config, images, x, seen[: config.images], keys[4], keys[5])
+    gaps = gap_over_training(config, folder, images, x, seen[: config.images], keys[4], keys[5])
     summary = {
         "mixture_test_nll_nats": -float(mixtures.e_step(fitted.mixture, seen).log_px.mean()),
         "mixture_train_nll_nats": -float(fitted.history[-1]),
@@ -128,7 +123,7 @@ def half_steps(x: Any, config: Config, key: Any) -> list[tuple[float, float]]:
 
 
 def gap_over_training(
-    config: Config, images: Any, x: Any, seen: Any, init_key: Any, key: Any
+    config: Config, folder: Path, images: Any, x: Any, seen: Any, init_key: Any, key: Any
 ) -> dict[str, list[float]]:
     """A VAE's bound and the parts of its gap on the images `seen`, before and during training."""
     options = replace(vae.DIGITS, hidden=config.hidden, latent=config.latent,
@@ -148,10 +143,11 @@ def gap_over_training(
 
     untrained_key, train_key = jax.random.split(key)
     untrained = measure(params, untrained_key)
-    fitted = train.fit(
-        objectives.elbo(model), optax.adam(config.learning_rate), params, images,
+    fitted = run.fit(
+        config, folder, objectives.elbo(model), optax.adam(config.learning_rate), params, images,
         key=train_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.binarize,
-        evaluate=measure, evaluate_every=config.evaluate_every, progress=config.progress,
+        evaluate=measure, evaluate_every=config.evaluate_every,
+        checkpoint_every=config.evaluate_every,
     )  # fmt: skip
     known = ~np.isnan(fitted.history["eval/elbo"])
     rows = {name: [value, *fitted.history[f"eval/{name}"][known].tolist()]

@@ -28,7 +28,7 @@ Objective = Literal["elbo", "iwae"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
@@ -41,11 +41,6 @@ class Config:
     learning_rate: float = 1e-3  # Adam's step size at the start
     test_particles: int = 200  # importance samples per test image for -log p(x)
     evaluate_every: int = 5  # epochs between evaluations of the bound on the test split
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -98,17 +93,14 @@ def main(config: Config) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
     many = jax.jit(jax.vmap(partial(generate, model), (None, 0)))
     for name in config.objectives:
-        (folder / name).mkdir(exist_ok=True)
         # Both objectives get the same keys on purpose: their differences are paired.
-        fitted = train.fit(
+        fitted = run.fit(
+            config, folder / name,
             losses[name], optax.adam(cosine, eps=1e-4), params, images,
             key=jax.random.clone(fit_key), epochs=config.epochs, batch_size=config.batch_size,
             transform=data.binarize, evaluate=partial(
                 evaluate.mean_loss, yardstick, data=test, transform=data.binarize),
-            evaluate_every=config.evaluate_every, directory=folder / name / "checkpoints",
-            checkpoint_every=config.evaluate_every, resume=config.resume and any(
-                (folder / name).glob("checkpoints/*")),
-            log=run.logger(folder / name), progress=config.progress,
+            evaluate_every=config.evaluate_every, checkpoint_every=config.evaluate_every,
         )  # fmt: skip
         likelihood = evaluate.log_likelihood(
             model, fitted.params, jax.random.clone(test_key), test,
@@ -125,7 +117,7 @@ def main(config: Config) -> dict[str, Any]:
             f"{name}_test_elbo_nats": float(fitted.history["eval/elbo"][-1]),
             f"{name}_active_units": [layer.active for layer in units],
             f"{name}_collapsed_layers": [i for i, u in enumerate(units, 1) if not u.active],
-            f"{name}_seconds_train": run.rows(folder / name)[-1]["seconds"],
+            f"{name}_seconds_train": run.seconds(folder / name),
         }
         curves[name] = fitted.history["eval/bound"]
         variances |= {f"{name}, h{i}": layer.variance for i, layer in enumerate(units, 1)}

@@ -25,7 +25,7 @@ Objective = Literal["elbo", "iwae", "dreg"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
@@ -39,11 +39,6 @@ class Config:
     adam_epsilon: float = 1e-4  # Adam's epsilon
     test_particles: int = 1000  # importance samples per test image for -log p(x)
     evaluate_every: int = 5  # epochs between evaluations of the bound on the test split
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -79,17 +74,14 @@ def main(config: Config) -> dict[str, Any]:
     curves: dict[str, Any] = {}
     drawn: dict[str, Any] = {}
     for name in config.objectives:
-        (folder / name).mkdir(exist_ok=True)
-        fitted = train.fit(
+        fitted = run.fit(
+            config, folder / name,
             LOSSES[name](model, config.particles), optax.adam(cosine, eps=config.adam_epsilon),
             params, images,
             key=jax.random.clone(fit_key), epochs=config.epochs, batch_size=config.batch_size,
             transform=data.binarize, evaluate=partial(
                 evaluate.mean_loss, yardstick, data=test, transform=data.binarize),
-            evaluate_every=config.evaluate_every, directory=folder / name / "checkpoints",
-            checkpoint_every=config.evaluate_every, resume=config.resume and any(
-                (folder / name).glob("checkpoints/*")),
-            log=run.logger(folder / name), progress=config.progress,
+            evaluate_every=config.evaluate_every, checkpoint_every=config.evaluate_every,
         )  # fmt: skip
         likelihood = evaluate.log_likelihood(
             model, fitted.params, jax.random.clone(test_key), test,
@@ -100,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
             f"{name}_test_ess_median": float(np.median(likelihood.ess)),
             f"{name}_test_bound_nats": float(fitted.history["eval/bound"][-1]),
             f"{name}_test_elbo_nats": float(fitted.history["eval/elbo"][-1]),
-            f"{name}_seconds_train": run.rows(folder / name)[-1]["seconds"],
+            f"{name}_seconds_train": run.seconds(folder / name),
         }
         curves[name] = fitted.history["eval/bound"]
         samples = jax.vmap(partial(generate, model, fitted.params))(

@@ -27,7 +27,7 @@ Posterior = Literal["diagonal", "full_covariance", "planar", "iaf"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
@@ -43,11 +43,6 @@ class Config:
     learning_rate: float = 1e-3  # Adam's step size at the start
     particles: int = 200  # importance samples per test image for -log p(x)
     checkpoint_every: int = 5  # epochs between checkpoints
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()

@@ -25,7 +25,7 @@ Prior = Literal["standard", "mixture", "vamp", "flow"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
@@ -40,11 +40,6 @@ class Config:
     learning_rate: float = 1e-3  # Adam's step size at the start
     particles: int = 200  # importance samples per test image for -log p(x)
     checkpoint_every: int = 5  # epochs between checkpoints
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -80,17 +75,15 @@ def network(config: Any, images: Any, **options: Any) -> Model:
 def trained(name: str, model: Model, config: Any, images: Any, test: Any, folder: Path) -> Trained:
     """One variation trained and measured; the same keys for all, so that differences are paired."""
     init_key, fit_key, elbo_key, test_key = jax.random.split(jax.random.key(config.seed), 4)
-    (folder / name).mkdir(exist_ok=True)
     steps = len(images) // config.batch_size
     warmup = optax.linear_schedule(0.0, 1.0, max(config.warmup_epochs * steps, 1))
-    fitted = train.fit(
+    fitted = run.fit(
+        config, folder / name,
         objectives.elbo(model, beta=warmup),
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)),
         model.init(init_key, data.scale(init_key, images[0])), images,
         key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.binarize,
-        directory=folder / name / "checkpoints", checkpoint_every=config.checkpoint_every,
-        resume=config.resume and any((folder / name).glob("checkpoints/*")),
-        log=run.logger(folder / name), progress=config.progress,
+        checkpoint_every=config.checkpoint_every,
     )  # fmt: skip
     terms = evaluate.elbo_terms(model, fitted.params, elbo_key, test, transform=data.binarize)
     likelihood = evaluate.log_likelihood(
@@ -101,7 +94,7 @@ def trained(name: str, model: Model, config: Any, images: Any, test: Any, folder
         "test_nll_nats": -float(likelihood.log_px.mean()),
         "test_ess_median": float(np.median(likelihood.ess)),
         "collapsed": bool(numbers["test_rate_nats"] < COLLAPSED),
-        "seconds_train": run.rows(folder / name)[-1]["seconds"],
+        "seconds_train": run.seconds(folder / name),
     }
     per_image = terms["elbo"], likelihood.log_px
     return Trained(model, fitted.params, numbers, *per_image, fitted.history["elbo"])

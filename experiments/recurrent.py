@@ -26,14 +26,13 @@ from experiments import charmodel, run
 from vaejax import data, diagnostics, evaluate, heads, networks, objectives, plot, recurrent
 from vaejax import model as models
 from vaejax import text as texts
-from vaejax import train as training
 from vaejax.autoregressive import Causal
 from vaejax.distributions import Normal, kl
 from vaejax.errors import at_least_one
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     kind: Literal["rows", "linear", "sentences"] = "rows"  # what the sequences are
     dataset: str = "digits"  # of rows: digits, mnist, fashion_mnist, or a .npz or .npy FILE
     text: Path | None = None  # of sentences: a text file; by default Python's language reference
@@ -48,11 +47,6 @@ class Config:
     word_dropout: float = 0.0  # share of the decoder's input characters that are hidden
     particles: int = 50  # importance samples per sequence for -log p(x)
     measured: int = 1000  # test sequences for -log p(x), at most
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 PRESETS = {
@@ -104,12 +98,11 @@ def main(config: Config) -> dict[str, Any]:
         }
 
     rate = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
-    fitted = training.fit(
+    fitted = run.fit(
+        config, folder,
         loss, optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate)), params, task.train,
         key=keys[2], epochs=config.epochs, batch_size=config.batch_size, transform=task.transform,
         evaluate=measured,
-        directory=folder / "checkpoints", resume=config.resume, log=run.logger(folder),
-        progress=config.progress,
     )  # fmt: skip
 
     final = measured(fitted.params, keys[3])
@@ -129,7 +122,7 @@ def main(config: Config) -> dict[str, Any]:
         "test_sequences": len(jax.tree.leaves(task.test)[0]),
         **more,
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.rows(folder)[-1]["seconds"],
+        "seconds_train": run.seconds(folder),
     }
     run.write_json(folder / "summary.json", summary)
     curves = {name: fitted.history[at] for name, at in (("train", "elbo"), ("test", "eval/elbo"))}
@@ -228,7 +221,7 @@ def sentences(config: Config) -> Task:
             f"--- {title}\n" + "".join(f"{texts.decode(row, characters)}\n" for row in block)
             for title, block in written.items()
         )
-        (folder / "samples.txt").write_text(said, encoding="utf-8")
+        run.write_text(folder / "samples.txt", said)
         print(said)
         used = diagnostics.rate_per_dimension(model, params, x[split:])
         symbols = np.mean([len(one) + 1 for one in lines[split:]])

@@ -20,7 +20,7 @@ import optax
 from scipy import stats
 
 from experiments import run, vae
-from vaejax import checkpoint, data, objectives, plot, representation, train
+from vaejax import checkpoint, data, objectives, plot, representation
 from vaejax.errors import wrong
 from vaejax.model import Model
 from vaejax.types import Key, Params
@@ -30,7 +30,7 @@ UNITS = {"thickness": "pixels", "slant": "degrees"}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     preset: str = "digits"  # of experiments.vae: network, likelihood, batch size, Adam
     dataset: str = "digits"  # as for experiments.vae; grey images
     train_split: str = "train"  # images to train and to fit probes and directions on
@@ -41,11 +41,6 @@ class Config:
     share: float = 0.1  # of a class's training images in each of the two groups of a direction
     strength: float = 1.0  # largest multiple of a direction that is added to a code
     steps: int = 7  # multiples from -strength to strength
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 PRESETS = {
@@ -72,11 +67,10 @@ def trained(config: Config, folder: Path, images: Any, key: Key) -> tuple[Model,
     steps = config.epochs * (len(images) // preset.batch_size)
     falling = optax.cosine_decay_schedule(preset.learning_rate, steps or 1)
     adam = optax.adam(falling, eps=preset.adam_epsilon)
-    fitted = train.fit(
-        objectives.elbo(model), adam, params, images,
+    fitted = run.fit(
+        config, folder, objectives.elbo(model), adam, params, images,
         key=fit_key, epochs=config.epochs, batch_size=preset.batch_size, transform=transform,
-        directory=folder / "checkpoints", checkpoint_every=10, resume=config.resume,
-        log=run.logger(folder), progress=config.progress,
+        checkpoint_every=10,
     )  # fmt: skip
     return model, fitted.params
 

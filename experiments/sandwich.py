@@ -24,7 +24,7 @@ from vaejax.errors import at_least_one
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     train_split: str = "train"  # images to train on
     test_split: str = "test[:100]"  # images whose log p(x) is bounded
@@ -39,11 +39,6 @@ class Config:
     leapfrog_steps: int = 5  # of each Hamiltonian move
     spacing: float = 0.02  # of the grid
     width: float = 7.0  # the grid fills [-width, width]^2
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the training that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -77,10 +72,9 @@ def main(config: Config) -> dict[str, Any]:
     else:
         steps = config.epochs * (len(images) // config.batch_size)
         adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps))
-        params = train.fit(
-            objectives.elbo(model), adam, params, images, key=fit_key, epochs=config.epochs,
-            batch_size=config.batch_size, transform=transform, log=run.logger(folder),
-            directory=folder / "checkpoints", resume=config.resume, progress=config.progress,
+        params = run.fit(
+            config, folder, objectives.elbo(model), adam, params, images, key=fit_key,
+            epochs=config.epochs, batch_size=config.batch_size, transform=transform,
         ).params  # fmt: skip
 
     # One key on purpose: it binarises the same images for all of them.

@@ -28,7 +28,7 @@ from vaejax.types import Batch
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     # digits, mnist, fashion_mnist, tfds:NAME, or a .npz FILE of labelled grey images
     dataset: str = "digits"
     train_split: str = "train"  # images to train on, for instance train[:50000]
@@ -54,11 +54,6 @@ class Config:
     likelihood_images: int = 1000  # test images for -log p(x)
     evaluate_every: int = 10  # epochs between counts of the errors on the test split
     checkpoint_every: int = 50  # epochs between checkpoints
-    seed: int = 0  # of every random number in the run, the choice of labelled images included
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -185,13 +180,12 @@ def main(config: Config) -> dict[str, Any]:
     steps = config.epochs * (len(stored.x) // config.batch_size)
     falling = optax.linear_schedule(config.softness, 1.0, steps // 2)
     loss = semisupervised.m2(joint, alpha=config.alpha, beta=falling)
-    fitted = train.fit(
+    fitted = run.fit(
+        config, folder,
         loss, optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)), params, images,
         key=keys[3], epochs=config.epochs, batch_size=config.batch_size, indices=indices,
         transform=transform, evaluate=errors, monitor="error",
-        evaluate_every=config.evaluate_every,
-        directory=folder / "checkpoints", checkpoint_every=config.checkpoint_every,
-        resume=config.resume, log=run.logger(folder), progress=config.progress,
+        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
     )  # fmt: skip
 
     some = seen[: config.likelihood_images]
@@ -216,7 +210,7 @@ def main(config: Config) -> dict[str, Any]:
         "test_accuracy_by_bayes": float(np.mean(by_bayes)),  # argmax of p(y|x), on those images
         "classes_predicted": len(np.unique(np.argmax(guesses, axis=1))),  # fewer than all: collapse
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.rows(folder)[-1]["seconds"],
+        "seconds_train": run.seconds(folder),
     }
     summary["gain_points"] = 100 * (summary["test_accuracy"] + alone_error - 1)
     run.write_json(folder / "summary.json", summary)

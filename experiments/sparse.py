@@ -20,7 +20,7 @@ import optax
 from flax import linen as nn
 
 from experiments import run
-from vaejax import autoencoders, data, evaluate, heads, networks, plot, sparsity, train
+from vaejax import autoencoders, data, evaluate, heads, networks, plot, sparsity
 from vaejax.model import Model, autoencoder
 from vaejax.types import Key, Loss, Params
 
@@ -42,13 +42,10 @@ class Code:
     learning_rate: float = 3e-3  # Adam's step size, falling to 0 over the last half
     weight_decay: float = 0.0  # of the kernels, decoupled from the gradient (AdamW)
     batch_size: int = 128  # examples per step
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
 
 
 @dataclass(frozen=True)
-class Config(Code):
+class Config(Code, run.Options):
     # digits, mnist, fashion_mnist, a file of images or vectors; dictionary: made here
     dataset: str = "digits"
     epochs: int = 200  # passes over the data
@@ -56,8 +53,6 @@ class Config(Code):
     size: int = 64  # dimensions that its atoms have
     active: int = 3  # atoms in each example
     examples: int = 100_000  # made from it
-    resume: bool = False  # continue the run that the folder holds
-    progress: bool = True  # show a progress bar
 
 
 PRESETS = {
@@ -234,12 +229,12 @@ def main(config: Config) -> dict[str, Any]:
         found = evaluate.mean_loss(loss, params, key, test, transform=transform)
         return found if atoms is None else found | recovery(atoms, params)
 
-    fitted = train.fit(
-        loss, adam, params, x, key=fit_key, epochs=config.epochs, batch_size=config.batch_size,
-        transform=transform, hook=hook,
+    fitted = run.fit(
+        config, folder, loss, adam, params, x,
+        key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=transform,
+        hook=hook,
         evaluate=evaluated, evaluate_every=max(1, config.epochs // 40),
-        directory=folder / "checkpoints", checkpoint_every=max(1, config.epochs // 4),
-        resume=config.resume, log=run.logger(folder), progress=config.progress,
+        checkpoint_every=max(1, config.epochs // 4),
     )  # fmt: skip
 
     final, summary = fitted.params, dict[str, Any]()
@@ -250,7 +245,7 @@ def main(config: Config) -> dict[str, Any]:
     z, r = codes(model, final, seen)
     summary |= measured(config, z, seen, r)
     summary |= {} if atoms is None else recovery(atoms, final)
-    summary |= {"epochs": config.epochs, "seconds_train": run.rows(folder)[-1]["seconds"]}
+    summary |= {"epochs": config.epochs, "seconds_train": run.seconds(folder)}
     run.write_json(folder / "summary.json", summary)
 
     constant = x[0].size * np.log(np.pi) / 2  # of -log p with this scale, beside the squared error

@@ -41,7 +41,7 @@ from vaejax.representation import linear_probe, nearest_neighbours
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME: labelled images
     others: tuple[str, ...] = ()  # data sets of the same shape, to reconstruct with these features
     train_split: str = "train"  # images to train on
@@ -57,11 +57,6 @@ class Config:
     learning_rate: float = 2e-3  # Adam's step size, falling along a cosine
     judged: int = 5000  # training images that probes, neighbours and components see, at most
     gaussian_steps: int = 3000  # updates on Gaussian inputs, 256 fresh ones each
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show progress bars
 
 
 PRESETS = {
@@ -217,11 +212,10 @@ def main(config: Config) -> dict[str, Any]:
         start = model.init(jax.random.clone(init_key), x[0])
         with warnings.catch_warnings():  # that the control may learn the identity is the point
             warnings.filterwarnings("ignore", "reconstruction: the code has")
-            params = train.fit(
-                loss, optax.adam(rate), start, x, key=jax.random.clone(fit_key),
-                epochs=config.epochs, batch_size=config.batch_size, progress=config.progress,
-                directory=folder / "checkpoints" / name, checkpoint_every=config.epochs,
-                resume=config.resume,
+            params = run.fit(
+                config, folder / name, loss, optax.adam(rate), start, x,
+                key=jax.random.clone(fit_key), epochs=config.epochs, batch_size=config.batch_size,
+                checkpoint_every=config.epochs,
             ).params  # fmt: skip
         encode = partial(evaluate.codes, model, params, jax.random.key(0))
         codes, test_codes = (np.asarray(encode(v)) for v in (seen, test_x))

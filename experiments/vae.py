@@ -1,7 +1,10 @@
 """Variational autoencoder (Kingma and Welling, 2014, arXiv:1312.6114) on images of any size.
 
     python -m experiments.vae [preset] --dataset NAME|tfds:NAME|FILE.npz --epochs N --seed S
+    python -m experiments.vae [preset] --seeds 8 --sweep beta=1,2,4,8
 
+The second trains all 32 in one program, beta, learning_rate, adam_epsilon and scale being what can
+be swept (scale where the likelihood has one), each as a run of its own would.
 Expected numbers and wall times: experiments/README.md. All figures in nats per image.
 """
 
@@ -16,16 +19,18 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import figures, run
+from experiments import figures, run, sweep
 from vaejax import data, distributions, evaluate, heads, networks, objectives, plot, train
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model, autoencoder
+from vaejax.population import mean_loss
+from vaejax.precision import mixed_precision
 
 XAVIER = nn.initializers.xavier_uniform()
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(sweep.Options):
     # digits, mnist, fashion_mnist, binarized_mnist, tfds:NAME, or a .npz or .npy FILE of images
     dataset: str = "digits"
     train_split: str = "train"  # images to train on, for instance train or train[:50000]
@@ -50,11 +55,8 @@ class Config:
     particles: int = 200  # importance samples per image for -log p(x)
     evaluate_every: int = 10  # epochs between evaluations on the test split
     checkpoint_every: int = 50  # epochs between checkpoints
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
+    # of the networks in training: bfloat16 pays on GPUs and TPUs alone; what is reported is float32
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 DIGITS = Config()
@@ -119,6 +121,41 @@ def check_images(config: Config, x: Any) -> None:
         raise wrong("vae: --dataset", got, "[0, 1]", "store uint8, or divide by the largest value")
 
 
+def seen_by(transform: Any, key: Any, images: Any) -> Any:
+    """The first images as the model sees them, from which it starts."""
+    few = images[:2000]
+    return jax.vmap(transform)(jax.random.split(key, len(few)), few)
+
+
+def objective(config: Config, model: Model, steps: int) -> tuple[Any, Any]:
+    """Loss and optimizer; `steps`: of an epoch. Numbers may be arrays that JAX traces."""
+    if config.precision == "bfloat16":
+        model = mixed_precision(model)
+    rate = optax.cosine_decay_schedule(config.learning_rate, config.decay_epochs * steps or 1)
+    adam = optax.adam(rate if config.decay_epochs else config.learning_rate,
+                      eps=config.adam_epsilon)  # fmt: skip
+    warmup = optax.linear_schedule(0.0, config.beta, config.warmup_epochs * steps)
+    return objectives.elbo(model, beta=warmup if config.warmup_epochs else config.beta), adam
+
+
+def measured(
+    config: Config, model: Model, params: Any, keys: Any, x: Any, transform: Any
+) -> dict[str, float]:
+    """What is said of a trained model, in nats per image of `x`, and the effective sample size."""
+    parts = evaluate.elbo_terms(model, params, keys[0], x, transform=transform)
+    likelihood = evaluate.log_likelihood(
+        model, params, keys[1], x, particles=config.particles, transform=transform
+    )
+    found = {
+        "test_elbo_nats": parts["elbo"].mean(),
+        "test_nll_nats": -likelihood.log_px.mean(),
+        "test_ess_median": np.median(likelihood.ess),
+        "test_distortion_nats": parts["distortion"].mean(),
+        "test_rate_nats": parts["rate"].mean(),
+    }
+    return {name: float(value) for name, value in found.items()}
+
+
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     if config.smoke:
@@ -130,45 +167,30 @@ def main(config: Config) -> dict[str, Any]:
     at_least_one("vae", **counts, batch_size=config.batch_size)
     train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
     check_images(config, images)
+    if config.several:
+        return many(config, images, test)
     transform = transform_for(config, images)
     keys = jax.random.split(jax.random.key(config.seed), 7)
-    as_seen = jax.vmap(transform)(jax.random.split(keys[0], len(images[:2000])), images[:2000])
+    as_seen = seen_by(transform, keys[0], images)
     model = build(config, images.shape[1:], np.asarray(as_seen.mean(axis=0)))
     params = model.init(keys[1], as_seen[0])
     folder = run.open_folder(config, name=f"vae-{Path(config.dataset).stem}")
 
-    steps = len(images) // config.batch_size
-    rate = optax.cosine_decay_schedule(config.learning_rate, config.decay_epochs * steps or 1)
-    adam = optax.adam(rate if config.decay_epochs else config.learning_rate,
-                      eps=config.adam_epsilon)  # fmt: skip
-    warmup = optax.linear_schedule(0.0, config.beta, config.warmup_epochs * steps)
-    loss = objectives.elbo(model, beta=warmup if config.warmup_epochs else config.beta)
-    fitted = train.fit(
-        loss, adam, params, images,
+    loss, adam = objective(config, model, len(images) // config.batch_size)
+    fitted = run.fit(
+        config, folder, loss, adam, params, images,
         key=keys[2], epochs=config.epochs, batch_size=config.batch_size, transform=transform,
         evaluate=partial(evaluate.mean_loss, loss, data=test.x, transform=transform),
-        evaluate_every=config.evaluate_every,
-        directory=folder / "checkpoints", checkpoint_every=config.checkpoint_every,
-        resume=config.resume, log=run.logger(folder), progress=config.progress,
+        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
     )  # fmt: skip
 
-    measured = evaluate.elbo_terms(model, fitted.params, keys[3], test.x, transform=transform)
-    likelihood = evaluate.log_likelihood(
-        model, fitted.params, keys[4], test.x, particles=config.particles, transform=transform
-    )
     summary = {
-        "test_elbo_nats": measured["elbo"].mean(),
-        "test_nll_nats": -likelihood.log_px.mean(),
+        **measured(config, model, fitted.params, keys[3:5], test.x, transform),
         "test_nll_particles": config.particles,
-        "test_ess_median": np.median(likelihood.ess),
-        "test_distortion_nats": measured["distortion"].mean(),
-        "test_rate_nats": measured["rate"].mean(),
         "test_images": len(test.x),
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.rows(folder)[-1]["seconds"],
+        "seconds_train": run.seconds(folder),
     }
-    summary = {name: value if isinstance(value, int) else float(value)
-               for name, value in summary.items()}  # fmt: skip
     run.write_json(folder / "summary.json", summary)
     if images.ndim == 4 and images.shape[-1] in (1, 3):
         seen = jax.vmap(transform)(jax.random.split(keys[5], len(test.x)), test.x)
@@ -176,10 +198,73 @@ def main(config: Config) -> dict[str, Any]:
         curves = {"train": fitted.history["elbo"], "test": fitted.history["eval/elbo"]}
         drawn["curves"] = plot.curves(curves, ylabel="ELBO, nats per image")
         run.save_figures(folder, drawn)
+    run.report(folder, summary, note(config))
+    return summary
+
+
+def note(config: Config) -> str:
+    """What the numbers are."""
     density = "a density of pixels in [0, 1], whose nats may have either sign"
     kind = density if "normal" in config.likelihood else "a probability"
-    run.report(folder, summary, f"nats per test image; p(x|z) is {kind}")
-    return summary
+    return f"nats per test image; p(x|z) is {kind}"
+
+
+LABELS = {
+    "beta": "beta, weight of the KL",
+    "learning_rate": "step size of Adam",
+    "adam_epsilon": "epsilon of Adam",
+    "scale": "scale of p(x|z) (white = 1)",
+    "elbo": "ELBO, nats per image",
+    "test_elbo_nats": "ELBO, nats per test image",
+    "test_nll_nats": "-log p(x), nats per test image",
+    "test_distortion_nats": "distortion, nats per test image",
+    "test_rate_nats": "rate, nats per test image",
+}
+
+
+def many(config: Config, images: Any, test: Any) -> dict[str, Any]:
+    """`main` for every setting and seed of a sweep at once; returns what summary.json holds."""
+    has_scale = config.likelihood in ("fixed_normal", "normal")
+    names = ["beta", "learning_rate", "adam_epsilon", *["scale"] * has_scale]
+    hyper = sweep.grid(config, names)
+    shape, steps = images.shape[1:], len(images) // config.batch_size
+    transform = transform_for(config, images)
+
+    def member(hyper: dict[str, Any]) -> Config:
+        return replace(config, **{name: hyper[name] for name in hyper if name != "seed"})
+
+    def built(hyper: dict[str, Any], mean: Any = None) -> Model:
+        # The mean is where the biases start: of no consequence after that.
+        return build(member(hyper), shape, np.full(shape, 0.5) if mean is None else mean)
+
+    def make(hyper: dict[str, Any]) -> tuple[Any, Any]:
+        return objective(member(hyper), built(hyper), steps)
+
+    def init(hyper: dict[str, Any]) -> tuple[Any, Any]:
+        keys = jax.random.split(jax.random.key(hyper["seed"]), 7)
+        as_seen = seen_by(transform, keys[0], images)
+        return built(hyper, as_seen.mean(axis=0)).init(keys[1], as_seen[0]), keys[2]
+
+    models: dict[Any, Model] = {}  # one for each scale: a new one would be compiled anew
+
+    def measure(hyper: dict[str, Any], params: Any) -> dict[str, float]:
+        model = models.setdefault(hyper.get("scale"), built(hyper))
+        keys = jax.random.split(jax.random.key(hyper["seed"]), 7)[3:5]
+        found = measured(config, model, params, keys, test.x, transform)
+        return {name: value for name, value in found.items() if name.endswith("_nats")}
+
+    folder = run.open_folder(config, name=f"vae-sweep-{Path(config.dataset).stem}")
+    found = sweep.fit(
+        config, folder, make, init, hyper, images,
+        epochs=config.epochs, batch_size=config.batch_size, transform=transform,
+        evaluate=mean_loss(make, test.x, transform=transform),
+        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
+    )  # fmt: skip
+    facts = {"test_nll_particles": config.particles, "test_images": len(test.x)}
+    return sweep.report(
+        config, folder, hyper, found, sweep.measured(hyper, found, measure),
+        curve="elbo", labels=LABELS, facts=facts, note=note(config),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

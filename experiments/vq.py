@@ -38,7 +38,7 @@ from vaejax.model import Model, autoencoder, generate, reconstruct
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(run.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
@@ -54,11 +54,6 @@ class Config:
     prior_epochs: int = 30  # passes over the training images' codes
     batch_size: int = 32  # images per step, in either stage
     learning_rate: float = 3e-3  # Adam's step size at the start, in either stage
-    seed: int = 0  # of every random number in the run
-    out: Path | None = None  # folder of the run; by default a new one under runs/
-    resume: bool = False  # continue the run that the folder holds
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
-    progress: bool = True  # show a progress bar
 
 
 DIGITS = Config()
@@ -133,13 +128,6 @@ def main(config: Config) -> dict[str, Any]:
     params = quantized.from_data(model, params, keys[2], images, transform=data.binarize)
     folder = run.open_folder(config, name=f"vq-{Path(config.dataset).stem}")
 
-    def fit(stage: str, loss: Any, optimizer: Any, start: Any, x: Any, **options: Any) -> Any:
-        (folder / stage).mkdir(exist_ok=True)
-        resume = config.resume and any((folder / stage).glob("checkpoints/*"))
-        return train.fit(loss, optimizer, start, x, batch_size=config.batch_size, resume=resume,
-                         directory=folder / stage / "checkpoints", progress=config.progress,
-                         log=run.logger(folder / stage), **options)  # fmt: skip
-
     def adam(epochs: int) -> Any:
         return optax.adam(optax.cosine_decay_schedule(config.learning_rate, epochs * steps))
 
@@ -148,13 +136,19 @@ def main(config: Config) -> dict[str, Any]:
         {"model": "model", "codebook": "codebook"},
     )
     loss = quantized.vq_vae(model, beta=config.beta)
-    fitted = fit("autoencoder", loss, optimizer, params, images, key=keys[3], epochs=config.epochs,
-                 transform=data.binarize, hook=reviving(config, model, images, steps))  # fmt: skip
+    fitted = run.fit(
+        config, folder / "autoencoder", loss, optimizer, params, images,
+        key=keys[3], epochs=config.epochs, batch_size=config.batch_size, transform=data.binarize,
+        hook=reviving(config, model, images, steps),
+    )  # fmt: skip
     maps = quantized.codes(model, fitted.params, keys[4], images, transform=data.binarize)
     # The second stage: one binarisation of each image, coded once, by an encoder that is done.
     start = jax.jit(network.init)(keys[5])
-    priors = fit("prior", objectives.maximum_likelihood(network), adam(config.prior_epochs), start,
-                 maps, key=keys[6], epochs=config.prior_epochs)  # fmt: skip
+    priors = run.fit(
+        config, folder / "prior", objectives.maximum_likelihood(network),
+        adam(config.prior_epochs), start, maps,
+        key=keys[6], epochs=config.prior_epochs, batch_size=config.batch_size,
+    )  # fmt: skip
 
     full = quantized.with_prior(model, network)
     params = {**fitted.params, "prior": priors.params}
@@ -171,8 +165,8 @@ def main(config: Config) -> dict[str, Any]:
         "test_uniform_code_nats": float(np.prod(found.shape[1:]) * np.log(config.entries)),
         "test_nll_bound_nats": -float(measured["elbo"].mean()),
         "test_commitment": float(fitted.history["commitment"][-1]),
-        "seconds_autoencoder": run.rows(folder / "autoencoder")[-1]["seconds"],
-        "seconds_prior": run.rows(folder / "prior")[-1]["seconds"],
+        "seconds_autoencoder": run.seconds(folder / "autoencoder"),
+        "seconds_prior": run.seconds(folder / "prior"),
     }
     run.write_json(folder / "summary.json", summary)
     run.save_figures(folder, figures(full, params, keys[8], test, used, fitted.history))

@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from vaejax import distributions
-from vaejax.errors import wrong
+from vaejax.errors import concrete, wrong
 from vaejax.types import Array
 
 Shape = int | Sequence[int]
@@ -161,7 +161,7 @@ class FixedNormal(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
-        if not self.scale > 0:
+        if concrete(self.scale) and not self.scale > 0:
             raise ValueError(f"heads.FixedNormal: expected scale > 0, got {self.scale}")
         loc = _linear(self, "loc", h)
         return distributions.Normal(loc, jnp.asarray(self.scale, loc.dtype))

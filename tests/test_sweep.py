@@ -1,0 +1,120 @@
+"""Sweeps of an experiment: members as their own runs, records, figures, resume, refusals."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import run, sweep, vae
+from vaejax import population
+from vaejax.train import TrainState
+
+NUMBERS = ("test_elbo_nats", "test_nll_nats", "test_distortion_nats", "test_rate_nats")
+SMALL = replace(vae.DIGITS, smoke=True, progress=False, hidden=(16,), latent=2, evaluate_every=1,
+                checkpoint_every=1)  # fmt: skip
+SWEPT = replace(SMALL, seeds=2, sweep=("beta=1,4", "scale=0.2,0.3"))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep of 8 members, stopped after an epoch and resumed: its folder, summary and print."""
+    folder = tmp_path_factory.mktemp("sweep") / "run"
+    config = replace(SWEPT, out=folder)
+    fit, printed = population.fit, []
+
+    def cut_short(*arguments, epochs, **options):
+        fit(*arguments, epochs=1, **options)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "print", lambda *what: printed.extend(what), raising=False)
+        patch.setattr(population, "fit", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            vae.main(config)
+        patch.setattr(population, "fit", fit)
+        summary = vae.main(replace(config, resume=True, tensorboard=True))
+    return folder, summary, "\n".join(printed)
+
+
+def test_a_sweep_leaves_what_it_promises(swept):
+    folder, summary, printed = swept
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert [(m["beta"], m["scale"], m["seed"]) for m in summary["members"]] == [
+        (beta, scale, seed) for beta in (1, 4) for scale in (0.2, 0.3) for seed in (0, 1)
+    ]
+    assert [row["finite"] for row in summary["settings"]] == [2] * 4 and summary["frozen"] == []
+    for i, row in enumerate(summary["settings"]):
+        for name in NUMBERS:
+            pair = [member[name] for member in summary["members"][2 * i : 2 * i + 2]]
+            assert row[name] == pytest.approx(np.mean(pair), rel=1e-12)
+            assert row[f"{name}_sd"] == pytest.approx(np.std(pair, ddof=1), rel=1e-9)
+    assert "2 of 2" in printed and "test_nll_nats" in printed and len(printed.splitlines()) == 5
+    rows = run.rows(folder)
+    assert [row["epoch"] for row in rows] == [1, 2] and len(rows[1]["eval/loss"]) == 8
+    assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png", "sweep.png"}
+    assert list((folder / "checkpoints").iterdir())
+
+
+def test_a_sweep_can_be_looked_at_with_tensorboard(swept):
+    (events,) = swept[0].glob("events.out.tfevents.*")
+    assert b"eval/loss/7" in events.read_bytes()
+
+
+def test_a_member_of_a_resumed_sweep_says_what_its_own_run_says(swept, tmp_path, monkeypatch):
+    monkeypatch.setattr(vae.figures, "vae", lambda *_: {})
+    alone = vae.main(replace(SMALL, seed=1, beta=4.0, scale=0.3, out=tmp_path / "run"))
+    for name in NUMBERS:
+        assert swept[1]["members"][-1][name] == pytest.approx(alone[name], rel=1e-4)
+
+
+def test_another_sweep_is_not_continued(swept):
+    for changes in ({"seeds": 3}, {"sweep": ("beta=1,5", "scale=0.2,0.3")}):
+        with pytest.raises(SystemExit, match="other options: (seeds: then 2, now 3|sweep: then)"):
+            vae.main(replace(SWEPT, out=swept[0], resume=True, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sweep": ("latent=2,5",)}, "--sweep: got latent, expected one of adam_epsilon, beta, "
+                                     "learning_rate, scale; .*runs of its own"),
+        ({"sweep": ("seed=1,2",)}, "--seeds N is for seeds"),
+        ({"sweep": ("scale=1,2",), "likelihood": "bernoulli"}, "of adam_epsilon, beta, learning_r"),
+        ({"sweep": ("beta=1,two",)}, "got beta=1,two, expected NAME=VALUE,VALUE.* numbers"),
+        ({"sweep": ("beta",)}, "got beta, expected NAME=VALUE"),
+        ({"sweep": ("beta=1", "beta=2")}, "beta twice"),
+        ({"sweep": ("beta=1",), "seeds": 0}, "expected seeds >= 1, got 0"),
+        ({"sweep": ("beta=1,2",), "devices": 99}, "devices.mesh: count: got 99"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        vae.main(replace(SMALL, out=tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_names_hyperparameters_as_its_options_are_spelt():
+    config = run.parse(vae.PRESETS, "", ["digits", "--seeds", "2", "--sweep", "learning-rate=1,2"])
+    hyper = sweep.grid(config, ["learning_rate"])
+    assert hyper["learning_rate"].tolist() == [1, 1, 2, 2] and hyper["seed"].tolist() == [0, 1] * 2
+
+
+def test_frozen_members_are_named_and_are_in_no_mean(tmp_path):
+    hyper = population.grid(beta=[1.0, 2.0], seed=[0, 1])
+    state = TrainState({"w": jnp.arange(4.0)}, (), jax.random.split(jax.random.key(0), 4),
+                       jnp.array([8, 8, 8, 3]))  # fmt: skip
+    history = {"epoch": np.array([1.0, 2.0]), "elbo": np.array([[1.0, 3, 5, 7], [2, 4, 6, np.nan]])}
+    frozen = np.array([-1, -1, -1, 3])
+    found = population.Population(hyper, state, state, history, "epochs", frozen)
+    members = sweep.measured(hyper, found, lambda h, params: {"nats": 10 * float(params["w"])})
+    assert [member["nats"] for member in members[:3]] == [0, 10, 20]
+    assert np.isnan(members[3]["nats"])
+    config = replace(SMALL, out=tmp_path / "run")
+    summary = sweep.report(config, run.open_folder(config, name="x"), hyper, found, members,
+                           curve="elbo", labels={}, facts={"images": 3}, note="nats")  # fmt: skip
+    assert summary["frozen"] == [{"member": 3, "before_step": 3, "beta": 2.0, "seed": 1}]
+    assert [(row["finite"], row["nats"]) for row in summary["settings"]] == [(2, 5.0), (1, 20.0)]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["members"][3]["nats"] is None
