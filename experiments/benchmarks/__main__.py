@@ -6,6 +6,7 @@ Each variant is a process of its own; they run in turn while the others sleep. W
 benchmarks.json and benchmarks.png. Method and figures: experiments/benchmarks/README.md.
 """
 
+import json
 import os
 import platform
 import tempfile
@@ -46,7 +47,7 @@ def main(config: Config) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     began, load = time.perf_counter(), _load()
     machine = _machine(config)
-    found: dict[str, Any] = {"config": asdict(config), **machine, "rows": [], "left_out": []}
+    found: dict[str, Any] = {"config": _plain(config), **machine, "rows": [], "left_out": []}
     for name in config.only or PARTS:
         part = _epoch(config) if name == "epoch" else _workload(config, name, machine)
         for key, values in part.items():
@@ -67,14 +68,11 @@ def main(config: Config) -> dict[str, Any]:
 
 def _machine(config: Config) -> dict[str, Any]:
     """What runs here, and what a matrix product and a copy reach: the better of the libraries."""
-    here: dict[str, Any] = processes.probe("jax", 32, accelerator=False)
-    accelerator = here["platform"] != "cpu"
-    size = 32 if config.smoke else 8192 if accelerator else 1024
-    probes: dict[str, dict[str, Any]] = {
-        "jax": processes.probe("jax", size, accelerator=accelerator)
-    }
+    size = ["32"] if config.smoke else []
+    here = processes.probe("jax", *size)
+    probes = {"jax": here}
     try:
-        probes["torch"] = processes.probe("torch", size, accelerator=accelerator)
+        probes["torch"] = processes.probe("torch", *size)
     except Failed as error:
         print(f"peaks are JAX's alone: {error}")
     formats = ("float32", "bfloat16")
@@ -195,6 +193,10 @@ def _epoch(config: Config) -> dict[str, list[Any]]:
         for name, s in seconds.items()
     ]  # fmt: skip
     return {"rows": rows, "left_out": left_out}
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config), default=str))
 
 
 def _processor() -> str:

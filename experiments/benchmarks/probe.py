@@ -3,7 +3,8 @@
     python -m experiments.benchmarks.probe jax|torch [SIZE]
 
 Prints one line of JSON: operations per second of the product of two SIZE x SIZE matrices by number
-format, bytes per second of reading and writing a large array, and what runs here.
+format, bytes per second of reading and writing a large array, and what runs here. On a GPU products
+of float32 are in TF32, as in the benchmark.
 """
 
 import json
@@ -13,12 +14,16 @@ from time import perf_counter
 from typing import Any
 
 
-def by_jax(size: int) -> dict[str, Any]:
-    """By XLA, with the precision that JAX_DEFAULT_MATMUL_PRECISION says."""
+def by_jax(size: int | None) -> dict[str, Any]:
+    """By XLA."""
     import jax
     import jax.numpy as jnp
 
     from experiments import run
+
+    size = size or (1024 if jax.default_backend() == "cpu" else 8192)
+    if jax.default_backend() == "gpu":
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32")
 
     @jax.jit
     def chain(a: Any, b: Any) -> Any:  # ten products, so that no launch counts
@@ -36,11 +41,13 @@ def by_jax(size: int) -> dict[str, Any]:
     return {"flops": flops, "bytes": moved, **run.circumstances()}
 
 
-def by_torch(size: int) -> dict[str, Any]:
-    """By PyTorch, with the precision of the benchmark."""
+def by_torch(size: int | None) -> dict[str, Any]:
+    """By PyTorch."""
     import torch
 
     from experiments.benchmarks.in_torch import DEVICE
+
+    size = size or (1024 if DEVICE.type == "cpu" else 8192)
 
     def waited(function: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> None:
@@ -81,4 +88,4 @@ def best(function: Callable[[], Any], repeats: int = 5) -> float:
 if __name__ == "__main__":
     library, *sizes = sys.argv[1:]
     measure = {"jax": by_jax, "torch": by_torch}[library]
-    print(json.dumps(measure(int(sizes[0]) if sizes else 1024)))
+    print(json.dumps(measure(int(sizes[0]) if sizes else None)))

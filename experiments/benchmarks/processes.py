@@ -15,7 +15,7 @@ class Failed(RuntimeError):
     """A process that could not do its work, and why."""
 
 
-def environment(*, accelerator: bool = False) -> dict[str, str]:
+def environment(*, accelerator: bool) -> dict[str, str]:
     """This one's; on a GPU JAX leaves memory to the others, and products of float32 are in TF32."""
     extra = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(":")
@@ -76,9 +76,9 @@ class Worker:
             self.process.wait()
 
 
-def probe(library: str, size: int, *, accelerator: bool) -> dict[str, Any]:
+def probe(library: str, *size: str) -> dict[str, Any]:
     """What `probe.py` finds."""
-    return json.loads(_output("probe", library, str(size), accelerator=accelerator))
+    return json.loads(_output("probe", library, *size))
 
 
 def epoch(library: str, path: Path, batch: int, extra: list[str]) -> tuple[float, float]:
@@ -88,10 +88,10 @@ def epoch(library: str, path: Path, batch: int, extra: list[str]) -> tuple[float
     return perf_counter() - began, float(output)
 
 
-def _output(module: str, *arguments: str, accelerator: bool = False) -> str:
+def _output(module: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.benchmarks.{module}", *arguments], cwd=ROOT,
-        env=environment(accelerator=accelerator), capture_output=True, text=True, check=False,
+        env=environment(accelerator=False), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
