@@ -1,19 +1,23 @@
 """One epoch of W1 as a whole program, from its imports on; the parent times the process.
 
-    python -m experiments.benchmarks.epoch vaejax|torch IMAGES.npy BATCH [CACHE]
+    python -m experiments.benchmarks.epoch vaejax|torch IMAGES.npy BATCH
 
-Prints the mean loss of the epoch. CACHE: the folder of JAX's compiled programs.
+Prints JSON: the mean loss of the epoch, and the peak of memory at the end. JAX keeps compiled
+programs where the environment says.
 """
 
+import json
 import sys
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.memory import peak_memory
 
-def by_vaejax(path: str, batch: int, cache: str) -> float:
-    """With `train.fit`, and the compilation cache that the experiments switch on."""
+
+def by_vaejax(path: str, batch: int) -> float:
+    """With `train.fit`."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -22,9 +26,6 @@ def by_vaejax(path: str, batch: int, cache: str) -> float:
     from vaejax import autoencoder, data, heads, networks, objectives, train
     from vaejax.distributions import Normal
 
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     images = np.load(path)
     init_key, key = jax.random.split(jax.random.key(0))
     shape = images.shape[1:]
@@ -65,6 +66,8 @@ def by_torch(path: str, batch: int) -> float:
 
 
 if __name__ == "__main__":
-    library, path, batch, *cache = sys.argv[1:]
+    library, path, batch = sys.argv[1:]
     train_epoch: Any = {"vaejax": by_vaejax, "torch": by_torch}[library]
-    print(train_epoch(path, int(batch), *cache))
+    with peak_memory() as peak:
+        loss = train_epoch(path, int(batch))
+        print(json.dumps({"loss": loss, "rss_anon_peak_mb": peak()}))

@@ -15,8 +15,11 @@ class Failed(RuntimeError):
     """A process that could not do its work, and why."""
 
 
-def environment(*, accelerator: bool) -> dict[str, str]:
-    """This one's; on a GPU JAX leaves memory to the others, and products of float32 are in TF32."""
+def environment(*, accelerator: bool = False, cache: Path | None = None) -> dict[str, str]:
+    """This one's; on a GPU JAX leaves memory to the others, and products of float32 are in TF32.
+
+    `cache`: a folder where JAX keeps all that it compiles, as the experiments let it.
+    """
     extra = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(":")
     }
@@ -25,18 +28,26 @@ def environment(*, accelerator: bool) -> dict[str, str]:
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "JAX_DEFAULT_MATMUL_PRECISION": "tensorfloat32",
         }
+    if cache is not None:
+        extra |= {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
     return os.environ | extra
 
 
 class Worker:
     """The process of one variant, ready after its first burst. Raises Failed with its reason."""
 
-    def __init__(self, request: dict[str, Any], *, accelerator: bool):
+    def __init__(
+        self, request: dict[str, Any], *, accelerator: bool = False, cache: Path | None = None
+    ):
         began = perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "experiments.benchmarks.worker"], text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=environment(accelerator=accelerator), cwd=ROOT,
+            env=environment(accelerator=accelerator, cache=cache), cwd=ROOT,
         )  # fmt: skip
         self.facts = self.ask(request)
         if "left_out" in self.facts:
@@ -81,17 +92,19 @@ def probe(library: str, *size: str) -> dict[str, Any]:
     return json.loads(_output("probe", library, *size))
 
 
-def epoch(library: str, path: Path, batch: int, extra: list[str]) -> tuple[float, float]:
-    """Seconds of a whole process of `epoch.py`, and the loss it prints."""
+def epoch(
+    library: str, path: Path, batch: int, cache: Path | None
+) -> tuple[float, dict[str, float]]:
+    """Seconds of a whole process of `epoch.py`, and what it prints: its loss and memory."""
     began = perf_counter()
-    output = _output("epoch", library, str(path), str(batch), *extra)
-    return perf_counter() - began, float(output)
+    output = _output("epoch", library, str(path), str(batch), cache=cache)
+    return perf_counter() - began, json.loads(output)
 
 
-def _output(module: str, *arguments: str) -> str:
+def _output(module: str, *arguments: str, cache: Path | None = None) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.benchmarks.{module}", *arguments], cwd=ROOT,
-        env=environment(accelerator=False), capture_output=True, text=True, check=False,
+        env=environment(cache=cache), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
