@@ -163,7 +163,9 @@ def fit(
     faults.check_finite(data)
     faults.warn_of_levels(data.x, transform)
     order = indices or shuffled(size, batch_size)
-    faults.check_order(order, train.stream(jax.random.clone(keys)[0], "order"), size, batch_size)
+    if indices is not None:
+        first = train.stream(jax.random.clone(keys)[0], "order")
+        faults.check_order(order, first, size, batch_size)
     hyper = jax.tree.map(jnp.asarray, hyper)
     state = jax.jit(jax.vmap(_member_init(make)))(hyper, keys, params)
     everywhere: Any = jax.tree.map(jnp.asarray, data)

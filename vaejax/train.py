@@ -239,14 +239,16 @@ def fit(
     by_default = shuffled(source.size, batch_size)  # refuses a batch larger than the data, or none
     order, order_key = indices or by_default, stream(key, "order")
     steps = source.size // batch_size
-    faults.check_order(order, order_key, source.size, batch_size)
+    if indices is not None:
+        faults.check_order(order, order_key, source.size, batch_size)
     init, step = make_step(loss, optimizer, transform=transform)
     step = skipping(step) if skip else step
     if mesh is not None:
         devices.check_divides("fit: batch_size", batch_size, mesh)
         params = devices.placed(params, mesh)
-    state = init(key, params)
-    state = state if mesh is None else devices.placed(state, mesh)
+        state = devices.placed(init(key, params), mesh)
+    else:  # compiled, which an optimizer's moments that lie like sharded parameters must not be
+        state = jax.jit(init)(key, params)
 
     def rows(step: int) -> tuple[np.ndarray, Batch]:
         chosen = np.asarray(order(order_key, jnp.asarray(step)))
