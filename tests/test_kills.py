@@ -22,7 +22,7 @@ from vaejax import autoencoder, data, heads, population, sources, train
 from vaejax.distributions import Normal
 from vaejax.objectives import elbo
 
-KILLS = int(os.environ.get("VAEJAX_KILLS", "3"))
+KILLS = int(os.environ.get("VAEJAX_KILLS", "2"))
 EPOCHS = 25
 
 
