@@ -639,6 +639,47 @@ def test_parameters_load_without_the_run(params, tmp_path):
         checkpoint.load(tmp_path / "typo", like=params)
 
 
+def test_a_damaged_checkpoint_is_not_loaded(params, tmp_path):
+    fitted = quiet_fit(params, directory=tmp_path, epochs=1)
+    files = [path for path in (tmp_path / "3" / "arrays").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    stored, refused = largest.read_bytes(), 0
+    for place in range(50, len(stored), len(stored) // 8):
+        flipped = bytearray(stored)
+        flipped[place] ^= 16
+        largest.write_bytes(bytes(flipped))
+        try:
+            equal(checkpoint.load(tmp_path, like=params), fitted.params)
+        except ValueError:
+            refused += 1
+    assert refused >= 1
+
+
+def test_skip_may_differ_between_a_run_and_its_continuation(params, tmp_path, monkeypatch):
+    """Within an epoch too: its steps so far count as not skipped."""
+    images = (IMAGES > 127).astype(np.float32)
+    order = np.stack([train.shuffled(50, 5)(jax.random.fold_in(jax.random.key(3), 1), i)
+                      for i in range(10)])  # fmt: skip
+    images[order[6, 0]] = 200.0  # seen in the seventh of ten steps
+    settings = {"images": images, "transform": None, "batch_size": 5, "chunk": 2, "epochs": 1}
+    whole = quiet_fit(params, skip=1, **settings)
+    gather = loop.Run.gather
+
+    def signalled(run, history):
+        gather(run, history)
+        if run.done == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Run, "gather", signalled)
+    with pytest.raises(train.Terminated):
+        quiet_fit(params, directory=tmp_path, **settings)
+    monkeypatch.undo()
+    with pytest.raises(train.NonFiniteError, match="step 6"):
+        quiet_fit(params, directory=tmp_path, resume=True, **settings)
+    resumed = quiet_fit(params, directory=tmp_path, resume=True, skip=1, **settings)
+    equal((resumed.state, resumed.history), (whole.state, whole.history))
+
+
 def test_levels_without_a_transform_are_a_warning(key):
     """uint8 images would be trained on as numbers up to 255."""
     model = autoencoder(heads.Code(2), heads.FixedNormal((4, 3), 1.0))

@@ -68,9 +68,9 @@ def make_step(
     dequantised or scaled), anew at every step. `metrics` are the loss and its named parts before
     the update, nats per example.
 
-    An update whose loss or gradient is not finite is not made: the state comes back as it was,
-    its step not counted, so that a run stands still before the step that would have ruined it,
-    with all that is needed to look at it. `skipping` goes on to the next step instead.
+    An update whose loss, metrics or gradient are not finite is not made: the state comes back as
+    it was, its step not counted, so that a run stands still before the step that would have ruined
+    it, with all that is needed to look at it. `skipping` goes on to the next step instead.
     """
 
     def init(key: Key, params: Params) -> TrainState:
@@ -95,11 +95,12 @@ def make_step(
 def gradient(
     loss: Loss, state: TrainState, batch: Any, *, transform: Transform | None = None
 ) -> tuple[Params, Array, Metrics]:
-    """The first half of a step: its gradient, whether that and the loss are finite, the metrics."""
+    """The first half of a step: its gradient, whether all is finite, and the metrics."""
     key, batch = _as_seen(state, batch, transform)
     with_value = jax.value_and_grad(loss, has_aux=True)
     (value, metrics), grads = with_value(state.params, key, batch, state.step)
-    fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((value, grads))])
+    leaves = jax.tree.leaves((value, metrics, grads))
+    fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
     return grads, fine.all(), {"loss": value, **metrics}
 
 
@@ -221,10 +222,12 @@ def fit(
     - `chunk`: steps of one compiled call, at most; between calls signals are heeded.
     - `mesh`: several devices (`devices.mesh()`): each batch is split over them, which must divide
       it; parameters are copied, or stay as `devices.sharded` has laid them.
-    - `hook(state) -> state` runs between epochs; `log(row)` gets each epoch's numbers.
+    - `hook(state) -> state` runs after each epoch, before it is evaluated; `log(row)` gets
+      each epoch's numbers.
 
     Raises NonFiniteError at the first loss that is not finite, naming the terms, the step, the
-    examples and the last good checkpoint, with the state before that step; Interrupted on Ctrl-C
+    examples and the last good checkpoint, with the state before that step in its `fitted` (under
+    `skip`, after the chunk); Interrupted on Ctrl-C
     and Terminated on SIGTERM, after the chunk under way is done and saved; ValueError for data
     that cannot be trained on or a directory or checkpoint that is not this run's; OSError where a
     checkpoint cannot be written. Warns of uint8 levels without a transform.
@@ -400,7 +403,9 @@ def _inspect(
     reached = int(run.state.step) - start
     if skip:
         skipped = np.asarray(history["skipped"], bool)
-        before = sum(row["skipped"] for row in run.rows) + sum(run.partial.get("skipped", ()))
+        before = sum(row.get("skipped", 0) for row in run.rows) + sum(
+            run.partial.get("skipped", ())
+        )
         bad = skipped & (before + np.cumsum(skipped) > skip)
     else:
         bad[min(reached, count) :] = True
@@ -411,7 +416,7 @@ def _inspect(
     step = start + first
     terms = {n: float(v[first]) for n, v in history.items() if n not in ("skipped", "waiting")}
     chosen, stored = rows(step)
-    # Where only a metric is not finite the run has gone on, and where steps are skipped too.
+    # Where steps are skipped the run has gone on.
     host = devices.on_host(run.state._replace(key=(), step=()))
     state = jax.tree.map(jnp.asarray, host)._replace(key=key, step=jnp.asarray(step, jnp.int32))
     seen = faults.Seen(
