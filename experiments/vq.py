@@ -59,7 +59,7 @@ class Config(run.Options):
 DIGITS = Config()
 PRESETS = {
     "digits": DIGITS,
-    "mnist": replace(DIGITS, dataset="mnist", features=(16, 32), entries=128, epochs=8,
+    "mnist": replace(DIGITS, dataset="mnist", features=(16, 32, 64), entries=128, epochs=8,
                      prior_epochs=5, batch_size=128),
 }  # fmt: skip
 

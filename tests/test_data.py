@@ -244,6 +244,13 @@ def over_keys(transform, x, n=2000):
     return jax.jit(jax.vmap(transform, in_axes=(0, None)))(keys, x)
 
 
+@pytest.mark.parametrize("transform", [data.binarize, data.dequantize])
+def test_what_is_drawn_does_not_depend_on_the_axes(transform, key):
+    x = np.arange(70, dtype=np.uint8).reshape(7, 5, 2) * 3
+    flat = transform(jax.random.clone(key), x.ravel())
+    np.testing.assert_array_equal(transform(key, x), flat.reshape(x.shape))
+
+
 @pytest.mark.parametrize("levels", [True, False])
 def test_binarize_has_the_right_mean_and_exact_ends(levels):
     x = np.array([0, 64, 191, 255], np.uint8)

@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from vaejax import autoencoder, data, devices, heads, networks, population, train
+from vaejax import autoencoder, data, devices, heads, networks, population, sources, train
 from vaejax.distributions import Normal
 from vaejax.objectives import elbo
 
@@ -27,13 +27,14 @@ MODEL = autoencoder(
 EPOCHS = 19  # of 11 steps: 209
 
 
-def digits_fit(epochs=EPOCHS, *, smallest=None, **options):
+def digits_fit(epochs=EPOCHS, *, smallest=None, images=None, **options):
     params = MODEL.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
     if smallest is not None:
         params = devices.sharded(params, options["mesh"], smallest=smallest)
     return train.fit(
-        elbo(MODEL), optax.adam(1e-3), params, data.load("digits").x, key=jax.random.key(1),
-        epochs=epochs, batch_size=128, transform=data.binarize, progress=False, **options,
+        elbo(MODEL), optax.adam(1e-3), params, data.load("digits").x if images is None else images,
+        key=jax.random.key(1), epochs=epochs, batch_size=128, transform=data.binarize,
+        progress=False, **options,
     )  # fmt: skip
 
 
@@ -74,10 +75,13 @@ def on_eight(folder):
         return elbo(MODEL)(params, key, batch, step)
 
     params = MODEL.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
-    train.fit(watched, optax.adam(1e-3), params, data.load("digits").x, key=jax.random.key(1),
-              epochs=1, batch_size=128, transform=data.binarize, progress=False, mesh=eight)  # fmt: skip
+    options = {"key": jax.random.key(1), "epochs": 1, "progress": False, "mesh": eight}
+    train.fit(watched, optax.adam(1e-3), params, data.load("digits").x,
+              transform=data.binarize, **options)  # fmt: skip
     found["shard of a batch"] = seen[0]
 
+    streamed = digits_fit(2, mesh=eight, images=sources.open("digits"))
+    found["loss streamed"] = streamed.history["loss"].tolist()
     digits_fit(1, directory=folder / "of two", mesh=devices.mesh(2))
     for count in (1, 8):
         resumed = digits_fit(directory=folder / "of two", resume=True, mesh=devices.mesh(count),
@@ -154,6 +158,10 @@ def agrees(found, expected):
 @pytest.mark.parametrize("name", ["loss 1", "loss 2", "loss 8", "loss sharded"])
 def test_200_steps_on_virtual_devices_have_the_losses_of_one(eight, single, name):
     agrees(eight[name], single)
+
+
+def test_batches_that_are_streamed_are_split_too(eight, single):
+    agrees(eight["loss streamed"], single[:2])
 
 
 def test_work_and_memory_are_split(eight):

@@ -24,7 +24,7 @@ STEPS = 2 * (270 // BATCH)  # two epochs of the train split
 MODEL = autoencoder(heads.Normal(2), heads.Bernoulli((6, 5, 1)), Normal(jnp.zeros(2), jnp.ones(2)))
 LOSS, ADAM = elbo(MODEL), optax.adam(1e-2)
 KEY = jax.random.key(3)
-ORDER_KEY = train._stream(jax.random.key(3), "order")
+ORDER_KEY = train.stream(jax.random.key(3), "order")
 
 
 @pytest.fixture(scope="module")

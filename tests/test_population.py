@@ -105,11 +105,13 @@ def test_a_member_that_is_not_finite_is_frozen_and_the_rest_go_on():
 
         return failing_loss, optimizer
 
+    options = {"evaluate": population.mean_loss(make, IMAGES[:10], transform=data.binarize)}
     with pytest.warns(UserWarning, match=r"member 1 of 3 .*frozen before step 5, .*'loss': nan"):
-        found = quiet_fit(failing, hyper)
+        found = quiet_fit(failing, hyper, **options)
+    np.testing.assert_array_equal(np.isnan(found.history["eval/loss"][-1]), [False, True, False])
     np.testing.assert_array_equal(found.frozen, [-1, 5, -1])
     np.testing.assert_array_equal(found.state.step, [12, 5, 12])
-    healthy = quiet_fit(failing, hyper | {"fails": np.full(3, 99)})
+    healthy = quiet_fit(failing, hyper | {"fails": np.full(3, 99)}, **options)
     for i in (0, 2):
         equal(found.member(i), healthy.member(i))
     assert np.isnan(found.history["loss"][1:, 1]).all()

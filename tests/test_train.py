@@ -1,12 +1,12 @@
 """Chunks, order, early stopping, resume after any stop, and errors that lose nothing."""
 
-import os
+import errno
+import resource
+import shutil
 import signal
-import subprocess
-import sys
+import tempfile
 import threading
 from functools import partial
-from pathlib import Path
 
 import chex
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from vaejax import autoencoders, checkpoint, data, heads, loop, sparsity, train
+from vaejax import autoencoders, checkpoint, data, heads, loop, sources, sparsity, train
 from vaejax.distributions import Normal
 from vaejax.model import autoencoder
 from vaejax.objectives import elbo
@@ -246,53 +246,6 @@ def test_more_patience_continues_a_run_that_stopped_early(params, tmp_path):
     assert quiet_fit(params, patience=4, resume=True, **options).history["epoch"][-1] == 5
 
 
-SCRIPT = """
-import sys, jax, numpy as np, time
-sys.path.insert(0, {tests!r})
-import test_train as t
-params = t.MODEL.init(jax.random.key(7), t.jnp.zeros((4, 3)))
-def slowly(row):
-    print(int(row["epoch"]), flush=True)
-    time.sleep({pause})
-fitted = t.quiet_fit(params, epochs=12, evaluate=t.some_evaluation, directory=sys.argv[1],
-                     resume=True, log=slowly)
-leaves = jax.tree.leaves(t.without_keys((fitted.state, fitted.best)))
-history = {{"h_" + k.replace("/", "_"): v for k, v in fitted.history.items()}}
-np.savez(sys.argv[2], *leaves, **history)
-"""
-
-
-def test_killed_run_resumes_to_the_same_bits(params, tmp_path):
-    """SIGKILL in the middle, in a process of its own; then resume, and compare with one go."""
-    tests = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": str(Path(tests).parent)}
-
-    def start(pause, folder, result):
-        code = SCRIPT.format(tests=tests, pause=pause)
-        return subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / folder), str(tmp_path / result)],
-            stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-
-    whole = start(0, "whole", "whole.npz")
-    victim = start(0.2, "victim", "never.npz")
-    for line in victim.stdout:
-        if int(line) >= 5:
-            victim.send_signal(signal.SIGKILL)
-            break
-    assert victim.wait() == -signal.SIGKILL
-    victim.stdout.close()
-    second = start(0, "victim", "resumed.npz")
-    epochs = [int(line) for line in second.stdout]
-    assert second.wait() == 0 and 1 < epochs[0] <= 6  # it went on from a checkpoint
-    second.stdout.close()
-    whole.communicate()
-    one, two = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "resumed.npz")
-    assert one.files == two.files
-    for name in one.files:
-        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-
-
 def test_ctrl_c_leaves_a_checkpoint_and_all_there_was(params, tmp_path):
     log, before = stopped_after(2), signal.getsignal(signal.SIGINT)
     with pytest.raises(train.Interrupted, match="stopped by Ctrl-C after epoch 2") as caught:
@@ -340,6 +293,48 @@ def test_fit_runs_outside_the_main_thread(params):
     thread.start()
     thread.join()
     assert done == ["epochs"]
+
+
+# --- data that stay on the disk ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "images.npy"
+    np.save(path, IMAGES)
+    return sources.in_memory(train.as_batch(np.load(path, mmap_mode="r")))
+
+
+def test_a_streamed_run_is_the_run_in_memory_and_either_continues_the_other(
+    params, on_disk, tmp_path
+):
+    whole = quiet_fit(params, evaluate=some_evaluation)
+    streamed = quiet_fit(params, images=on_disk, evaluate=some_evaluation)
+    equal((whole.state, whole.best), (streamed.state, streamed.best))
+    waiting = streamed.history.pop("waiting")
+    assert waiting.shape == (4,) and (waiting >= 0).all() and (waiting <= 1).all()
+    equal(whole.history, streamed.history)
+    for first, second, folder in ((IMAGES, on_disk, "a"), (on_disk, IMAGES, "b")):
+        quiet_fit(params, images=first, epochs=2, directory=tmp_path / folder)
+        resumed = quiet_fit(params, images=second, directory=tmp_path / folder, resume=True)
+        equal(resumed.state, whole.state)
+
+
+def test_a_streamed_run_stands_still_before_a_step_that_is_not_finite(params, on_disk):
+    """Batches were read ahead; and reading ends with the run."""
+
+    def loss(p, key, batch, step):
+        value, metrics = LOSS(p, key, batch, step)
+        return value + jnp.where(step == 7, jnp.nan, 0.0), metrics
+
+    def run(images):
+        with pytest.raises(train.NonFiniteError, match="loss not finite at step 7") as caught:
+            train.fit(loss, ADAM, params, images, key=jax.random.key(0), epochs=9, batch_size=16,
+                      transform=data.binarize, progress=False)  # fmt: skip
+        return caught.value
+
+    equal(run(on_disk).fitted.state, run(IMAGES).fitted.state)
+    assert not [thread for thread in threading.enumerate() if thread.name == "vaejax-feed"]
 
 
 # --- errors that lose nothing --------------------------------------------------------------------
@@ -483,6 +478,55 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
     assert refused >= 1
 
 
+def test_a_disk_that_is_full_stops_the_run_which_goes_on_once_there_is_room(params, tmp_path):
+    """The system refuses to write: what was written before stays whole, what is half goes."""
+    whole = quiet_fit(params)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(row):
+        if row["epoch"] == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+
+    try:
+        with pytest.raises(
+            checkpoint.SaveError, match="could not be written.*MB are free"
+        ) as caught:
+            quiet_fit(params, directory=tmp_path, log=full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"Last good checkpoint: {tmp_path / '6'}" in str(caught.value)
+    assert len(caught.value.fitted.history["loss"]) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "6"}
+    equal(quiet_fit(params, directory=tmp_path, resume=True).state, whole.state)
+
+
+def test_a_folder_without_permission_or_space_is_refused_before_any_work(
+    params, tmp_path, monkeypatch
+):
+    worked = []
+
+    def run(match):
+        with pytest.raises(OSError, match=match):
+            quiet_fit(params, directory=tmp_path / "run", log=worked.append)
+
+    with monkeypatch.context() as patch:
+        tiny = shutil.disk_usage(tmp_path)._replace(free=100)
+        patch.setattr(shutil, "disk_usage", lambda path: tiny)
+        run("0 MB free, expected .* MB for a checkpoint; make room, or use another directory")
+    shutil.rmtree(tmp_path / "run")
+    file = tmp_path / "run"
+    file.write_text("")
+    run("expected directory to be a folder, got the file")
+    file.unlink()
+
+    def refused(**options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)  # root may write everywhere
+    run("nothing can be written to directory .*Permission denied.*change its permissions")
+    assert not worked
+
+
 def test_a_monitor_that_is_not_measured_is_refused(params):
     with pytest.raises(ValueError, match=r"monitor='rate' is not among.*\['loss'\]"):
         quiet_fit(params, evaluate=some_evaluation, monitor="rate")
@@ -593,6 +637,47 @@ def test_parameters_load_without_the_run(params, tmp_path):
         checkpoint.load(tmp_path, like=wide)
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         checkpoint.load(tmp_path / "typo", like=params)
+
+
+def test_a_damaged_checkpoint_is_not_loaded(params, tmp_path):
+    fitted = quiet_fit(params, directory=tmp_path, epochs=1)
+    files = [path for path in (tmp_path / "3" / "arrays").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    stored, refused = largest.read_bytes(), 0
+    for place in range(50, len(stored), len(stored) // 8):
+        flipped = bytearray(stored)
+        flipped[place] ^= 16
+        largest.write_bytes(bytes(flipped))
+        try:
+            equal(checkpoint.load(tmp_path, like=params), fitted.params)
+        except ValueError:
+            refused += 1
+    assert refused >= 1
+
+
+def test_skip_may_differ_between_a_run_and_its_continuation(params, tmp_path, monkeypatch):
+    """Within an epoch too: its steps so far count as not skipped."""
+    images = (IMAGES > 127).astype(np.float32)
+    order = np.stack([train.shuffled(50, 5)(jax.random.fold_in(jax.random.key(3), 1), i)
+                      for i in range(10)])  # fmt: skip
+    images[order[6, 0]] = 200.0  # seen in the seventh of ten steps
+    settings = {"images": images, "transform": None, "batch_size": 5, "chunk": 2, "epochs": 1}
+    whole = quiet_fit(params, skip=1, **settings)
+    gather = loop.Run.gather
+
+    def signalled(run, history):
+        gather(run, history)
+        if run.done == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Run, "gather", signalled)
+    with pytest.raises(train.Terminated):
+        quiet_fit(params, directory=tmp_path, **settings)
+    monkeypatch.undo()
+    with pytest.raises(train.NonFiniteError, match="step 6"):
+        quiet_fit(params, directory=tmp_path, resume=True, **settings)
+    resumed = quiet_fit(params, directory=tmp_path, resume=True, skip=1, **settings)
+    equal((resumed.state, resumed.history), (whole.state, whole.history))
 
 
 def test_levels_without_a_transform_are_a_warning(key):

@@ -70,6 +70,7 @@ def opened(
             f"fit: {path} already holds a run; pass resume=True to continue it, or another "
             "directory"
         )
+    _together("looked")  # before any process writes there
     _check_writable(path)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, enable_async_checkpointing=False
@@ -92,6 +93,7 @@ def save(store: Store, step: int, record: Record) -> None:
         "run": store.run,
         "signature": signature(arrays),
         "sha256": digest(arrays),
+        "params": {"state": digest(record.state.params), "best": digest(record.best.params)},
         "progress": record.progress,
     }
     parts = {"arrays": ocp.args.StandardSave(arrays), "meta": ocp.args.JsonSave(meta)}
@@ -146,6 +148,8 @@ def _restored(store: Store, step: int, like: Record) -> Record:
         parts = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = store.manager.restore(step, args=parts)["meta"]
         found, stored = meta["signature"], meta["run"]
+    except (MemoryError, PermissionError):  # not the checkpoint's fault
+        raise
     except Exception as error:
         raise _Damaged(_short(error)) from error
     _check_same("model or optimizer", where, found, signature(target))
@@ -158,6 +162,8 @@ def _restored(store: Store, step: int, like: Record) -> Record:
         arrays = store.manager.restore(step, args=parts)["arrays"]
         if digest(arrays) != meta["sha256"]:
             raise ValueError("its arrays do not match their checksum")
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:
         raise _Damaged(_short(error)) from error
     return Record(
@@ -172,29 +178,37 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
 
     `like`: parameters of the model that they are for (`model.init(...)`), whose structure, shapes
     and types must agree; `best`: those with the lowest monitored value instead of the last.
-    Raises FileNotFoundError where there is no checkpoint, ValueError for another model's.
+    Raises FileNotFoundError where there is no checkpoint, ValueError for another model's or one
+    whose arrays do not match their checksum.
     """
     import orbax.checkpoint as ocp
 
     path = Path(path).expanduser().resolve()
     with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(create=False)) as manager:
-        epoch = manager.latest_step() if path.is_dir() else None
-        if epoch is None:
+        step = manager.latest_step() if path.is_dir() else None
+        if step is None:
             fix = "give the directory that fit was given, DIR/checkpoints of an experiment"
             raise wrong(
                 "checkpoint.load", f"no checkpoint in {path}", "one", fix, FileNotFoundError
             )
+        parts = {"arrays": ocp.args.StandardRestore(), "meta": ocp.args.JsonRestore()}
         with warnings.catch_warnings():  # that arrays go where they were: on one device they do
             warnings.simplefilter("ignore")
-            arrays = manager.restore(
-                epoch, args=ocp.args.Composite(arrays=ocp.args.StandardRestore())
-            )["arrays"]
-    found = arrays["best" if best else "state"]["params"]
+            try:
+                restored = manager.restore(step, args=ocp.args.Composite(**parts))
+            except (MemoryError, PermissionError):
+                raise
+            except Exception as error:
+                raise _unloadable(path / str(step), _short(error)) from error
+    which = "best" if best else "state"
+    found = restored["arrays"][which]["params"]
     if lines := differences(signature(found), signature(like), there="checkpoint"):
         raise ValueError(
-            f"checkpoint.load: {path / str(epoch)} holds parameters of another model:\n  {lines}\n"
+            f"checkpoint.load: {path / str(step)} holds parameters of another model:\n  {lines}\n"
             "Build the model as the run did (an experiment keeps its config.json)."
         )
+    if digest(found) != restored["meta"]["params"][which]:
+        raise _unloadable(path / str(step), "its arrays do not match their checksum")
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(found))
 
 
@@ -269,6 +283,12 @@ def _check_same(what: str, where: Path, found: dict[str, Any], expected: dict[st
         )
 
 
+def _unloadable(where: Path, what: str) -> ValueError:
+    return ValueError(
+        f"checkpoint.load: {where} is damaged ({what}); move it away to load the one before it"
+    )
+
+
 class _Damaged(Exception):
     """A checkpoint whose files are not what was written."""
 
@@ -281,16 +301,28 @@ def _set_aside(store: Store, step: int, what: str) -> None:
     """Rename a damaged checkpoint, so that its step can be written again and nothing is lost."""
     path = store.path / str(step)
     aside = path.with_name(f"damaged-{step}")
-    if jax.process_index() == 0:
+    first = jax.process_index() == 0
+    if first:
         if aside.exists():
             shutil.rmtree(aside)
         path.rename(aside)
+    _together(aside.name)
     store.manager.reload()
+    if not first:
+        return
     warnings.warn(
         f"fit: the checkpoint {path} is damaged ({what}); it was renamed {aside.name}, and the "
         "run goes on from the one before",
         stacklevel=2,
     )
+
+
+def _together(what: str) -> None:
+    """Wait until every process of the run is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"vaejax: {what}")
 
 
 def _check_writable(path: Path) -> None:

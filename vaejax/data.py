@@ -135,12 +135,15 @@ def binarize(key: Key, x: Any) -> Array:
     quantitative analysis of deep belief networks", drew it once; Burda et al., 2016,
     arXiv:1509.00519, anew.
     """
+    levels = _is_levels("binarize", x)
+    # Flat: the same bits as in an image's axes, compiled in half the time.
+    flat, top = jnp.ravel(jnp.asarray(x, jnp.float32)), 255.0 if levels else 1.0
     # u * 255 < x and not u < x / 255: compilers turn division by a constant into a product with
     # its rounded reciprocal, and level 255 must stay certain.
-    top = 255.0 if _is_levels("binarize", x) else 1.0
-    x = jnp.asarray(x, jnp.float32)
-    drawn = (jax.random.uniform(key, x.shape) * top < x).astype(jnp.float32)
-    return jnp.where((x >= 0) & (x <= top), drawn, jnp.nan)
+    drawn = (jax.random.uniform(key, flat.shape) * top < flat).astype(jnp.float32)
+    if not levels:
+        drawn = jnp.where((flat >= 0) & (flat <= 1), drawn, jnp.nan)
+    return drawn.reshape(jnp.shape(x))
 
 
 def scale(key: Key, x: Any) -> Array:
@@ -168,8 +171,8 @@ def dequantize(key: Key, x: Any) -> Array:
         fix = "use scale: floats have no levels to spread"
         raise wrong("dequantize: x", jnp.result_type(x), "uint8 levels 0..255", fix, TypeError)
     # Sixteen random bits: with the level they fit float32, so that no sum rounds up to the next.
-    u = jax.random.bits(key, jnp.shape(x), jnp.uint16).astype(jnp.float32) / 65536.0
-    return (jnp.asarray(x, jnp.float32) + u) / 256.0
+    u = jax.random.bits(key, (jnp.size(x),), jnp.uint16).astype(jnp.float32) / 65536.0
+    return ((jnp.ravel(jnp.asarray(x, jnp.float32)) + u) / 256.0).reshape(jnp.shape(x))
 
 
 def cache_folder(cache_dir: PathLike | None = None) -> Path:

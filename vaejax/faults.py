@@ -21,7 +21,8 @@ class NonFiniteError(FloatingPointError):
 
     `step`: the first such step, counted from 0; `terms`: their values there; `examples`: the
     indices of the examples that are to blame, () where not some of them are; `checkpoint`: the last
-    good one on disk, or None; `fitted`: all there was, with the state before that step.
+    good one on disk, or None; `fitted`: all there was, with the state before that step (under
+    `skip`, after the chunk).
     """
 
     def __init__(
@@ -66,7 +67,7 @@ def non_finite(
     if not bad:
         names = _parameters_to_blame(seen)
         message = (
-            f"fit: the gradient of {', '.join(names[:4])}{' and others' * bool(names[4:])} is not "
+            f"fit: the gradient of {', '.join(names[:4]) or 'some parameter'} is not "
             f"finite at step {step}, though the loss is ({values}): a root or a quotient at 0; "
             f"clipping does not mend NaN, masking what divides by zero does. {last_good(last)}"
         )
@@ -162,9 +163,22 @@ def check_monitored(
         )
 
 
+def _all_finite(tree: Any) -> bool:
+    leaves = jax.tree.leaves(tree)
+    if jax.default_backend() == "cpu":  # where they lie in memory, and nothing need be compiled
+        return all(
+            np.isfinite(np.asarray(shard.data)).all() for a in leaves for shard in _shards(a)
+        )
+    return bool(_all_finite_there(leaves))
+
+
+def _shards(array: Any) -> Any:
+    return jnp.asarray(array).addressable_shards
+
+
 @jax.jit
-def _all_finite(tree: Any) -> Any:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+def _all_finite_there(leaves: list[Any]) -> Any:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
 def _suspect(bad: list[str]) -> str:

@@ -28,7 +28,7 @@ class Fitted(NamedTuple):
     `state`: after the last step; `best`: the state with the lowest monitored value, the last one
     where nothing was compared; `history`: arrays `[epochs]` by name (`[epochs, members]` of a
     population), nats per example, with `eval/...` NaN where an epoch was not evaluated;
-    `stopped`: "epochs", "early", "interrupted" or "not finite".
+    `stopped`: "epochs", "early", "interrupted", "not finite" or "not saved".
     """
 
     state: Any
@@ -89,8 +89,13 @@ class Run:
 
     def gather(self, history: dict[str, Any]) -> None:
         """Add a chunk's metrics, `[steps]` or `[steps, members]` each, to the epoch under way."""
+        done, count = self.done, len(next(iter(history.values())))
         for name, values in history.items():
-            self.partial.setdefault(name, []).extend(np.asarray(values, float).tolist())
+            # A resumed run may count what it did not before: its steps so far were not skipped.
+            before = self.partial.setdefault(name, [0.0] * done)
+            before.extend(np.asarray(values, float).tolist())
+        for values in self.partial.values():
+            values.extend([0.0] * (done + count - len(values)))
 
     def close_epoch(self) -> dict[str, Any]:
         """The means over the epoch's steps, which are no longer needed."""
@@ -115,7 +120,7 @@ class Run:
         if self.best is None:
             self.best = owned(new)
         else:  # the key is the same all along
-            kept = _chosen(lower, new._replace(key=()), self.best._replace(key=()))
+            kept = chosen(lower, new._replace(key=()), self.best._replace(key=()))
             self.best = kept._replace(key=self.best.key)
         self.lowest = np.where(lower, value, self.lowest).tolist()
         self.waited = np.where(lower, 0, np.asarray(self.waited) + 1).tolist()
@@ -219,7 +224,8 @@ def drive(
                 if caught:
                     raise _stopped(run, steps, caught, directory)
         except (faults.NonFiniteError, checkpoint.SaveError) as error:
-            error.fitted = run.fitted("not finite")
+            full = isinstance(error, checkpoint.SaveError)
+            error.fitted = run.fitted("not saved" if full else "not finite")
             raise
     return run.fitted("early" if run.stopped else "epochs")
 
@@ -227,6 +233,17 @@ def drive(
 def owned(state: Any) -> Any:
     """A copy: the program gives the buffers of its input back, so nobody else may hold them."""
     return jax.tree.map(jnp.copy, state)
+
+
+@jax.jit
+def chosen(whether: Any, new: Any, old: Any) -> Any:
+    """`new` where `whether`, () or `[members]`, is true, else `old`, leaf by leaf."""
+
+    def choose(new: Any, old: Any) -> Any:
+        shape = whether.shape + (1,) * (new.ndim - whether.ndim)
+        return jnp.where(jnp.broadcast_to(whether.reshape(shape), new.shape), new, old)
+
+    return jax.tree.map(choose, new, old)
 
 
 def _check_options(
@@ -252,6 +269,7 @@ def _begin(state: Any, store: checkpoint.Store | None, patience: int | None) -> 
     record = checkpoint.restore(store, like=fresh.record())
     if record is None:
         return fresh
+    jax.tree.map(lambda leaf: leaf.delete(), state)  # held by the callers all along, and not needed
     progress = dict(record.progress)
     best = owned(record.best) if progress.pop("compared") else None
     run = Run(owned(record.state), best, **progress)
@@ -266,21 +284,10 @@ def _piece(steps: int, chunk: int) -> int:
     return steps // next(even, parts) if parts > 1 else steps
 
 
-@jax.jit
-def _chosen(lower: Any, new: Any, old: Any) -> Any:
-    """`new` where `lower`, () or `[members]`, else `old`."""
-
-    def choose(new: Any, old: Any) -> Any:
-        shape = lower.shape + (1,) * (new.ndim - lower.ndim)
-        return jnp.where(jnp.broadcast_to(lower.reshape(shape), new.shape), new, old)
-
-    return jax.tree.map(choose, new, old)
-
-
 def _agreed(signals: list[int]) -> list[int]:
     """The signals that any process of the run has had: all stop at the same step."""
     if jax.process_count() == 1:
-        return signals
+        return list(signals)  # one that comes from now on is for the next look
     from jax.experimental import multihost_utils
 
     mine = np.array([signal.SIGINT in signals, signal.SIGTERM in signals])
@@ -331,7 +338,8 @@ def _signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
         again = "; Ctrl-C again stops at once" * (number == signal.SIGINT)
-        print(f"\nstopping after the steps under way{again}", file=sys.stderr)
+        with contextlib.suppress(RuntimeError):  # it came while something else was printed
+            print(f"\nstopping after the steps under way{again}", file=sys.stderr)
 
     previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -339,3 +347,5 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+    for unheeded in caught:  # while the last checkpoint was written, say: the run is done
+        signal.raise_signal(unheeded)

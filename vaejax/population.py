@@ -34,9 +34,10 @@ class Population(NamedTuple):
     """What `fit` returns; every array of `state` and `best` has a leading axis of members.
 
     `hyper`: as given; `state`, `best`, `stopped`: as in `train.Fitted`, `best` for each member by
-    itself; `history`: arrays `[epochs, members]` (and `epoch`, `step` `[epochs]`), NaN from the
-    epoch on in which a member was frozen; `frozen` `[members]`: the step before which a member
-    was frozen because its loss or gradient was not finite there, -1 for the others.
+    itself; `history`: arrays `[epochs, members]` (and `epoch`, `step` `[epochs]`), of a frozen
+    member not finite from the epoch of that step or the next one on; `frozen` `[members]`: the
+    step before which a member was frozen because its loss, metrics or gradient were not finite
+    there, -1 for the others.
     """
 
     hyper: Any
@@ -58,7 +59,9 @@ class Population(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[index], state)
 
     def best_member(self, metric: str | None = None) -> int:
-        """The member with the lowest value of a metric in any epoch; by default what was compared.
+        """The member with the lowest value of a metric in any epoch, frozen ones left out.
+
+        By default of `eval/loss` where it was evaluated, else of `loss`.
 
         Raises ValueError where every member was frozen.
         """
@@ -92,26 +95,26 @@ def make_scan(
     state before (its `step` tells which), and its metrics are NaN from the next step on.
     """
 
-    def member(
-        hyper: Any, state: TrainState, step_number: Array, data: Batch
-    ) -> tuple[TrainState, Metrics]:
-        loss, optimizer = make(hyper)
-        _, step = train.make_step(loss, optimizer, transform=transform)
-        chosen = indices(train.stream(state.key, "order"), step_number)
+    def gradient(hyper: Any, state: TrainState, number: Array, data: Batch) -> Any:
+        chosen = indices(train.stream(state.key, "order"), number)
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], data)
-        new, metrics = step(state._replace(step=step_number), batch)
-        going = state.step == step_number
-        kept = jax.tree.map(
-            lambda a, b: jnp.where(going, a, b), new._replace(key=()), state._replace(key=())
-        )
-        metrics = {name: jnp.where(going, value, jnp.nan) for name, value in metrics.items()}
-        return kept._replace(key=state.key), metrics
+        now = state._replace(step=number)
+        return train.gradient(make(hyper)[0], now, batch, transform=transform)
+
+    def update(hyper: Any, state: TrainState, grads: Params) -> TrainState:
+        return train.update(make(hyper)[1], state, grads)
 
     def scan(state: TrainState, hyper: Any, start: Array, data: Any) -> tuple[TrainState, Metrics]:
         data = as_batch(data)
 
         def body(state: TrainState, number: Array) -> tuple[TrainState, Metrics]:
-            return jax.vmap(member, (0, 0, None, None))(hyper, state, number, data)
+            going = state.step == number
+            found = jax.vmap(gradient, (0, 0, None, None))(hyper, state, number, data)
+            grads, fine, metrics = found
+            old = state._replace(key=())
+            new = loop.chosen(fine & going, jax.vmap(update)(hyper, old, grads), old)
+            metrics = {name: jnp.where(going, value, jnp.nan) for name, value in metrics.items()}
+            return new._replace(key=state.key), metrics
 
         return lax.scan(body, state, start + jnp.arange(steps, dtype=jnp.int32))
 
@@ -163,11 +166,15 @@ def fit(
     faults.check_finite(data)
     faults.warn_of_levels(data.x, transform)
     order = indices or shuffled(size, batch_size)
-    faults.check_order(order, train.stream(jax.random.clone(keys)[0], "order"), size, batch_size)
+    if indices is not None:
+        first = train.stream(jax.random.clone(keys)[0], "order")
+        faults.check_order(order, first, size, batch_size)
     hyper = jax.tree.map(jnp.asarray, hyper)
     state = jax.jit(jax.vmap(_member_init(make)))(hyper, keys, params)
-    everywhere: Any = jax.tree.map(jnp.asarray, data)
-    if mesh is not None:
+    everywhere: Any
+    if mesh is None:
+        everywhere = jax.tree.map(jnp.asarray, data)
+    else:
         devices.check_divides("population.fit: members", members, mesh)
         state, hyper = devices.put((state, hyper), devices.split(mesh))
         everywhere = devices.put(data, devices.copied(mesh))
@@ -184,13 +191,17 @@ def fit(
         return state, devices.on_host(history)
 
     def measure(state: TrainState) -> Metrics:
-        return devices.on_host(measured(hyper, state.params, state.key))
+        return devices.on_host(measured(hyper, state))
 
     @jax.jit
-    @jax.vmap
-    def measured(hyper: Any, params: Params, key: Key) -> Metrics:
-        assert evaluate is not None
-        return evaluate(hyper, params, train.stream(key, "evaluation"))
+    def measured(hyper: Any, state: TrainState) -> Metrics:
+        def one(hyper: Any, params: Params, key: Key) -> Metrics:
+            assert evaluate is not None
+            return evaluate(hyper, params, train.stream(key, "evaluation"))
+
+        found = jax.vmap(one)(hyper, state.params, state.key)
+        going = state.step == state.step.max()  # a frozen member's numbers are not a run's
+        return {name: jnp.where(going, value, jnp.nan) for name, value in found.items()}
 
     fitted = loop.drive(
         state,
@@ -235,7 +246,8 @@ def mean_loss(
     """`evaluate(hyper, params, key)` for `fit`: a member's loss and metrics over a whole data set.
 
     The same numbers at the same scale as in training, nats per example, the ragged end included;
-    `data`, `transform`, `batch_size` and `step` as for `evaluate.mean_loss`.
+    `data`, `transform`, `batch_size` and `step` as for `evaluate.mean_loss`. The data become part
+    of the compiled program, so a part of a large set is enough.
     """
     data = as_batch(data)
     size = size_of(data)

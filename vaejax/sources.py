@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from vaejax import checkpoint, data, prepared
+from vaejax.batch import size_of
 from vaejax.errors import wrong
 from vaejax.types import Batch
 
@@ -34,6 +35,17 @@ class Source(NamedTuple):
     size: int
     read: Callable[[np.ndarray], Batch]
     digest: str
+
+
+def in_memory(batch: Batch) -> Source:
+    """A Batch of arrays `[n, ...]`, or of memory maps of them, as a Source."""
+    size = size_of(batch)
+
+    def read(indices: np.ndarray) -> Batch:
+        inside = _inside(indices, size)
+        return jax.tree.map(lambda leaf: np.asarray(leaf[inside]), batch)
+
+    return Source(size, read, checkpoint.digest(jax.tree.map(lambda leaf: leaf[:256], batch)))
 
 
 class _Stored(NamedTuple):
@@ -89,7 +101,7 @@ def open(source: Any, split: str = "train", *, data_dir: data.PathLike | None = 
                 _archives([path], name, where) if path.suffix == ".npz" else _arrays([path], where)
             )
     else:
-        return _resident(data.load(source, split))
+        return in_memory(data.load(source, split))
     count, rows = found.size, lambda i: i
     if not found.split:
         count, rows = data.every_nth("open", 10, name, found.size)
@@ -119,17 +131,6 @@ def _checked_rows(found: _Stored, rows: np.ndarray, where: str) -> Batch:
         data.check_rows(x, rows, found.place)
     y = batch.y if isinstance(batch.y, tuple) else data.labels(batch.y, where)
     return Batch(x[..., None] if x.ndim == 3 else x, y=y)
-
-
-def _resident(batch: Batch) -> Source:
-    """Data in memory, as a Source."""
-
-    def read(indices: np.ndarray) -> Batch:
-        inside = _inside(indices, len(batch.x))
-        return jax.tree.map(lambda leaf: np.asarray(leaf[inside]), batch)
-
-    head = jax.tree.map(lambda leaf: leaf[:256], batch)
-    return Source(len(batch.x), read, checkpoint.digest(head))
 
 
 def _tfds(name: str, split: str, data_dir: Any, where: str) -> _Stored:

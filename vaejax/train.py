@@ -5,9 +5,11 @@ Every random number of a run comes from `TrainState.key` and the step's number, 
 run into chunks, or stopping and resuming it, changes no bit of the result.
 """
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +19,12 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from vaejax import checkpoint, devices, faults, loop
+from vaejax import checkpoint, devices, faults, feed, loop
 from vaejax.batch import as_batch, over_examples, size_of
 from vaejax.faults import NonFiniteError
 from vaejax.loop import Fitted, Interrupted, Terminated
 from vaejax.order import Order, permute, shuffled
+from vaejax.sources import Source, in_memory
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "Terminated",
     "TrainState",
     "fit",
+    "gradient",
     "make_scan",
     "make_step",
     "make_train",
@@ -39,6 +43,7 @@ __all__ = [
     "shuffled",
     "skipping",
     "stream",
+    "update",
 ]
 
 
@@ -63,9 +68,9 @@ def make_step(
     dequantised or scaled), anew at every step. `metrics` are the loss and its named parts before
     the update, nats per example.
 
-    An update whose loss or gradient is not finite is not made: the state comes back as it was,
-    its step not counted, so that a run stands still before the step that would have ruined it,
-    with all that is needed to look at it. `skipping` goes on to the next step instead.
+    An update whose loss, metrics or gradient are not finite is not made: the state comes back as
+    it was, its step not counted, so that a run stands still before the step that would have ruined
+    it, with all that is needed to look at it. `skipping` goes on to the next step instead.
     """
 
     def init(key: Key, params: Params) -> TrainState:
@@ -74,21 +79,36 @@ def make_step(
         return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        key, batch = _as_seen(state, batch, transform)
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, metrics), grads = gradient(state.params, key, batch, state.step)
-        fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((value, grads))])
-
-        def update(state: TrainState) -> TrainState:
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            return TrainState(
-                optax.apply_updates(state.params, updates), opt_state, (), state.step + 1
-            )
-
-        new = lax.cond(fine.all(), update, lambda state: state, state._replace(key=()))
-        return new._replace(key=state.key), {"loss": value, **metrics}
+        grads, fine, metrics = gradient(loss, state, batch, transform=transform)
+        # The key stays outside: mapped over, `cond` reads it twice, as if it were used twice.
+        new = lax.cond(
+            fine,
+            lambda state: update(optimizer, state, grads),
+            lambda state: state,
+            state._replace(key=()),
+        )
+        return new._replace(key=state.key), metrics
 
     return init, step
+
+
+def gradient(
+    loss: Loss, state: TrainState, batch: Any, *, transform: Transform | None = None
+) -> tuple[Params, Array, Metrics]:
+    """The first half of a step: its gradient, whether all is finite, and the metrics."""
+    key, batch = _as_seen(state, batch, transform)
+    with_value = jax.value_and_grad(loss, has_aux=True)
+    (value, metrics), grads = with_value(state.params, key, batch, state.step)
+    leaves = jax.tree.leaves((value, metrics, grads))
+    fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+    return grads, fine.all(), {"loss": value, **metrics}
+
+
+def update(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> TrainState:
+    """The second half of a step: the state after the optimizer's update."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, state.key, state.step + 1)
 
 
 def skipping(step: Step) -> Step:
@@ -183,7 +203,10 @@ def fit(
 ) -> Fitted:
     """Train with a progress bar, evaluation, early stopping, checkpoints and exact resume.
 
-    - `data`: a Batch, or the x of one, `[n, ...]`; `transform(key, x)` is applied in each step.
+    - `data`: a Batch, or the x of one, `[n, ...]`, kept on the device; or a Source of data that
+      need not fit memory (`sources.open`; the extra `streaming`), with the same result bit for
+      bit, and `waiting` in `history`, the share of time in which the device waited for input.
+      `transform(key, x)` is applied in each step.
       `indices(key, step) -> [batch_size]` chooses the examples of a step, by default
       `shuffled(n, batch_size)`; an epoch is `n // batch_size` steps.
     - `evaluate(params, key) -> {name: number}` runs every `evaluate_every` epochs, with the same
@@ -199,74 +222,138 @@ def fit(
     - `chunk`: steps of one compiled call, at most; between calls signals are heeded.
     - `mesh`: several devices (`devices.mesh()`): each batch is split over them, which must divide
       it; parameters are copied, or stay as `devices.sharded` has laid them.
-    - `hook(state) -> state` runs between epochs; `log(row)` gets each epoch's numbers.
+    - `hook(state) -> state` runs after each epoch, before it is evaluated; `log(row)` gets
+      each epoch's numbers.
 
     Raises NonFiniteError at the first loss that is not finite, naming the terms, the step, the
-    examples and the last good checkpoint, with the state before that step; Interrupted on Ctrl-C
+    examples and the last good checkpoint, with the state before that step in its `fitted` (under
+    `skip`, after the chunk); Interrupted on Ctrl-C
     and Terminated on SIGTERM, after the chunk under way is done and saved; ValueError for data
     that cannot be trained on or a directory or checkpoint that is not this run's; OSError where a
     checkpoint cannot be written. Warns of uint8 levels without a transform.
     """
-    data = as_batch(data)
-    size = size_of(data)
-    faults.check_finite(data)
-    faults.warn_of_levels(data.x, transform)
-    by_default = shuffled(size, batch_size)  # refuses a batch larger than the data, or none
-    order = in_order = indices or by_default
-    steps = size // batch_size
-    faults.check_order(order, stream(key, "order"), size, batch_size)
+    if isinstance(data, Source):
+        source, here = data, None
+    else:
+        here = as_batch(data)
+        faults.check_finite(here)
+        source = in_memory(here)
+    faults.warn_of_levels(source.read(np.zeros(1, int)).x, transform)
+    by_default = shuffled(source.size, batch_size)  # refuses a batch larger than the data, or none
+    order, order_key = indices or by_default, stream(key, "order")
+    steps = source.size // batch_size
+    if indices is not None:
+        faults.check_order(order, order_key, source.size, batch_size)
     init, step = make_step(loss, optimizer, transform=transform)
-    step, everywhere = skipping(step) if skip else step, data
-    options: dict[str, Any] = {}
+    step = skipping(step) if skip else step
     if mesh is not None:
         devices.check_divides("fit: batch_size", batch_size, mesh)
-        params, everywhere = devices.placed(params, mesh), devices.put(data, devices.copied(mesh))
-    state = init(key, params)
+        params = devices.placed(params, mesh)
+        state = devices.placed(init(key, params), mesh)
+    else:  # compiled, which an optimizer's moments that lie like sharded parameters must not be
+        state = jax.jit(init)(key, params)
+
+    def rows(step: int) -> tuple[np.ndarray, Batch]:
+        chosen = np.asarray(order(order_key, jnp.asarray(step)))
+        return chosen, source.read(chosen)
+
+    with contextlib.ExitStack() as feeds:
+        if here is None:
+            batches = feed.in_order(order, order_key)
+            advance = _fed(step, source, batches, epochs * steps, state, mesh, feeds)
+        else:
+            advance = _scanned(step, order, here, state, mesh)
+        return loop.drive(
+            state,
+            advance=advance,
+            inspect=partial(_inspect, loss, key, transform, rows, skip),
+            evaluate=None if evaluate is None else partial(_evaluated, evaluate, key),
+            identity={
+                "examples": source.size,
+                "data": source.digest,
+                "batch_size": batch_size,
+                "key": checkpoint.key_words(key),
+            },
+            epochs=epochs,
+            steps=steps,
+            chunk=chunk,
+            evaluate_every=evaluate_every,
+            monitor=monitor,
+            patience=patience,
+            directory=directory,
+            keep=keep,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            hook=hook,
+            log=log,
+            progress=progress,
+        )
+
+
+Advance = Callable[[TrainState, int, int], tuple[TrainState, Metrics]]
+
+
+def _scanned(
+    step: Step, order: Order, data: Batch, state: TrainState, mesh: Mesh | None
+) -> Advance:
+    """Steps on data that lie on the device, a chunk of them by one program."""
     if mesh is not None:
-        state = devices.placed(state, mesh)
-        order = devices.splitting(order, mesh)
-        options = {"out_shardings": (jax.tree.map(lambda leaf: leaf.sharding, state), None)}
-    everywhere = jax.tree.map(jnp.asarray, everywhere)
+        data, order = devices.put(data, devices.copied(mesh)), devices.splitting(order, mesh)
+    data = jax.tree.map(jnp.asarray, data)
     run_chunk = jax.jit(
         lambda state, data, count: _scan_of(step, order, count)(state, data),
         static_argnums=2,
         donate_argnums=0,
-        **options,
+        out_shardings=_as_before(state, mesh),
     )
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        state, history = run_chunk(state, everywhere, count)
+        state, history = run_chunk(state, data, count)
         return state, devices.on_host(history)
 
-    def rows(step: int) -> tuple[np.ndarray, Batch]:
-        chosen = np.asarray(in_order(stream(key, "order"), jnp.asarray(step)))
-        return chosen, jax.tree.map(lambda leaf: leaf[chosen], data)
+    return advance
 
-    return loop.drive(
-        state,
-        advance=advance,
-        inspect=partial(_inspect, loss, key, transform, rows, skip),
-        evaluate=None if evaluate is None else partial(_evaluated, evaluate, key),
-        identity={
-            "examples": size,
-            "data": checkpoint.digest(jax.tree.map(lambda leaf: leaf[:256], data)),
-            "batch_size": batch_size,
-            "key": checkpoint.key_words(key),
-        },
-        epochs=epochs,
-        steps=steps,
-        chunk=chunk,
-        evaluate_every=evaluate_every,
-        monitor=monitor,
-        patience=patience,
-        directory=directory,
-        keep=keep,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        hook=hook,
-        log=log,
-        progress=progress,
-    )
+
+def _fed(
+    step: Step, source: Source, batches: Any, stop: int, state: TrainState, mesh: Mesh | None,
+    feeds: contextlib.ExitStack,
+) -> Advance:  # fmt: skip
+    """Steps on batches that are read while the steps before are computed.
+
+    `history` gets `waiting`, the share of time in which the device waited for its input.
+    """
+
+    def numbered(state: TrainState, batch: Batch, number: Array) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch)
+        # Once a step was not made the run stands still: the batches after it are not for it.
+        keyless = new._replace(key=()), state._replace(key=())
+        kept = lax.cond(state.step == number, lambda a, b: a, lambda a, b: b, *keyless)
+        return kept._replace(key=state.key), metrics
+
+    run_step = jax.jit(numbered, donate_argnums=0, out_shardings=_as_before(state, mesh))
+    place = jax.device_put if mesh is None else partial(devices.put, sharding=devices.split(mesh))
+    opened: list[feed.Feed] = []
+
+    def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
+        if not opened:  # now it is known where the run goes on
+            opened.append(feed.feed(source, batches, start=start, stop=stop, place=place))
+            feeds.enter_context(opened[0])
+        began, waited, histories = perf_counter(), opened[0].waited, []
+        for number in range(start, start + count):
+            state, metrics = run_step(state, next(opened[0]), np.int32(number))
+            opened[0].dispatched(metrics)
+            histories.append(metrics)
+        found = devices.on_host(histories)
+        history = {name: np.array([one[name] for one in found]) for name in found[0]}
+        share = (opened[0].waited - waited) / (perf_counter() - began)
+        return state, {**history, "waiting": np.full(count, min(share, 1.0))}
+
+    return advance
+
+
+def _as_before(state: TrainState, mesh: Mesh | None) -> Any:
+    """Where a program's results lie: the state where it lay."""
+    return None if mesh is None else (jax.tree.map(lambda leaf: leaf.sharding, state), None)
 
 
 def _scan_of(step: Step, indices: Order, steps: int) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -316,7 +403,9 @@ def _inspect(
     reached = int(run.state.step) - start
     if skip:
         skipped = np.asarray(history["skipped"], bool)
-        before = sum(row["skipped"] for row in run.rows) + sum(run.partial.get("skipped", ()))
+        before = sum(row.get("skipped", 0) for row in run.rows) + sum(
+            run.partial.get("skipped", ())
+        )
         bad = skipped & (before + np.cumsum(skipped) > skip)
     else:
         bad[min(reached, count) :] = True
@@ -325,9 +414,9 @@ def _inspect(
         return
     first = int(np.argmax(bad))
     step = start + first
-    terms = {n: float(v[first]) for n, v in history.items() if n != "skipped"}
+    terms = {n: float(v[first]) for n, v in history.items() if n not in ("skipped", "waiting")}
     chosen, stored = rows(step)
-    # Where only a metric is not finite the run has gone on, and where steps are skipped too.
+    # Where steps are skipped the run has gone on.
     host = devices.on_host(run.state._replace(key=(), step=()))
     state = jax.tree.map(jnp.asarray, host)._replace(key=key, step=jnp.asarray(step, jnp.int32))
     seen = faults.Seen(

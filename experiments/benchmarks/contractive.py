@@ -48,35 +48,37 @@ def whole(differentiate: Callable[..., Any]) -> contraction.Norm:
     return norm
 
 
-def programs(config: Config) -> dict[str, paired.Program]:
-    """The mean penalty of one batch (and its gradient) by each norm, compiled."""
+def program(config: Config, norm: contraction.Norm, calls: int) -> paired.Program:
+    """`calls` evaluations of the mean penalty of one batch (and its gradient), compiled."""
     shape = (*config.size, 1)
     init_key, image_key, key = jax.random.split(jax.random.key(config.seed), 3)
     model = autoencoder(heads.Code(config.units, nn.sigmoid), heads.Bernoulli(shape))
     x = jax.random.uniform(image_key, (config.batch_size, *shape))
     params = model.init(init_key, x[0])
 
-    def program(norm: contraction.Norm, calls: int) -> paired.Program:
-        def penalty(params: Params, key: Key, x: Any) -> Array:
-            return jnp.mean(over_examples(lambda k, one: norm(model, params, k, one), key, x))
+    def penalty(params: Params, key: Key, x: Any) -> Array:
+        return jnp.mean(over_examples(lambda k, one: norm(model, params, k, one), key, x))
 
-        began = perf_counter()
-        function = jax.value_and_grad(penalty) if config.gradient else penalty
-        compiled = jax.jit(function).lower(params, key, x).compile()
+    began = perf_counter()
+    function = jax.value_and_grad(penalty) if config.gradient else penalty
+    compiled = jax.jit(function).lower(params, key, x).compile()
 
-        def evaluate(_: Any) -> Any:
-            for _ in range(calls):
-                result = jax.block_until_ready(compiled(params, jax.random.clone(key), x))
-            return result[0] if config.gradient else result
+    def evaluate(_: Any) -> Any:
+        for _ in range(calls):
+            result = jax.block_until_ready(compiled(params, jax.random.clone(key), x))
+        return result[0] if config.gradient else result
 
-        facts = {"compile_seconds": perf_counter() - began}
-        return paired.Program(lambda: None, evaluate, calls * config.batch_size, facts)
+    facts = {"compile_seconds": perf_counter() - began}
+    return paired.Program(lambda: None, evaluate, calls * config.batch_size, facts)
 
+
+def programs(config: Config) -> dict[str, paired.Program]:
+    """By each norm; the whole Jacobians are evaluated once in a round."""
     return {
-        "closed_form": program(contraction.closed_form, config.calls),
-        "hutchinson": program(contraction.hutchinson(1), config.calls),
-        "jacfwd": program(whole(jax.jacfwd), 1),
-        "jacrev": program(whole(jax.jacrev), 1),
+        "closed_form": program(config, contraction.closed_form, config.calls),
+        "hutchinson": program(config, contraction.hutchinson(1), config.calls),
+        "jacfwd": program(config, whole(jax.jacfwd), 1),
+        "jacrev": program(config, whole(jax.jacrev), 1),
     }
 
 

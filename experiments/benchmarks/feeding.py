@@ -23,7 +23,8 @@ import numpy as np
 import optax
 
 from experiments import run, vae
-from experiments.benchmarks.paired import Program, measure, peak_memory
+from experiments.benchmarks.memory import peak_memory
+from experiments.benchmarks.paired import Program, measure
 from vaejax import data, feed, objectives, sources, train
 from vaejax.errors import wrong
 

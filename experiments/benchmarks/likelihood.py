@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import run, vae
-from experiments.benchmarks import paired
+from experiments.benchmarks import memory, paired
 from vaejax import evaluate
 from vaejax.errors import wrong
 
@@ -139,7 +139,7 @@ def main(config: Config) -> dict[str, Any]:
                          batch_size=3, rounds=2)  # fmt: skip
     if config.compare:
         return paired.measure(programs(config), config, unit="samples", numerator="vaejax")
-    with paired.peak_memory() as peak:
+    with memory.peak_memory() as peak:
         log_likelihood, began = in_vaejax(config, *problem(config)), perf_counter()
         log_px = log_likelihood()
         seconds = perf_counter() - began

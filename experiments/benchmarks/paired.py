@@ -1,4 +1,4 @@
-"""Programs timed in turn, A B A B ..., the ratios of their speeds within each round; and memory.
+"""Programs timed in turn, A B A B ..., and the ratios of their speeds within each round.
 
 On a machine that others use too, absolute rates drift; the ratio of two runs made one right after
 the other drifts far less.
@@ -6,12 +6,7 @@ the other drifts far less.
 
 import dataclasses
 import json
-import math
-import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -19,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments import run
+from experiments.benchmarks.suite import summary
 
 
 class Program(NamedTuple):
@@ -62,7 +58,7 @@ def measure(
         "unit": f"{unit}/s",
         "numerator": numerator,
         "programs": {
-            name: {**facts[name], "rate": _summary(rates[name]), "ratio": _summary(ratios[name])}
+            name: {**facts[name], "rate": summary(rates[name]), "ratio": summary(ratios[name])}
             for name in programs
         },
     }
@@ -76,33 +72,3 @@ def measure(
     if config.out is not None:
         run.write_json(config.out, report)
     return report
-
-
-@contextmanager
-def peak_memory() -> Iterator[Callable[[], float]]:
-    """The largest RssAnon of this process while inside, in MB, looked at 50 times a second."""
-    seen, done = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            status = Path("/proc/self/status")
-            found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text() if status.exists() else "")
-            seen.append(int(found[1]) / 1e3 if found else math.nan)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield lambda: max(seen)
-    finally:
-        done.set()
-        thread.join()
-
-
-def _summary(rounds: Any) -> dict[str, Any]:
-    lower, median, upper = (float(q) for q in np.quantile(rounds, [0.25, 0.5, 0.75]))
-    return {
-        "median": median,
-        "lower_quartile": lower,
-        "upper_quartile": upper,
-        "rounds": [float(value) for value in rounds],
-    }

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments import activations, run
-from experiments.benchmarks.paired import peak_memory
+from experiments.benchmarks.memory import peak_memory
 from vaejax.errors import wrong
 
 

@@ -1,0 +1,84 @@
+"""pythae's side: its models and its trainer's epochs, with the layers of the workload.
+
+Its data set draws each binary image anew when it is asked for; its losses need probabilities.
+"""
+
+import logging
+import tempfile
+from typing import Any
+
+import pythae.models
+import torch
+from pythae.data.datasets import BaseDataset, DatasetOutput
+from pythae.models.base.base_utils import ModelOutput
+from pythae.models.nn import BaseDecoder, BaseEncoder
+from pythae.trainers import BaseTrainer, BaseTrainerConfig
+from torch import nn
+
+from experiments.benchmarks.in_torch import DEVICE, Net
+from experiments.benchmarks.suite import Burst, Sizes, levels
+
+
+class Encoder(BaseEncoder):
+    def __init__(self, net: Net):
+        super().__init__()
+        self.layers, self.loc, self.scale = net.encoder, net.loc, net.scale
+
+    def forward(self, x: Any) -> Any:
+        h = self.layers(x)
+        return ModelOutput(embedding=self.loc(h), log_covariance=self.scale(h))
+
+
+class Decoder(BaseDecoder):
+    def __init__(self, net: Net):
+        super().__init__()
+        self.layers = nn.Sequential(net.decoder, nn.Sigmoid())
+
+    def forward(self, z: Any) -> Any:
+        return ModelOutput(reconstruction=self.layers(z))
+
+
+class Binarized(BaseDataset):
+    def __getitem__(self, index: int) -> Any:
+        return DatasetOutput(data=torch.bernoulli(self.data[index]), labels=self.labels[index])
+
+
+def build(workload: str, variant: str, sizes: Sizes) -> Burst:
+    """An epoch of the trainer over as many images as a burst has, or `get_nll`."""
+    logging.disable(logging.WARNING)
+    torch.manual_seed(0)
+    name = "VAE" if sizes.particles == 1 or workload == "W4" else "IWAE"
+    options: dict[str, Any] = {"input_dim": (sizes.side**2,), "latent_dim": sizes.latent,
+                               "reconstruction_loss": "bce"}  # fmt: skip
+    if name == "IWAE":
+        options["number_samples"] = sizes.particles
+    config = getattr(pythae.models, f"{name}Config")(**options)
+    net = Net(sizes)
+    model = getattr(pythae.models, name)(config, Encoder(net), Decoder(net)).to(DEVICE)
+    grey = torch.from_numpy(levels(sizes).reshape(sizes.images, -1))
+    if workload == "W4":
+        x = (grey > 127).float().to(DEVICE)
+
+        @torch.no_grad()
+        def nll() -> float:
+            return -float(model.get_nll(x, n_samples=sizes.particles))
+
+        return Burst(nll, sizes.images * max(sizes.particles // 100, 1) * 100, {})  # by hundreds
+    shown = min(sizes.images, sizes.steps * sizes.batch)
+    data = Binarized(grey[:shown].float() / 255, torch.zeros(shown))
+    folder = tempfile.TemporaryDirectory()
+    trainer = BaseTrainer(
+        model, data,
+        training_config=BaseTrainerConfig(
+            output_dir=folder.name, learning_rate=1e-3, per_device_train_batch_size=sizes.batch,
+            no_cuda=DEVICE.type != "cuda",
+        ),
+    )  # fmt: skip
+    trainer.prepare_training()
+    epochs = iter(range(1, 10**9))
+    facts = {"parameters": sum(p.numel() for p in model.parameters())}
+
+    def epoch(folder: Any = folder) -> float:  # the folder goes when the process does
+        return float(trainer.train_step(next(epochs)))
+
+    return Burst(epoch, shown, facts)

@@ -1,0 +1,328 @@
+"""PyTorch's side of the workloads, which imports no JAX: the same models, losses and data.
+
+| variant | how |
+| --- | --- |
+| `torch_eager` | levels on the device, batches by a random order, logits, `loss.item()` each step |
+| `torch_loader` | as PyTorch's example: Dataset, DataLoader, log-variance, probabilities |
+| `torch_tuned` | as eager, with fused Adam and nothing fetched on the way |
+| `torch_compile` | as tuned, the loss through `torch.compile` |
+| `torch_cuda_graphs` | as tuned, the whole step captured once and replayed |
+| `torch_bfloat16` | as tuned, under `torch.autocast` |
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from experiments.benchmarks.suite import Burst, Sizes, levels
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cuda":  # float32 products in TF32, as the JAX workers are told too
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+
+
+class Net(nn.Module):
+    """q(z|x) as location and scale, and the logits of p(x|z), of the three networks."""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.sizes = sizes
+        activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[sizes.activation]
+        if sizes.network == "mlp":
+            inward = [sizes.side**2, *sizes.hidden]
+            outward = [sizes.latent, *sizes.hidden[::-1]]
+            self.encoder = _dense(inward, activation)
+            self.decoder = _dense(outward, activation)
+            self.decoder.append(nn.Linear(outward[-1], sizes.side**2))
+            features = inward[-1]
+        else:
+            few, many = sizes.hidden
+            quarter = sizes.side // 4
+            features = many * quarter * quarter
+            self.encoder = nn.Sequential(
+                nn.Conv2d(1, few, 3, stride=2, padding=1), activation(),
+                nn.Conv2d(few, many, 3, stride=2, padding=1), activation(), nn.Flatten(),
+            )  # fmt: skip
+            self.decoder = nn.Sequential(
+                nn.Linear(sizes.latent, features), activation(),
+                nn.Unflatten(1, (many, quarter, quarter)),
+                *UPWARD[sizes.network](many, few, activation),
+            )  # fmt: skip
+        self.loc, self.scale = (nn.Linear(features, sizes.latent) for _ in range(2))
+
+    def encode(self, x: Any) -> tuple[Any, Any]:
+        h = self.encoder(x)
+        return self.loc(h), 1e-4 + F.softplus(self.scale(h))
+
+    def decode(self, z: Any) -> Any:
+        return self.decoder(z)
+
+
+def loss_of(net: Net) -> Callable[..., Any]:
+    """`loss(x, noise)`: minus the ELBO or the importance-weighted bound, nats per image.
+
+    x `[batch, ...]` of 0 and 1; noise `[batch, latent]`, or `[batch, particles, latent]`.
+    """
+    return _elbo(net) if net.sizes.particles == 1 else _iwae(net)
+
+
+def _elbo(net: Net) -> Callable[..., Any]:
+    def loss(x: Any, noise: Any) -> Any:
+        loc, scale = net.encode(x)
+        logits = net.decode(loc + scale * noise)
+        distortion = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        rate = (0.5 * (loc**2 + scale**2 - 1) - scale.log()).sum()
+        return (distortion + rate) / len(x)
+
+    return loss
+
+
+def _iwae(net: Net) -> Callable[..., Any]:
+    def loss(x: Any, noise: Any) -> Any:
+        loc, scale = net.encode(x)
+        z = loc[:, None] + scale[:, None] * noise
+        logits = net.decode(z)
+        target = x[:, None].expand_as(logits)
+        log_px = -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+        log_w = log_px + 0.5 * (noise**2 - z**2).sum(-1) + scale.log().sum(-1, keepdim=True)
+        return (math.log(log_w.shape[1]) - torch.logsumexp(log_w, 1)).mean()
+
+    return loss
+
+
+def build(workload: str, variant: str, sizes: Sizes) -> Burst:
+    """The variant, ready to run."""
+    torch.manual_seed(0)
+    if workload == "W5":
+        return _penalty(variant, sizes)
+    if workload == "W4":
+        return _likelihood(variant, sizes)
+    return _training(variant, sizes)
+
+
+def _training(variant: str, sizes: Sizes) -> Burst:
+    net, tuned = Net(sizes).to(DEVICE), variant not in ("torch_eager", "torch_loader")
+    graphs = variant == "torch_cuda_graphs"
+    fast: dict[str, Any] = {"fused": True, "capturable": graphs} if tuned else {}
+    adam = torch.optim.Adam(net.parameters(), lr=1e-3, **fast)
+    noise_shape = (sizes.latent,) if sizes.particles == 1 else (sizes.particles, sizes.latent)
+    loss = loss_of(net)
+    facts: dict[str, Any] = {"parameters": sum(p.numel() for p in net.parameters())}
+    if variant == "torch_compile":
+        loss = torch.compile(loss)
+
+    def binary(grey: Any, top: float = 255) -> Any:
+        """Each pixel one with probability grey / top, in the shape that the network takes."""
+        x = (torch.rand(grey.shape, device=DEVICE).mul_(top) < grey).float()
+        return x if sizes.network == "mlp" else x[:, None]
+
+    def update(grey: Any) -> Any:
+        x = binary(grey)
+        adam.zero_grad()
+        noise = torch.randn(len(x), *noise_shape, device=DEVICE)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=variant == "torch_bfloat16"):
+            value = loss(x, noise)
+        value.backward()
+        adam.step()
+        return value.detach()
+
+    if variant == "torch_loader":
+        batches = _loaded(sizes)
+        loss = as_the_example(net)
+
+        def step() -> Any:
+            x = binary(next(batches).to(DEVICE), top=1)
+            adam.zero_grad()
+            value = loss(x, torch.randn(len(x), *noise_shape, device=DEVICE))
+            value.backward()
+            adam.step()
+            return value.detach()
+    else:
+        chosen, images = _orders(sizes), torch.from_numpy(_shaped(sizes)).to(DEVICE)
+
+        def step() -> Any:
+            return update(images[next(chosen)])
+
+    began = perf_counter()
+    if graphs:
+        step = captured(update, images, chosen)
+
+    def run() -> float:
+        total = 0.0
+        for _ in range(sizes.steps):
+            value = step()
+            if not tuned:
+                total += value.item()  # as one writes it, to report a running mean
+        return value.item()  # waits for the device
+
+    if variant == "torch_compile" or graphs:
+        step()
+        facts["compile_seconds"] = perf_counter() - began
+    return Burst(run, sizes.steps * sizes.batch, facts)
+
+
+def as_the_example(net: Net) -> Callable[..., Any]:
+    """The loss from probabilities and log-variances, for one draw or several."""
+    several = net.sizes.particles > 1
+
+    def loss(x: Any, noise: Any) -> Any:
+        h = net.encoder(x)
+        loc, log_var = net.loc(h), net.scale(h)
+        if several:
+            loc, log_var = loc[:, None], log_var[:, None]
+        z = loc + torch.exp(0.5 * log_var) * noise
+        mean = torch.sigmoid(net.decode(z))
+        if not several:
+            distortion = F.binary_cross_entropy(mean, x, reduction="sum")
+            return (distortion - 0.5 * torch.sum(1 + log_var - loc**2 - log_var.exp())) / len(x)
+        target = x[:, None].expand_as(mean)
+        log_px = -F.binary_cross_entropy(mean, target, reduction="none").sum(-1)
+        log_w = log_px + 0.5 * (noise**2 - z**2 + log_var).sum(-1)
+        return (math.log(noise.shape[1]) - torch.logsumexp(log_w, 1)).mean()
+
+    return loss
+
+
+def captured(update: Callable[..., Any], images: Any, chosen: Iterator[Any]) -> Callable[[], Any]:
+    """The step as one CUDA graph, whose input is copied in place before each replay."""
+    grey, side = images[next(chosen)].clone(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            update(grey)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = update(grey)
+
+    def step() -> Any:
+        torch.index_select(images, 0, next(chosen), out=grey)
+        graph.replay()
+        return value
+
+    return step
+
+
+class _Grey(torch.utils.data.Dataset):
+    """An image at a time, in [0, 1], as the example's data set with its ToTensor gives it."""
+
+    def __init__(self, images: Any):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.from_numpy(self.images[index]).float().div(255)
+
+
+def _loaded(sizes: Sizes) -> Iterator[Any]:
+    cuda = DEVICE.type == "cuda"
+    loader: Any = torch.utils.data.DataLoader(
+        _Grey(_shaped(sizes)), batch_size=sizes.batch, shuffle=True, drop_last=True,
+        num_workers=int(cuda), pin_memory=cuda,
+    )  # fmt: skip
+    while True:
+        yield from loader
+
+
+def _orders(sizes: Sizes) -> Iterator[Any]:
+    """The indices of each batch, in a new random order every epoch, on the device."""
+    while True:
+        order = torch.randperm(sizes.images, device=DEVICE)
+        yield from order[: sizes.images // sizes.batch * sizes.batch].split(sizes.batch)
+
+
+def _likelihood(variant: str, sizes: Sizes) -> Burst:
+    """All particles of one image at a time, or the chunks that `evaluate.log_likelihood` takes."""
+    net = Net(sizes).to(DEVICE)
+    data = torch.from_numpy(_shaped(sizes) > 127).float().to(DEVICE)
+    at_once = (sizes.batch, sizes.chunk)
+    batch, chunk = (1, sizes.particles) if variant == "torch_images" else at_once
+    counts = [min(chunk, sizes.particles - i) for i in range(0, sizes.particles, chunk)]
+
+    def log_weights(x: Any, loc: Any, scale: Any, particles: int) -> Any:
+        noise = torch.randn(len(x), particles, sizes.latent, device=DEVICE)
+        z = loc[:, None] + scale[:, None] * noise
+        logits = net.decode(z)
+        target = x[:, None].expand_as(logits)
+        distortion = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+        return 0.5 * (noise**2 - z**2).sum(-1) + scale.log().sum(-1, keepdim=True) - distortion
+
+    @torch.no_grad()
+    def run() -> float:
+        for _ in range(sizes.steps):
+            found = []
+            for x in data.split(batch):
+                loc, scale = net.encode(x)
+                log_w = torch.cat([log_weights(x, loc, scale, k) for k in counts], 1)
+                found.append(torch.logsumexp(log_w, 1) - math.log(sizes.particles))
+            nll = -torch.cat(found).mean().item()
+        return nll
+
+    return Burst(run, sizes.steps * sizes.images * sizes.particles, {})
+
+
+def closed_form(layer: Any, x: Any) -> Any:
+    """|dh/dx|_F^2 `[batch]` of h = sigmoid(W x + b): sum_j (h_j (1 - h_j))^2 |W_j|^2."""
+    h = torch.sigmoid(layer(x))
+    return (h * (1 - h)) ** 2 @ (layer.weight**2).sum(1)
+
+
+def by_jacrev(layer: Any, x: Any) -> Any:
+    """The same from the whole Jacobian of each image, by `torch.func`."""
+    jacobian = torch.func.jacrev(lambda one: torch.sigmoid(layer(one)))
+    return (torch.func.vmap(jacobian)(x) ** 2).sum((1, 2))
+
+
+def _penalty(variant: str, sizes: Sizes) -> Burst:
+    layer = nn.Linear(sizes.side**2, sizes.hidden[0]).to(DEVICE)
+    x = torch.rand(sizes.batch, sizes.side**2, device=DEVICE)
+    closed = variant == "torch_closed"
+    norm, steps = (closed_form, sizes.steps) if closed else (by_jacrev, sizes.slow_steps)
+
+    def run() -> float:
+        for _ in range(steps):
+            layer.zero_grad()
+            value = norm(layer, x).mean()
+            value.backward()
+        return value.item()
+
+    return Burst(run, steps * sizes.batch, {})
+
+
+def _shaped(sizes: Sizes) -> Any:
+    """The levels flat for dense layers, `[n, side, side]` for convolutions."""
+    shape = (-1,) if sizes.network == "mlp" else (sizes.side, sizes.side)
+    return levels(sizes).reshape(sizes.images, *shape)
+
+
+def _dense(widths: list[int], activation: Any) -> Any:
+    layers: list[Any] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), activation()]
+    return nn.Sequential(*layers)
+
+
+def _transposed(many: int, few: int, activation: Any) -> list[Any]:
+    first = nn.ConvTranspose2d(many, few, 3, stride=2, padding=1, output_padding=1)
+    second = nn.ConvTranspose2d(few, 1, 3, stride=2, padding=1, output_padding=1)
+    return [first, activation(), second]
+
+
+def _subpixel(many: int, few: int, activation: Any) -> list[Any]:
+    return [
+        nn.Conv2d(many, 4 * few, 3, padding=1), nn.PixelShuffle(2), activation(),
+        nn.Conv2d(few, 4 * 16, 3, padding=1), nn.PixelShuffle(2), activation(),
+        nn.Conv2d(16, 1, 1),
+    ]  # fmt: skip
+
+
+UPWARD = {"transposed": _transposed, "subpixel": _subpixel}

@@ -1,0 +1,157 @@
+"""vaejax's side of the workloads: its public functions as the experiments call them."""
+
+import importlib
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from experiments import vae
+from experiments.benchmarks import contractive
+from experiments.benchmarks.suite import Burst, Sizes, levels
+from vaejax import contraction, data, distributions, evaluate, heads, networks, objectives, train
+from vaejax.model import Model, autoencoder
+from vaejax.types import Array, Loss
+
+
+def build(workload: str, variant: str, sizes: Sizes) -> Burst:
+    """The variant, compiled."""
+    if workload == "W5":
+        return _penalty(variant, sizes)
+    if workload == "W4":
+        return _likelihood(sizes)
+    return _training(variant, sizes)
+
+
+class TransposedDecoder(nn.Module):
+    """Transposed convolutions of stride 2 from a code to the logits `[side, side, 1]`.
+
+    A network of one's own: each layer is the adjoint of `networks.conv`, on CPU therefore a matrix
+    product too.
+    """
+
+    side: int
+    features: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, z: Array) -> distributions.Bernoulli:
+        quarter, (many, few) = self.side // 4, self.features
+        h = nn.relu(nn.Dense(quarter * quarter * many)(z)).reshape(quarter, quarter, many)
+        h = nn.relu(self.enlarged("first", h, few))
+        return distributions.Bernoulli(self.enlarged("second", h, 1))
+
+    def enlarged(self, name: str, h: Array, features: int) -> Array:
+        height, width, channels = h.shape
+        shape, init = (3, 3, features, channels), nn.initializers.lecun_normal()
+        kernel = self.param(f"{name}_kernel", init, shape)
+        bias = self.param(f"{name}_bias", nn.initializers.zeros, (features,))
+        image = jax.ShapeDtypeStruct((2 * height, 2 * width, features), h.dtype)
+        adjoint = jax.linear_transpose(lambda y: networks.conv(y, kernel, stride=2), image)
+        return adjoint(h)[0] + bias[None, None]
+
+
+def model_of(sizes: Sizes) -> Model:
+    """The model of W1 to W4."""
+    shape = (sizes.side, sizes.side, 1)
+    if sizes.network == "transposed":
+        encoder = nn.Sequential([networks.ConvEncoder(sizes.hidden), heads.Normal(sizes.latent)])
+        decoder = TransposedDecoder(sizes.side, (sizes.hidden[1], sizes.hidden[0]))
+        prior = distributions.Normal(jnp.zeros(sizes.latent), jnp.ones(sizes.latent))
+        return autoencoder(encoder, decoder, prior)
+    config = vae.Config(
+        network="mlp" if sizes.network == "mlp" else "conv", hidden=sizes.hidden,
+        activation=sizes.activation, latent=sizes.latent, likelihood="bernoulli",
+    )  # fmt: skip
+    return vae.build(config, shape, np.full(shape, 0.5))
+
+
+def loss_of(model: Model, sizes: Sizes) -> Loss:
+    """Its loss: the ELBO, or the importance-weighted bound."""
+    if sizes.particles == 1:
+        return objectives.elbo(model)
+    return objectives.iwae(model, particles=sizes.particles)
+
+
+def _training(variant: str, sizes: Sizes) -> Burst:
+    """A burst is one program: choosing, gathering and binarising included."""
+    model = model_of(sizes)
+    if variant == "vaejax_bfloat16":
+        model = importlib.import_module("vaejax.precision").mixed_precision(model)
+    loss, adam = loss_of(model, sizes), optax.adam(1e-3)
+    init, _ = train.make_step(loss, adam)
+    update = train.make_scan(
+        loss, adam, steps=sizes.steps, transform=data.binarize,
+        indices=train.shuffled(sizes.images, sizes.batch),
+    )  # fmt: skip
+    images, key = jnp.asarray(levels(sizes)), jax.random.key(1)
+    members, began = 1, perf_counter()
+    if variant == "vaejax_population":
+        members = sizes.members
+        # The step's number is common to all members: batched it would make every choice twice.
+        axes = train.TrainState(0, 0, 0, None)  # type: ignore[arg-type]
+        init_keys = jax.random.split(key, members)
+        params = jax.vmap(lambda k: model.init(k, images[0] / 255))(init_keys)
+        run_keys = jax.random.split(jax.random.fold_in(key, 1), members)
+        state = jax.vmap(init, out_axes=axes)(run_keys, params)
+        update = jax.vmap(update, in_axes=(axes, None), out_axes=(axes, 0))
+    else:
+        init_key, key = jax.random.split(key)
+        state = init(key, model.init(init_key, images[0] / 255))
+    jax.block_until_ready(state)
+    init_seconds, began = perf_counter() - began, perf_counter()
+    program = jax.jit(update, donate_argnums=0).lower(state, images).compile()
+    facts = {"init_seconds": init_seconds, "compile_seconds": perf_counter() - began,
+             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)) // members,
+             "members": members}  # fmt: skip
+    states = [state]
+
+    def run() -> float:
+        state, history = program(states.pop(), images)
+        states.append(state)
+        return float(jnp.ravel(history["loss"])[-1])
+
+    return Burst(run, members * sizes.steps * sizes.batch, facts)
+
+
+def _likelihood(sizes: Sizes) -> Burst:
+    model, x = model_of(sizes), (levels(sizes) > 127).astype(np.float32)
+    params = model.init(jax.random.key(0), x[0])
+    images = jnp.asarray(x)
+
+    def run() -> float:
+        for _ in range(sizes.steps):
+            found = evaluate.log_likelihood(
+                model, params, jax.random.key(1), images, particles=sizes.particles,
+                batch_size=sizes.batch, chunk=sizes.chunk,
+            )  # fmt: skip
+        return -float(found.log_px.mean())
+
+    seconds = [_timed(run) for _ in range(3)]
+    # K is fixed while compiling, so a smaller call cannot tell: the first call less another.
+    facts = {"compile_seconds": max(seconds[0] - min(seconds[1:]), 0.0)}
+    return Burst(run, sizes.steps * sizes.images * sizes.particles, facts)
+
+
+def _penalty(variant: str, sizes: Sizes) -> Burst:
+    norm: Callable[..., Array] = {
+        "vaejax": contraction.closed_form,
+        "vaejax_jacfwd": contractive.whole(jax.jacfwd),
+        "vaejax_jacrev": contractive.whole(jax.jacrev),
+    }[variant]
+    steps = sizes.steps if variant == "vaejax" else sizes.slow_steps
+    program = contractive.program(
+        contractive.Config(size=(sizes.side, sizes.side), units=sizes.hidden[0],
+                           batch_size=sizes.batch), norm, steps
+    )  # fmt: skip
+    return Burst(lambda: float(program.run(None)), program.work, program.facts)
+
+
+def _timed(function: Callable[[], Any]) -> float:
+    began = perf_counter()
+    function()
+    return perf_counter() - began
