@@ -14,7 +14,17 @@ from flax import linen as nn
 from experiments import vae
 from experiments.benchmarks import contractive
 from experiments.benchmarks.suite import Burst, Sizes, levels
-from vaejax import contraction, data, distributions, evaluate, heads, networks, objectives, train
+from vaejax import (
+    contraction,
+    data,
+    distributions,
+    evaluate,
+    heads,
+    networks,
+    objectives,
+    population,
+    train,
+)
 from vaejax.model import Model, autoencoder
 from vaejax.types import Array, Loss
 
@@ -92,13 +102,16 @@ def _training(variant: str, sizes: Sizes) -> Burst:
     members, began = 1, perf_counter()
     if variant == "vaejax_population":
         members = sizes.members
-        # The step's number is common to all members: batched it would make every choice twice.
-        axes = train.TrainState(0, 0, 0, None)  # type: ignore[arg-type]
         init_keys = jax.random.split(key, members)
         params = jax.vmap(lambda k: model.init(k, images[0] / 255))(init_keys)
         run_keys = jax.random.split(jax.random.fold_in(key, 1), members)
-        state = jax.vmap(init, out_axes=axes)(run_keys, params)
-        update = jax.vmap(update, in_axes=(axes, None), out_axes=(axes, 0))
+        state = jax.vmap(init)(run_keys, params)
+        together = population.make_scan(
+            lambda hyper: (loss, adam), steps=sizes.steps, transform=data.binarize,
+            indices=train.shuffled(sizes.images, sizes.batch),
+        )  # fmt: skip
+        # All members are at the same step: the first of the burst.
+        update = lambda state, images: together(state, (), state.step[0], images)  # noqa: E731
     else:
         init_key, key = jax.random.split(key)
         state = init(key, model.init(init_key, images[0] / 255))
