@@ -269,6 +269,7 @@ def test_a_burst_does_its_work(workload, variant, work):
         assert losses[0] != losses[1]  # it trains
 
 
+@pytest.mark.slow
 def test_the_comparison_reports_every_variant_and_why_one_is_left_out(tmp_path, capsys):
     options = ["--smoke", "--only", "W1", "--variants", "flax_step", "torch_cuda_graphs",
                "--out", str(tmp_path)]  # fmt: skip

@@ -1,7 +1,7 @@
 """SIGKILL at random moments of a run that streams, trains a population and writes checkpoints.
 
-Every resume ends with the parameters of the run that was not stopped, bit for bit. By default few
-kills, for time; many: VAEJAX_KILLS=50 python -m pytest tests/test_kills.py
+Every resume ends with the parameters of the run that was not stopped, bit for bit. Many kills:
+VAEJAX_KILLS=50 python -m pytest -m slow tests/test_kills.py
 """
 
 import os
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from vaejax import autoencoder, data, heads, population, sources, train
 from vaejax.distributions import Normal
@@ -88,6 +89,7 @@ def same(one, two):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (50, 4, 3, 1)).astype(np.uint8)
     np.save(tmp_path / "images.npy", images)

@@ -257,6 +257,7 @@ def test_what_it_does_not_do_is_refused(key):
     np.testing.assert_allclose(q.value, params["codebook"][q.index], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bound_on_digits_is_within_half_a_nat_trained_either_way():
     """200 steps on scikit-learn's scans, measured by both; and the same steps in bfloat16."""
     images, test = data.load("digits").x, data.load("digits", "test").x

@@ -108,6 +108,7 @@ def test_an_interrupted_or_terminated_run_says_how_to_go_on(command_line, capsys
     assert capsys.readouterr().err == "fit: stopped by SIGTERM: add --resume --out FOLDER\n"
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_run_and_the_first_alone_writes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
