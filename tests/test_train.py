@@ -527,6 +527,14 @@ def test_a_folder_without_permission_or_space_is_refused_before_any_work(
     assert not worked
 
 
+def test_a_checkpoint_of_another_format_is_refused_in_words(params, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_FORMAT", 1)
+    quiet_fit(params, directory=tmp_path, epochs=1)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"(?s)another run; .*format: checkpoint 1, here \d"):
+        quiet_fit(params, directory=tmp_path, resume=True)
+
+
 def test_a_monitor_that_is_not_measured_is_refused(params):
     with pytest.raises(ValueError, match=r"monitor='rate' is not among.*\['loss'\]"):
         quiet_fit(params, evaluate=some_evaluation, monitor="rate")

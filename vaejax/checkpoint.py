@@ -21,6 +21,8 @@ from vaejax import devices
 from vaejax.errors import wrong
 from vaejax.types import Key
 
+_FORMAT = 2  # of what a checkpoint holds; 1 had whole epochs only, and no such entry
+
 
 class Record(NamedTuple):
     """What is saved: the current and the best train state, and plain values that JSON can hold."""
@@ -76,7 +78,7 @@ def opened(
         max_to_keep=keep, create=True, enable_async_checkpointing=False
     )
     with ocp.CheckpointManager(path, options=options) as manager:
-        yield Store(path, manager, run)
+        yield Store(path, manager, {"format": _FORMAT, **run})
 
 
 def save(store: Store, step: int, record: Record) -> None:

@@ -361,6 +361,12 @@ def check_file(path: Path, where: str, kinds: str = "a path to .npz or .npy") ->
 
 
 def npz_keys(files: list[str], split: str, where: str) -> tuple[str, str | None, bool]:
+    """Which arrays of an archive are a split's examples and labels, by their names.
+
+    `files`: the arrays' names; `where`: for messages. Returns the name of x, that of y or None, and
+    whether the names tell splits apart (else x is all there is, to be cut by `every_nth`).
+    Raises ValueError where no array is x, or the archive names splits but not this one.
+    """
     keys = {key.lower(): key for key in files}
 
     def find(stems: tuple[str, ...], *forms: str) -> str | None:
@@ -418,7 +424,10 @@ def checked(batch: Batch, where: str) -> Batch:
 
 
 def labels(y: Any, where: str) -> np.ndarray:
-    """Labels `[n]` or `[n, 1]` as int32 `[n]`."""
+    """Labels `[n]` or `[n, 1]`, whole numbers or bool, as int32 `[n]`; -1 is "unknown".
+
+    `where`: for messages. Raises ValueError for other types and shapes, such as one-hot rows.
+    """
     y = np.asarray(y)
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.dtype.kind not in "iub" or y.ndim != 1:

@@ -34,12 +34,15 @@ def mesh(count: int | None = None) -> Mesh:
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The sharding of arrays whose leading axis is split over the devices."""
+    """The sharding of arrays whose leading axis, `[batch, ...]`, is split over a mesh's devices.
+
+    Each of D devices then holds `[batch / D, ...]`; D has to divide the axis.
+    """
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def copied(mesh: Mesh) -> NamedSharding:
-    """The sharding of arrays of which each device has a copy."""
+    """The sharding of arrays, of any shape, of which each device of a mesh has a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -79,7 +82,10 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def on_host(tree: Any) -> Any:
-    """Every array whole, in numpy, on every process."""
+    """A tree's arrays whole, in numpy, on every process; keys as they are, other leaves untouched.
+
+    Of several processes each has to call it, since parts that lie on others are gathered.
+    """
 
     def fetch(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:

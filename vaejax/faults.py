@@ -85,7 +85,7 @@ def non_finite(
 
 
 def last_good(checkpoint: Path | None) -> str:
-    """Where to go on from, in words."""
+    """The last sentence of an error: where to go on from, a checkpoint's path or None."""
     if checkpoint is None:
         return "No checkpoint has been written."
     return f"Last good checkpoint: {checkpoint}"
@@ -135,7 +135,11 @@ def check_finite(data: Batch) -> None:
 
 
 def warn_of_levels(x: Any, transform: Transform | None, stacklevel: int = 3) -> None:
-    """Warn of uint8 levels that nothing scales."""
+    """Warn (UserWarning) where all of x is uint8 levels 0..255 and no transform scales them.
+
+    `x`: some examples `[n, ...]`, of which only the type counts; `stacklevel`: 3 for a caller that
+    the user calls.
+    """
     levels = [getattr(leaf, "dtype", None) == np.uint8 for leaf in jax.tree.leaves(x)]
     if transform is None and levels and all(levels):
         warnings.warn(

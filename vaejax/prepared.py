@@ -15,7 +15,12 @@ from vaejax.types import Batch
 
 
 def open_set(function: str, name: str, split: str, data_dir: Any) -> Any:
-    """TFDS's reader of a set that is prepared and has the split."""
+    """TFDS's builder, read-only, of a set that lies prepared on the disk and has the split.
+
+    `function`: the caller, for messages; `name`: as TFDS has it; `data_dir`: where sets lie, else
+    as `folder` finds it. Asks no network. Raises FileNotFoundError for a set that is not prepared,
+    ValueError for an unknown name or split.
+    """
     from tensorflow_datasets.core import read_only_builder, registered
 
     try:  # from files alone: TFDS's front door asks the network about a set it does not find

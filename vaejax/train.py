@@ -227,10 +227,10 @@ def fit(
 
     Raises NonFiniteError at the first loss that is not finite, naming the terms, the step, the
     examples and the last good checkpoint, with the state before that step in its `fitted` (under
-    `skip`, after the chunk); Interrupted on Ctrl-C
-    and Terminated on SIGTERM, after the chunk under way is done and saved; ValueError for data
-    that cannot be trained on or a directory or checkpoint that is not this run's; OSError where a
-    checkpoint cannot be written. Warns of uint8 levels without a transform.
+    `skip`, after the chunk); Interrupted on Ctrl-C and Terminated on SIGTERM, after the chunk under
+    way is done and saved; ValueError for data that cannot be trained on or a directory or
+    checkpoint that is not this run's; OSError where a checkpoint cannot be written. Warns of uint8
+    levels without a transform.
     """
     if isinstance(data, Source):
         source, here = data, None
