@@ -36,7 +36,7 @@ def by_vaejax(path: str, batch: int) -> float:
     )
     fitted = train.fit(
         objectives.elbo(model), optax.adam(1e-3), model.init(init_key, images[0] / 255.0), images,
-        key=key, epochs=1, batch_size=batch, transform=data.binarize, progress=False,
+        key=key, epochs=1, batch_size=batch, transform=data.scale, progress=False,
     )  # fmt: skip
     return float(fitted.history["loss"][-1])
 
@@ -45,18 +45,18 @@ def by_torch(path: str, batch: int) -> float:
     """`torch_eager`, without a loader."""
     import torch
 
-    from experiments.benchmarks.in_torch import DEVICE, Net, loss_of
+    from experiments.benchmarks.in_torch import DEVICE, Net, as_the_example
     from experiments.benchmarks.suite import WORKLOADS
 
     images = np.load(path)
     sizes = replace(WORKLOADS["W1"], side=images.shape[1])
     net = Net(sizes).to(DEVICE)
-    loss, adam = loss_of(net), torch.optim.Adam(net.parameters(), lr=1e-3)
+    loss, adam = as_the_example(net), torch.optim.Adam(net.parameters(), lr=1e-3)
     grey = torch.from_numpy(images.reshape(len(images), -1)).to(DEVICE)
     order, total = torch.randperm(len(grey), device=DEVICE), 0.0
     steps = len(grey) // batch
     for chosen in order[: steps * batch].split(batch):
-        x = (torch.rand(batch, grey.shape[1], device=DEVICE).mul_(255) < grey[chosen]).float()
+        x = grey[chosen].float().div_(255)
         adam.zero_grad()
         value = loss(x, torch.randn(batch, sizes.latent, device=DEVICE))
         value.backward()

@@ -43,7 +43,9 @@ def dense_loss(net: DenseVAE) -> Loss:
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         x_key, z_key = jax.random.split(key)
-        x = (jax.random.uniform(x_key, batch.x.shape) * 255 < batch.x).astype(jnp.float32)
+        x = batch.x / 255
+        if net.sizes.pixels == "binary":
+            x = (jax.random.uniform(x_key, x.shape) < x).astype(jnp.float32)
         logits, z, noise, loc, log_var = net.apply(params, x, z_key)  # type: ignore[misc]
         if net.sizes.particles == 1:
             distortion = optax.sigmoid_binary_cross_entropy(logits, x).sum(1)

@@ -1,6 +1,6 @@
 """pythae's side: its models and its trainer's epochs, with the layers of the workload.
 
-Its data set draws each binary image anew when it is asked for; its losses need probabilities.
+Binary images are drawn anew when its data set is asked for one; its losses need probabilities.
 """
 
 import logging
@@ -65,7 +65,8 @@ def build(workload: str, variant: str, sizes: Sizes) -> Burst:
 
         return Burst(nll, sizes.images * max(sizes.particles // 100, 1) * 100, {})  # by hundreds
     shown = min(sizes.images, sizes.steps * sizes.batch)
-    data = Binarized(grey[:shown].float() / 255, torch.zeros(shown))
+    dataset = Binarized if sizes.pixels == "binary" else BaseDataset
+    data = dataset(grey[:shown].float() / 255, torch.zeros(shown))
     folder = tempfile.TemporaryDirectory()
     trainer = BaseTrainer(
         model, data,

@@ -2,9 +2,9 @@
 
 | variant | how |
 | --- | --- |
-| `torch_eager` | levels on the device, batches by a random order, logits, `loss.item()` each step |
-| `torch_loader` | as PyTorch's example: Dataset, DataLoader, log-variance, probabilities |
-| `torch_tuned` | as eager, with fused Adam and nothing fetched on the way |
+| `torch_eager` | as the example below but its loader: levels on the device, a random order |
+| `torch_loader` | as PyTorch's example: log-variance, probabilities, `loss.item()`, DataLoader |
+| `torch_tuned` | written well: logits, softplus, fused Adam and nothing fetched on the way |
 | `torch_compile` | as tuned, the loss through `torch.compile` |
 | `torch_cuda_graphs` | as tuned, the whole step captured once and replayed |
 | `torch_bfloat16` | as tuned, under `torch.autocast` |
@@ -113,18 +113,21 @@ def _training(variant: str, sizes: Sizes) -> Burst:
     fast: dict[str, Any] = {"fused": True, "capturable": graphs} if tuned else {}
     adam = torch.optim.Adam(net.parameters(), lr=1e-3, **fast)
     noise_shape = (sizes.latent,) if sizes.particles == 1 else (sizes.particles, sizes.latent)
-    loss = loss_of(net)
+    loss = loss_of(net) if tuned else as_the_example(net)
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in net.parameters())}
     if variant == "torch_compile":
         loss = torch.compile(loss)
 
-    def binary(grey: Any, top: float = 255) -> Any:
-        """Each pixel one with probability grey / top, in the shape that the network takes."""
-        x = (torch.rand(grey.shape, device=DEVICE).mul_(top) < grey).float()
+    def seen(grey: Any, top: float = 255) -> Any:
+        """Grey / top, or one with that probability, in the shape that the network takes."""
+        if sizes.pixels == "grey":
+            x = grey.float().div_(top)
+        else:
+            x = (torch.rand(grey.shape, device=DEVICE).mul_(top) < grey).float()
         return x if sizes.network == "mlp" else x[:, None]
 
     def update(grey: Any) -> Any:
-        x = binary(grey)
+        x = seen(grey)
         adam.zero_grad()
         noise = torch.randn(len(x), *noise_shape, device=DEVICE)
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=variant == "torch_bfloat16"):
@@ -135,10 +138,9 @@ def _training(variant: str, sizes: Sizes) -> Burst:
 
     if variant == "torch_loader":
         batches = _loaded(sizes)
-        loss = as_the_example(net)
 
         def step() -> Any:
-            x = binary(next(batches).to(DEVICE), top=1)
+            x = seen(next(batches).to(DEVICE), top=1)
             adam.zero_grad()
             value = loss(x, torch.randn(len(x), *noise_shape, device=DEVICE))
             value.backward()

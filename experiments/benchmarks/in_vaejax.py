@@ -88,14 +88,15 @@ def loss_of(model: Model, sizes: Sizes) -> Loss:
 
 
 def _training(variant: str, sizes: Sizes) -> Burst:
-    """A burst is one program: choosing, gathering and binarising included."""
+    """A burst is one program: choosing, gathering and what is done to the levels included."""
     model = model_of(sizes)
     if variant == "vaejax_bfloat16":
         model = importlib.import_module("vaejax.precision").mixed_precision(model)
     loss, adam = loss_of(model, sizes), optax.adam(1e-3)
+    transform = data.binarize if sizes.pixels == "binary" else data.scale
     init, _ = train.make_step(loss, adam)
     update = train.make_scan(
-        loss, adam, steps=sizes.steps, transform=data.binarize,
+        loss, adam, steps=sizes.steps, transform=transform,
         indices=train.shuffled(sizes.images, sizes.batch),
     )  # fmt: skip
     images, key = jnp.asarray(levels(sizes)), jax.random.key(1)
@@ -107,7 +108,7 @@ def _training(variant: str, sizes: Sizes) -> Burst:
         run_keys = jax.random.split(jax.random.fold_in(key, 1), members)
         state = jax.vmap(init)(run_keys, params)
         together = population.make_scan(
-            lambda hyper: (loss, adam), steps=sizes.steps, transform=data.binarize,
+            lambda hyper: (loss, adam), steps=sizes.steps, transform=transform,
             indices=train.shuffled(sizes.images, sizes.batch),
         )  # fmt: skip
         # All members are at the same step: the first of the burst.

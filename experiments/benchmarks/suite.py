@@ -21,6 +21,7 @@ class Sizes:
     side: int = 28  # height and width of the images
     hidden: tuple[int, ...] = (400,)  # units, or channels of the encoder's convolutions
     activation: Literal["relu", "tanh"] = "relu"
+    pixels: Literal["grey", "binary"] = "binary"  # levels / 255 as they are, or drawn anew
     latent: int = 20
     particles: int = 1  # draws of z per image
     images: int = 60_000  # of the data set
@@ -47,7 +48,8 @@ IWAE = Sizes("IWAE, k = 50, 784-200-200-50, batch 20, Adam", hidden=(200, 200), 
 CONV = Sizes("convolutional VAE: 32 and 64 channels of stride 2, latent 32, batch 128, Adam",
              network="transposed", hidden=(32, 64), latent=32, steps=20)  # fmt: skip
 WORKLOADS = {
-    "W1": Sizes("MLP VAE 784-400-20-400-784, Bernoulli, batch 128, Adam"),
+    "W1": Sizes("MLP VAE 784-400-20-400-784, grey levels, batch 128, Adam", pixels="grey"),
+    "W1-binary": Sizes("W1 with each image binarised anew at every step"),
     "W2": IWAE,
     "W2-100": replace(IWAE, about="W2 at batch 100", batch=100, steps=10),
     "W3": CONV,
@@ -64,6 +66,7 @@ TRAINING = ("vaejax", "torch_eager", "torch_loader", "torch_tuned", "torch_compi
 ON_ACCELERATORS = ("torch_cuda_graphs", "torch_bfloat16", "vaejax_bfloat16")
 VARIANTS = {
     "W1": (*TRAINING, "pythae", *ON_ACCELERATORS, "vaejax_population"),
+    "W1-binary": (*TRAINING, "pythae", *ON_ACCELERATORS, "vaejax_population"),
     "W2": (*TRAINING, "pythae", *ON_ACCELERATORS),
     "W2-100": (*TRAINING, "pythae", *ON_ACCELERATORS),
     "W3": (*TRAINING, *ON_ACCELERATORS),
