@@ -91,6 +91,21 @@ def test_each_of_8_seeds_x_4_betas_is_its_own_single_run_from_one_compilation(x6
     np.testing.assert_allclose(found.history["loss"][:, 31], last.history["loss"], rtol=1e-8)
 
 
+def test_a_member_whose_optimizer_spoils_its_parameters_is_frozen_too():
+    """At the state before that step, even at the last one of all, after which no loss is seen."""
+    hyper = {"beta": np.ones(2), "seed": np.arange(2), "fails": np.array([99, 11])}
+
+    def spoiling(hyper):
+        rate = lambda count: jnp.where(count == hyper["fails"], jnp.inf, 1e-2)  # noqa: E731
+        return make(hyper)[0], optax.sgd(rate)
+
+    with pytest.warns(UserWarning, match=r"member 1 of 2 .*frozen before step 11, .*parameters"):
+        found = quiet_fit(spoiling, hyper)
+    np.testing.assert_array_equal(found.frozen, [-1, 11])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.state.params))
+    assert found.best_member() == 0
+
+
 def test_a_member_that_is_not_finite_is_frozen_and_the_rest_go_on():
     """As if it had not been there; and it stays at the state before the step that failed."""
     hyper = {"beta": np.ones(3), "seed": np.arange(3), "fails": np.array([99, 5, 99])}

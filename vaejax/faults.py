@@ -13,7 +13,7 @@ from jax import lax
 
 from vaejax.errors import wrong
 from vaejax.order import Order
-from vaejax.types import Batch, Key, Loss, Metrics, Transform
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Transform
 
 
 class NonFiniteError(FloatingPointError):
@@ -82,6 +82,11 @@ def non_finite(
         f"then try a lower learning rate or clipped gradients. {last_good(last)}"
     )
     return NonFiniteError(message, step, terms, last, examples)
+
+
+def finite(tree: Any) -> Array:
+    """Whether all numbers of a tree of arrays are finite, `()`; may be traced."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def last_good(checkpoint: Path | None) -> str:
@@ -173,16 +178,11 @@ def _all_finite(tree: Any) -> bool:
         return all(
             np.isfinite(np.asarray(shard.data)).all() for a in leaves for shard in _shards(a)
         )
-    return bool(_all_finite_there(leaves))
+    return bool(jax.jit(finite)(leaves))
 
 
 def _shards(array: Any) -> Any:
     return jnp.asarray(array).addressable_shards
-
-
-@jax.jit
-def _all_finite_there(leaves: list[Any]) -> Any:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
 def _suspect(bad: list[str]) -> str:

@@ -36,8 +36,8 @@ class Population(NamedTuple):
     `hyper`: as given; `state`, `best`, `stopped`: as in `train.Fitted`, `best` for each member by
     itself; `history`: arrays `[epochs, members]` (and `epoch`, `step` `[epochs]`), of a frozen
     member not finite from the epoch of that step or the next one on; `frozen` `[members]`: the
-    step before which a member was frozen because its loss, metrics or gradient were not finite
-    there, -1 for the others.
+    step before which a member was frozen because its loss, metrics, gradient or new parameters
+    were not finite there, -1 for the others.
     """
 
     hyper: Any
@@ -91,8 +91,8 @@ def make_scan(
 
     `state`, `hyper`: with a leading axis of members; `start`: the number of the first step, one
     for all: what depends on it alone is computed once. Returns the new state and each metric for
-    every step, `[steps, members]`. A member whose loss or gradient is not finite stays at the
-    state before (its `step` tells which), and its metrics are NaN from the next step on.
+    every step, `[steps, members]`. A member whose loss, gradient or new parameters are not finite
+    stays at the state before (its `step` tells which), and its metrics are NaN from the next step on.
     """
 
     def gradient(hyper: Any, state: TrainState, number: Array, data: Batch) -> Any:
@@ -112,7 +112,9 @@ def make_scan(
             found = jax.vmap(gradient, (0, 0, None, None))(hyper, state, number, data)
             grads, fine, metrics = found
             old = state._replace(key=())
-            new = loop.chosen(fine & going, jax.vmap(update)(hyper, old, grads), old)
+            new = jax.vmap(update)(hyper, old, grads)
+            fine = fine & jax.vmap(faults.finite)(new.params)  # an optimizer can spoil them too
+            new = loop.chosen(fine & going, new, old)
             metrics = {name: jnp.where(going, value, jnp.nan) for name, value in metrics.items()}
             return new._replace(key=state.key), metrics
 
@@ -372,7 +374,8 @@ def _inspect(
         }
         warnings.warn(
             f"population.fit: member {member} of {members} ({setting}) is frozen before step "
-            f"{first}, whose loss or gradient is not finite ({terms}); the others go on",
+            f"{first}, whose loss, gradient or new parameters are not finite ({terms}); the others "
+            "go on",
             stacklevel=4,
         )
     if (reached < start + steps).all():

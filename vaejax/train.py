@@ -99,9 +99,7 @@ def gradient(
     key, batch = _as_seen(state, batch, transform)
     with_value = jax.value_and_grad(loss, has_aux=True)
     (value, metrics), grads = with_value(state.params, key, batch, state.step)
-    leaves = jax.tree.leaves((value, metrics, grads))
-    fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
-    return grads, fine.all(), {"loss": value, **metrics}
+    return grads, faults.finite((value, metrics, grads)), {"loss": value, **metrics}
 
 
 def update(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> TrainState:
