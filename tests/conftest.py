@@ -40,6 +40,12 @@ def x64():
     jax.config.update("jax_enable_x64", False)
 
 
+def some_slow(names, slow):
+    """Parameters of a test, of which some are left out unless slow tests are asked for."""
+    marks = {name: [pytest.mark.slow] for name in slow}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from conftest import some_slow
 
 from experiments import gradients as experiment
 from vaejax import gradients
@@ -16,7 +17,7 @@ def smoke(preset, out, **changes):
     return experiment.main(replace(experiment.PRESETS[preset], smoke=True, out=out, **changes))
 
 
-@pytest.mark.parametrize("preset", ["digits", "toy"])
+@pytest.mark.parametrize("preset", some_slow(["digits", "toy"], ["toy"]))
 def test_a_smoke_run_leaves_numbers_and_pictures(preset, tmp_path):
     summary = smoke(preset, tmp_path / "run")
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())

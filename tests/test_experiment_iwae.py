@@ -28,6 +28,7 @@ def test_each_objective_is_trained_measured_and_drawn(finished):
     assert {path.stem for path in (folder / "figures").glob("*.png")} == names
 
 
+@pytest.mark.slow
 def test_the_order_of_the_objectives_changes_no_number_and_a_run_resumes(finished, tmp_path):
     whole = finished[1]  # elbo, iwae, dreg
     options = {"objectives": ("dreg", "iwae")}

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import some_slow
 from scipy import stats
 
 from experiments import recurrent
@@ -16,7 +17,7 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("preset", FIGURES)
+@pytest.mark.parametrize("preset", some_slow(FIGURES, ["linear"]))
 def test_smoke_run_leaves_its_numbers_and_pictures(preset, tmp_path):
     config = recurrent.PRESETS[preset]
     summary = recurrent.main(replace(config, smoke=True, out=tmp_path / "run", progress=False))

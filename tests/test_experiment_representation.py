@@ -29,6 +29,7 @@ def test_it_runs_and_leaves_what_it_promises(tmp_path):
     assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")} == names
 
 
+@pytest.mark.slow
 def test_parameters_of_another_run_are_read(tmp_path):
     config = replace(vae.PRESETS["digits"], smoke=True, progress=False, out=tmp_path / "vae")
     vae.main(config)

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import some_slow
 
 from experiments import run, vae
 
@@ -32,7 +33,10 @@ def digits(tmp_path_factory):
     return folder, smoke("digits", folder)
 
 
-@pytest.mark.parametrize("preset", sorted(vae.PRESETS))
+SLOW = ("full_covariance", "gaussian", "manifold")
+
+
+@pytest.mark.parametrize("preset", some_slow(sorted(vae.PRESETS), SLOW))
 def test_every_preset_runs_and_leaves_what_it_promises(preset, digits, tmp_path):
     folder = tmp_path / "run"
     if preset == "digits":
@@ -52,7 +56,7 @@ def test_every_preset_runs_and_leaves_what_it_promises(preset, digits, tmp_path)
     assert [json.loads(row)["epoch"] for row in rows] == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("shape", [(28, 20), (33, 17, 3)], ids=str)
+@pytest.mark.parametrize("shape", some_slow([(28, 20), (33, 17, 3)], [(28, 20)]), ids=str)
 def test_own_images_of_any_size_train_with_the_convolutional_preset(shape, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "own.npz", rng.integers(0, 256, (400, *shape)).astype(np.uint8))
@@ -68,8 +72,7 @@ def test_vectors_train_without_pictures(tmp_path):
     assert not list((tmp_path / "run" / "figures").glob("*.png"))
 
 
-def test_mnist_is_read_through_tfds(mnist_prepared, tmp_path, monkeypatch):
-    monkeypatch.setenv("VAEJAX_CACHE", str(tmp_path / "cache"))
+def test_mnist_is_read_through_tfds(mnist_prepared, tmp_path):
     summary = smoke("mnist", tmp_path / "run")
     assert 100 < -summary["test_elbo_nats"] < 600
 

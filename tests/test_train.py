@@ -459,7 +459,7 @@ def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_serves(params, t
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
-    quiet_fit(params, directory=tmp_path, epochs=1)
+    whole = quiet_fit(params, directory=tmp_path, epochs=1).state
     refused = 0
     for path in [p for p in (tmp_path / "3" / "arrays").rglob("*") if p.is_file()]:
         stored = path.read_bytes()
@@ -469,8 +469,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(params, tmp_path):
         flipped[len(stored) // 2] ^= 16
         path.write_bytes(bytes(flipped))
         try:
-            equal(quiet_fit(params, directory=tmp_path, resume=True, epochs=1).state,
-                  quiet_fit(params, epochs=1).state)  # fmt: skip
+            equal(quiet_fit(params, directory=tmp_path, resume=True, epochs=1).state, whole)
         except ValueError as error:
             assert "damaged" in str(error) and "no other is good" in str(error)
             refused += 1
