@@ -92,7 +92,8 @@ def make_scan(
     `state`, `hyper`: with a leading axis of members; `start`: the number of the first step, one
     for all: what depends on it alone is computed once. Returns the new state and each metric for
     every step, `[steps, members]`. A member whose loss, gradient or new parameters are not finite
-    stays at the state before (its `step` tells which), and its metrics are NaN from the next step on.
+    stays at the state before (its `step` tells which), and its metrics are NaN from the next step
+    on.
     """
 
     def gradient(hyper: Any, state: TrainState, number: Array, data: Batch) -> Any:
