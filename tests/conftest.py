@@ -22,14 +22,18 @@ if "TFDS_DATA_DIR" not in os.environ and (SHARED / "tfds").is_dir():
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_traceback_in_locations_limit", 0)  # of each operation: a fortieth of a run
+gc.set_threshold(50_000, 50, 100)  # tracing makes objects by the million, and hardly a cycle
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Every compiled program holds memory maps, of which a process may have some 65,000."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = pathlib.Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
@@ -38,6 +42,16 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+def optimised(function, *args):
+    """A program that runs for longer than it takes to compile well, against the flags above."""
+    options = {
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+        "xla_cpu_use_fusion_emitters": True,
+    }
+    return jax.jit(function).lower(*args).compile(compiler_options=options)(*args)
 
 
 def some_slow(names, slow):

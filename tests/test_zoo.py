@@ -434,11 +434,12 @@ member = cache(lambda name: MEMBERS[name]())
 
 
 def first(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], tree)
+    """In numpy: sliced by JAX, every shape would be a program to compile."""
+    return jax.tree.map(lambda leaf: leaf[0], jax.device_get(tree))
 
 
 def last(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[-1], tree)
+    return jax.tree.map(lambda leaf: leaf[-1], jax.device_get(tree))
 
 
 def watched() -> optax.GradientTransformation:
@@ -476,7 +477,8 @@ def trained() -> Callable[[str], Trained]:
         whole_batch = {"indices": lambda key, step: jnp.arange(EXAMPLES)}
         program = train.make_train(once, optimizer, steps=50, **whole_batch)
         keys = jax.random.split(jax.random.key(4), 3)
-        states, history = jax.jit(jax.vmap(program, (0, 0, None)))(keys, start, family.batch)
+        trained = jax.jit(jax.vmap(program, (0, 0, None)))(keys, start, family.batch)
+        states, history = jax.device_get(trained)
         assert states.step.shape == (3,)
         alone = jax.jit(train.make_train(family.loss, optimizer, steps=3, **whole_batch))
         losses = alone(jax.random.clone(keys[-1]), last(start), family.batch)[1]["loss"]
