@@ -26,12 +26,18 @@ jax.config.update("jax_traceback_in_locations_limit", 0)  # of each operation: a
 gc.set_threshold(50_000, 50, 100)  # tracing makes objects by the million, and hardly a cycle
 
 
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that two workers end at about the same time."""
+    first = ["test_notebooks.py", "test_zoo.py", "test_experiments.py"]
+    items.sort(key=lambda item: (first.index(name) if (name := item.path.name) in first else 9))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Every compiled program holds memory maps, of which a process may have some 65,000."""
+    """Every compiled program holds memory, and memory maps, of which a process has some 65,000."""
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if not maps.exists() or len(maps.read_bytes().splitlines()) > 20_000:
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 8_000:
         jax.clear_caches()
         gc.collect()
 

@@ -1,7 +1,7 @@
-"""SIGKILL at random moments of a run that streams, trains a population and writes checkpoints.
+"""SIGKILL in a run that streams, trains a population and writes checkpoints.
 
-Every resume ends with the parameters of the run that was not stopped, bit for bit. Many kills:
-VAEJAX_KILLS=50 python -m pytest -m slow tests/test_kills.py
+Every resume ends with the parameters of the run that was not stopped, bit for bit. Many kills, at
+random moments: VAEJAX_KILLS=50 python -m pytest -m slow tests/test_kills.py
 """
 
 import os
@@ -24,16 +24,26 @@ from vaejax.distributions import Normal
 from vaejax.objectives import elbo
 
 KILLS = int(os.environ.get("VAEJAX_KILLS", "2"))
-EPOCHS = 25
 
 
-def run(folder, pause):
-    """Two stages, each continued where the last process left it: 25 epochs of 3 steps each."""
+def run(folder, epochs, pause=0.0, dies=0):
+    """Two stages, each continued where the last process left it, of `epochs` of 3 steps each.
+
+    After each epoch it waits for `pause` seconds; after `dies` epochs it kills itself.
+    """
+    seen = []
+
+    def log(row):
+        seen.append(row)
+        if len(seen) == dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(pause)
+
     prior = Normal(jnp.zeros(2), jnp.ones(2))
     model = autoencoder(heads.Normal(2), heads.Bernoulli((4, 3, 1)), prior)
     images = sources.open(folder.parent / "images.npy", "all")
-    options = {"epochs": EPOCHS, "batch_size": 16, "transform": data.binarize, "progress": False,
-               "resume": True, "log": lambda row: time.sleep(pause), "chunk": 2}  # fmt: skip
+    options = {"epochs": epochs, "batch_size": 16, "transform": data.binarize, "progress": False,
+               "resume": True, "log": log, "chunk": 2}  # fmt: skip
     print("begins", flush=True)
     params = model.init(jax.random.key(7), jnp.zeros((4, 3, 1)))
     streamed = train.fit(
@@ -63,14 +73,14 @@ def run(folder, pause):
     (folder / "part.npz").replace(folder / "result.npz")
 
 
-def start(folder, pause):
+def start(folder, *options):
     folder.mkdir(exist_ok=True)
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, __file__, str(folder), str(pause)]
+    command = [sys.executable, __file__, str(folder), *map(str, options)]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -89,16 +99,30 @@ def same(one, two):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
+@pytest.fixture
+def images(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (50, 4, 3, 1)).astype(np.uint8)
     np.save(tmp_path / "images.npy", images)
-    assert outcome(start(tmp_path / "whole", 0)) == 0
+
+
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(images, tmp_path):
+    """In its second stage, as soon as an epoch is done, whose checkpoint may be half written."""
+    assert outcome(start(tmp_path / "victim", 5, 0, 5 + 3)) == -signal.SIGKILL
+    assert not (tmp_path / "victim" / "result.npz").exists()
+    for folder in (tmp_path / "victim", tmp_path / "whole"):
+        folder.mkdir(exist_ok=True)
+        run(folder, 5)
+    same(tmp_path / "whole" / "result.npz", tmp_path / "victim" / "result.npz")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(images, tmp_path):
+    assert outcome(start(tmp_path / "whole", 25)) == 0
     chance = random.Random(0)
     kills = victims = 0
     while kills < KILLS:
         folder = tmp_path / f"victim {victims}"
-        victim = start(folder, 0.05)
+        victim = start(folder, 25, 0.05)
         victim.stdout.readline()
         killer = threading.Timer(chance.uniform(0, 6), victim.send_signal, [signal.SIGKILL])
         killer.start()
@@ -109,10 +133,10 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_pat
         else:
             kills += 1
     if not (folder / "result.npz").exists():
-        assert outcome(start(folder, 0)) == 0
+        assert outcome(start(folder, 25)) == 0
     same(tmp_path / "whole" / "result.npz", folder / "result.npz")
     print(f"{kills} kills of {victims + 1} runs")
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), float(sys.argv[2]))
+    run(Path(sys.argv[1]), int(sys.argv[2]), *map(float, sys.argv[3:]))
