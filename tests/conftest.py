@@ -29,7 +29,7 @@ gc.set_threshold(50_000, 50, 100)  # tracing makes objects by the million, and h
 def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that two workers end at about the same time."""
     first = ["test_notebooks.py", "test_zoo.py", "test_experiments.py"]
-    items.sort(key=lambda item: (first.index(name) if (name := item.path.name) in first else 9))
+    items.sort(key=lambda item: first.index(name) if (name := item.path.name) in first else 9)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -243,7 +243,10 @@ def _orders(sizes: Sizes) -> Iterator[Any]:
 
 
 def _likelihood(variant: str, sizes: Sizes) -> Burst:
-    """All particles of one image at a time, or the chunks that `evaluate.log_likelihood` takes."""
+    """All particles of one image at a time, or the chunks that `evaluate.log_likelihood` takes.
+
+    From logits, but for `torch_eager`, which has the probabilities of the example.
+    """
     net = Net(sizes).to(DEVICE)
     data = torch.from_numpy(_shaped(sizes) > 127).float().to(DEVICE)
     at_once = (sizes.batch, sizes.chunk)
@@ -255,7 +258,11 @@ def _likelihood(variant: str, sizes: Sizes) -> Burst:
         z = loc[:, None] + scale[:, None] * noise
         logits = net.decode(z)
         target = x[:, None].expand_as(logits)
-        distortion = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+        if variant == "torch_eager":
+            distortion = F.binary_cross_entropy(torch.sigmoid(logits), target, reduction="none")
+        else:
+            distortion = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        distortion = distortion.sum(-1)
         return 0.5 * (noise**2 - z**2).sum(-1) + scale.log().sum(-1, keepdim=True) - distortion
 
     @torch.no_grad()

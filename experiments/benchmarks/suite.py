@@ -71,7 +71,7 @@ VARIANTS = {
     "W2-100": (*TRAINING, "pythae", *ON_ACCELERATORS),
     "W3": (*TRAINING, *ON_ACCELERATORS),
     "W3-preset": ("vaejax", "torch_eager", "torch_tuned", "torch_compile", *ON_ACCELERATORS),
-    "W4": ("vaejax", "torch_eager", "torch_images", "pythae"),
+    "W4": ("vaejax", "torch_eager", "torch_tuned", "torch_images", "pythae"),
     "W5": ("vaejax", "vaejax_jacfwd", "vaejax_jacrev", "torch_closed", "torch_jacrev"),
 }
 GPU_ALONE = ("torch_cuda_graphs",)  # cannot run without one
