@@ -22,8 +22,6 @@ if "TFDS_DATA_DIR" not in os.environ and (SHARED / "tfds").is_dir():
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
-jax.config.update("jax_traceback_in_locations_limit", 0)  # of each operation: a fortieth of a run
-gc.set_threshold(50_000, 50, 100)  # tracing makes objects by the million, and hardly a cycle
 
 
 def pytest_collection_modifyitems(items):
@@ -34,12 +32,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Every compiled program holds memory, and memory maps, of which a process has some 65,000."""
+    """Every compiled program holds memory maps, of which a process may have some 65,000."""
     yield
-    maps = pathlib.Path("/proc/self/maps")
-    if not maps.exists() or len(maps.read_bytes().splitlines()) > 8_000:
-        jax.clear_caches()
-        gc.collect()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -477,8 +477,8 @@ def trained() -> Callable[[str], Trained]:
         whole_batch = {"indices": lambda key, step: jnp.arange(EXAMPLES)}
         program = train.make_train(once, optimizer, steps=50, **whole_batch)
         keys = jax.random.split(jax.random.key(4), 3)
-        trained = jax.jit(jax.vmap(program, (0, 0, None)))(keys, start, family.batch)
-        states, history = jax.device_get(trained)
+        results = jax.jit(jax.vmap(program, (0, 0, None)))(keys, start, family.batch)
+        states, history = jax.device_get(results)
         assert states.step.shape == (3,)
         alone = jax.jit(train.make_train(family.loss, optimizer, steps=3, **whole_batch))
         losses = alone(jax.random.clone(keys[-1]), last(start), family.batch)[1]["loss"]
