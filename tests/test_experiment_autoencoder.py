@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from conftest import some_slow
 
 from experiments import autoencoder
 
@@ -22,7 +23,9 @@ def test_a_linear_run_is_measured_against_pca_and_drawn(tmp_path):
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == names
 
 
-@pytest.mark.parametrize("preset", ["tied", "deep_bernoulli", "conv"])
+@pytest.mark.parametrize(
+    "preset", some_slow(["tied", "deep_bernoulli", "conv"], ["deep_bernoulli", "conv"])
+)
 def test_the_other_networks_run(preset, tmp_path):
     hidden = {"tied": (), "deep_bernoulli": (16, 8), "conv": (4, 8)}[preset]
     summary = smoke(tmp_path, preset, hidden=hidden)

@@ -35,6 +35,7 @@ def test_one_number_of_particles_gives_no_slope(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_published_trends_of_the_signal_to_noise_ratio(key):
     """Encoder: K^-1/2 under IWAE, rising under DReG; generative model: K^1/2 under both."""
     toy_key, compare_key = jax.random.split(key)

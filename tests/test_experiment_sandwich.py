@@ -9,7 +9,7 @@ from experiments import sandwich
 
 
 def test_it_runs_and_leaves_what_it_promises(tmp_path):
-    """Every preset's network, shrunk; the second run reads the first one's parameters."""
+    """Every preset's network, shrunk."""
     config = replace(sandwich.DIGITS, smoke=True, progress=False, out=tmp_path / "run")
     summary = sandwich.main(config)
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -19,6 +19,12 @@ def test_it_runs_and_leaves_what_it_promises(tmp_path):
     )
     figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
     assert figures == {"images", "ladder", "temperatures"}
+
+
+@pytest.mark.slow
+def test_a_second_run_reads_the_parameters_of_the_first(tmp_path):
+    config = replace(sandwich.DIGITS, smoke=True, progress=False, out=tmp_path / "run")
+    summary = sandwich.main(config)
     loaded = sandwich.main(
         replace(config, out=tmp_path / "again", params=tmp_path / "run" / "checkpoints")
     )

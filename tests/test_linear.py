@@ -117,6 +117,7 @@ def test_bad_input_is_refused_in_words():
         linear_gaussian(3, 2, scale=0)
 
 
+@pytest.mark.slow
 def test_published_likelihood_of_mnist(mnist_prepared):
     """507.905 nats per training image with 50 components, pixels in [0, 1]."""
     x = data.load("mnist", "train").x.reshape(60000, -1) / np.float32(255)
