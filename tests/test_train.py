@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 from functools import partial
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -644,6 +645,33 @@ def test_parameters_load_without_the_run(params, tmp_path):
         checkpoint.load(tmp_path, like=wide)
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         checkpoint.load(tmp_path / "typo", like=params)
+
+
+class Pair(NamedTuple):
+    second: Any
+    first: Any
+
+
+def test_parameters_in_named_tuples_lists_and_by_number_load_too(tmp_path):
+    """In the order of the model's own leaves, not in that of the names in the checkpoint."""
+    arrays = iter(np.arange(30, dtype=np.float32).reshape(15, 2))
+    params = {
+        "pair": Pair(next(arrays), next(arrays)),
+        "numbered": {i: next(arrays) for i in range(11)},
+        "listed": [next(arrays), (next(arrays),)],
+        "none": None,
+    }
+
+    def loss(params, key, batch, step):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)), {}
+
+    fitted = train.fit(loss, optax.sgd(0.1), params, IMAGES / 255.0, epochs=1, batch_size=50,
+                       key=jax.random.key(0), directory=tmp_path, progress=False)  # fmt: skip
+    found = checkpoint.load(tmp_path, like=params)
+    assert isinstance(found["pair"], Pair)
+    equal(found, fitted.params)
+    with pytest.raises(ValueError, match=r"(?s)another model.*pair/first: .*\[2\], here .*\[3\]"):
+        checkpoint.load(tmp_path, like=params | {"pair": Pair(np.zeros(2), np.zeros(3))})
 
 
 def test_a_damaged_checkpoint_is_not_loaded(params, tmp_path):
