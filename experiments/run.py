@@ -95,7 +95,8 @@ def command_line(main: Callable[[Config], Any], presets: Mapping[str, Config], a
         raised_in = Path(frames[-1][0].f_code.co_filename).parent.name
         if raised_in not in ("vaejax", "experiments"):  # none of our own messages: a bug, shown
             raise
-        raise SystemExit(f"error: {error}") from error
+        said = "\n".join([str(error), *getattr(error, "__notes__", ())])  # of what was saved, say
+        raise SystemExit(f"error: {said}") from error
 
 
 @contextlib.contextmanager

@@ -93,6 +93,18 @@ def test_a_full_disk_is_told_without_a_traceback(command_line, tmp_path, monkeyp
         command_line(lambda config: least_squares(replace(config, out=tmp_path / "run")))
 
 
+def test_what_was_saved_before_an_error_is_told_too(command_line):
+    def failing(config):
+        try:
+            evaluate.mean_loss(None, None, None, None, batch_size=0)
+        except ValueError as error:
+            error.add_note("fit: saved before step 7")
+            raise
+
+    with pytest.raises(SystemExit, match="error: .*\nfit: saved before step 7"):
+        command_line(failing)
+
+
 def test_an_interrupted_or_terminated_run_says_how_to_go_on(command_line, capsys):
     def interrupted(config):
         raise train.Interrupted("fit: stopped by Ctrl-C", fitted=None)

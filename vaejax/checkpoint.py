@@ -81,15 +81,18 @@ def opened(
         yield Store(path, manager, {"format": _FORMAT, **run})
 
 
-def save(store: Store, step: int, record: Record) -> None:
+def save(store: Store, step: int, record: Record, *, again: bool = False) -> None:
     """Write one checkpoint; it counts only once it is complete (a rename at the end).
 
+    One of that step that is there already stays, or gives way where `again` is true.
     Raises SaveError where it cannot be written; those before it stay as they were.
     """
     import orbax.checkpoint as ocp
 
     if step in store.manager.all_steps():
-        return
+        if not again:
+            return
+        store.manager.delete(step)
     arrays = _arrays(record)
     meta = {
         "run": store.run,
