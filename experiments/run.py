@@ -171,7 +171,8 @@ def _begin(config: Any, folder: Path) -> None:
         raise SystemExit(f"--resume needs --out, the folder of the run to continue: {where}")
     if config.resume:
         # Options that there were not yet when the run was started had their defaults.
-        before = {**_plain(type(config)()), **json.loads(stored.read_text())["options"]}
+        record = json.loads(stored.read_text(encoding="utf-8"))
+        before = {**_plain(type(config)()), **record["options"]}
         changed = [
             f"{option}: then {before.get(option)}, now {value}"
             for option, value in options.items()
@@ -179,13 +180,25 @@ def _begin(config: Any, folder: Path) -> None:
         ]
         if changed:
             raise SystemExit(f"{folder} holds a run with other options: {'; '.join(changed)}")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        options["resume"] = record["options"].get("resume")
+        if options != record["options"]:  # versions and commit stay those of the start
+            write_json(stored, {**record, "options": options})
+    elif folder.exists() and not (folder.is_dir() and all(map(_left, folder.iterdir()))):
         raise SystemExit(
             f"{folder} is not an empty folder, and nothing there is overwritten: add --resume to "
             "continue the run it holds, or choose another --out"
         )
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    write_json(stored, {"options": options, **circumstances()})
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(stored, {"options": options, **circumstances()})
+    (folder / "figures").mkdir(exist_ok=True)
+
+
+def _left(path: Path) -> bool:
+    """Whether this is what a start that was killed leaves behind, before there is a run."""
+    if path.name == "figures":
+        return path.is_dir() and not any(path.iterdir())
+    return path.name == "config.json.part"
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -379,9 +392,16 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, if this process is the one that does."""
-    if first():
-        path.write_text(text, encoding="utf-8")
+    """Write a file whole or not at all, if this process is the one that does."""
+    if not first():
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def report(folder: Path, summary: Mapping[str, Any], note: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -188,6 +189,40 @@ def test_a_run_goes_on_with_other_devices_and_options_that_it_did_not_have_yet(t
     stored.write_text(json.dumps(old))
     with pytest.raises(SystemExit, match="precision: then float32, now bfloat16"):
         run.open_folder(replace(again, precision="bfloat16"), name="vae")
+
+
+def test_a_full_disk_or_a_kill_at_the_start_leaves_what_a_run_can_begin_or_go_on_from(
+    tmp_path, monkeypatch
+):
+    config = replace(SMALL, out=tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(config):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                run.open_folder(config, name="vae")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    full(config)
+    (tmp_path / "run" / "config.json.part").write_text('{"opti')  # of one that was killed
+    (tmp_path / "run" / "figures").mkdir()
+    stored = run.open_folder(config, name="vae") / "config.json"
+    written = stored.read_bytes()
+    monkeypatch.setattr(run, "circumstances", lambda: {"commit": "another"})
+    longer = replace(config, resume=True, epochs=7)
+    full(longer)
+    assert stored.read_bytes() == written
+    run.open_folder(replace(config, resume=True), name="vae")
+    assert stored.read_bytes() == written
+    run.open_folder(longer, name="vae")
+    before, now = json.loads(written), json.loads(stored.read_bytes())
+    assert now == before | {"options": before["options"] | {"epochs": 7}}
+    (tmp_path / "other" / "figures").mkdir(parents=True)
+    (tmp_path / "other" / "figures" / "mine.png").touch()
+    with pytest.raises(SystemExit, match="is not an empty folder"):
+        run.open_folder(replace(config, out=tmp_path / "other"), name="vae")
 
 
 def test_networks_in_bfloat16_are_those_of_training_alone(key):
