@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,7 +53,7 @@ class Options:
 
 
 # What may differ between a run and its continuation.
-FREE = {"epochs", "out", "resume", "progress", "devices", "distributed", "tensorboard", "profile"}
+FREE = {"out", "resume", "progress", "devices", "distributed", "tensorboard", "profile"}
 
 
 def parse(presets: Mapping[str, Config], about: str, argv: Sequence[str] | None = None) -> Config:
@@ -130,12 +130,13 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def open_folder(config: Any, *, name: str) -> Path:
+def open_folder(config: Any, *, name: str, free: Collection[str] = ()) -> Path:
     """The folder of this run, with config.json in it; refuses one that holds another run.
 
     Without `config.out` a new one under `runs/`. With `config.resume` the options must be those
-    that the run was started with, apart from `FREE`. Several processes get one and the same, which
-    all of them have to see: it has to be named.
+    that the run was started with, apart from `FREE` and `free`: `epochs`, where no schedule of the
+    experiment depends on them. Several processes get one and the same, which all of them have to
+    see: it has to be named.
     """
     several = jax.process_count() > 1
     if several and config.out is None:
@@ -149,7 +150,7 @@ def open_folder(config: Any, *, name: str) -> Path:
     refused: BaseException | None = None
     if first():
         try:
-            _begin(config, folder)
+            _begin(config, folder, {*FREE, *free})
         except (SystemExit, OSError) as error:
             refused = error
     if several:
@@ -163,7 +164,7 @@ def open_folder(config: Any, *, name: str) -> Path:
     return folder
 
 
-def _begin(config: Any, folder: Path) -> None:
+def _begin(config: Any, folder: Path, free: Collection[str]) -> None:
     options = _plain(config)
     stored = folder / "config.json"
     if config.resume and not stored.exists():
@@ -176,10 +177,16 @@ def _begin(config: Any, folder: Path) -> None:
         changed = [
             f"{option}: then {before.get(option)}, now {value}"
             for option, value in options.items()
-            if option not in FREE and before.get(option) != value
+            if option not in free and before.get(option) != value
         ]
         if changed:
-            raise SystemExit(f"{folder} holds a run with other options: {'; '.join(changed)}")
+            message = f"{folder} holds a run with other options: {'; '.join(changed)}"
+            if "epochs" not in free and before.get("epochs") != options.get("epochs"):
+                message += (
+                    "; the schedules of this experiment span its epochs, so that more of them are "
+                    f"another run: resume with --epochs {before['epochs']}, or choose another --out"
+                )
+            raise SystemExit(message)
         options["resume"] = record["options"].get("resume")
         if options != record["options"]:  # versions and commit stay those of the start
             write_json(stored, {**record, "options": options})

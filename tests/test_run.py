@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import run, vae
+from experiments import density, run, vae
 from vaejax import checkpoint, evaluate, train
 from vaejax.batch import as_batch
 
@@ -211,18 +211,39 @@ def test_a_full_disk_or_a_kill_at_the_start_leaves_what_a_run_can_begin_or_go_on
     stored = run.open_folder(config, name="vae") / "config.json"
     written = stored.read_bytes()
     monkeypatch.setattr(run, "circumstances", lambda: {"commit": "another"})
-    longer = replace(config, resume=True, epochs=7)
-    full(longer)
+    traced = replace(config, resume=True, profile=7)
+    full(traced)
     assert stored.read_bytes() == written
     run.open_folder(replace(config, resume=True), name="vae")
     assert stored.read_bytes() == written
-    run.open_folder(longer, name="vae")
+    run.open_folder(traced, name="vae")
     before, now = json.loads(written), json.loads(stored.read_bytes())
-    assert now == before | {"options": before["options"] | {"epochs": 7}}
+    assert now == before | {"options": before["options"] | {"profile": 7}}
     (tmp_path / "other" / "figures").mkdir(parents=True)
     (tmp_path / "other" / "figures" / "mine.png").touch()
     with pytest.raises(SystemExit, match="is not an empty folder"):
         run.open_folder(replace(config, out=tmp_path / "other"), name="vae")
+
+
+def test_more_epochs_are_the_same_run_only_where_no_schedule_spans_them(tmp_path, monkeypatch):
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "fit", stopped)
+    flow = replace(density.MOONS, layers=1, hidden=(4,), examples=100, batch_size=50)
+    own = replace(SMALL, smoke=False, train_split="train[:64]", batch_size=16)
+    refused = (
+        "epochs: then 2, now 4; .*another run: resume with --epochs 2, or choose another --out"
+    )
+    for main, config, kind, message in (
+        (vae.main, own, KeyboardInterrupt, None),
+        (density.main, flow, SystemExit, refused),
+    ):
+        config = replace(config, epochs=2, progress=False, out=tmp_path / kind.__name__)
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+        with pytest.raises(kind, match=message):
+            main(replace(config, epochs=4, resume=True))
 
 
 def test_networks_in_bfloat16_are_those_of_training_alone(key):
