@@ -159,6 +159,7 @@ def fit(
       makes one. `best` is kept for each member; all have to be out of `patience` to stop.
     - A member that is not finite is frozen before that step, with a warning, and the rest go on.
     - `mesh`: the members are split over its devices, which must divide their number.
+    - With `resume` a directory that is missing or empty starts a run anew.
     - The rest as for `train.fit`; rows of `log` and checkpoints hold lists of the members' numbers.
 
     Raises NonFiniteError once every member is frozen; else as `train.fit`.

@@ -214,7 +214,8 @@ def fit(
     - `directory`: where checkpoints go every `checkpoint_every` epochs and at the end, named by
       their step; the newest `keep` stay. With `resume` the newest one there is continued, bit for
       bit as if the run had not stopped (a damaged one is set aside, with a warning, for the one
-      before); without it a directory that holds a run is refused.
+      before), and a directory that is missing or empty starts a run anew; without it a directory
+      that holds a run is refused.
     - `skip`: how many steps of the run may be left out, and counted as `skipped`, because their
       loss or gradient is not finite; by default the first such step ends it.
     - `chunk`: steps of one compiled call, at most; between calls signals are heeded.
