@@ -11,7 +11,18 @@ import optax
 import pytest
 from flax import linen as nn
 
-from vaejax import autoencoder, autoencoders, data, evaluate, heads, networks, population, train
+from vaejax import (
+    autoencoder,
+    autoencoders,
+    data,
+    evaluate,
+    heads,
+    networks,
+    population,
+    sources,
+    train,
+)
+from vaejax.batch import as_batch
 from vaejax.distributions import Normal
 from vaejax.objectives import elbo
 
@@ -259,3 +270,15 @@ def test_what_does_not_have_a_value_for_each_member_is_refused(change, message):
     arguments |= {"batch_size": 16, "transform": data.binarize, "progress": False} | change
     with pytest.raises(ValueError, match=message):
         population.fit(make, arguments.pop("hyper"), arguments.pop("params"), IMAGES, **arguments)
+
+
+def test_data_that_stay_on_the_disk_are_refused():
+    source = sources.in_memory(as_batch(IMAGES))
+    message = r"{}: data: got a Source, expected arrays in memory; .*source.read\(np.arange"
+    keys = keys_of(HYPER)
+    with pytest.raises(TypeError, match=message.format("population.fit")):
+        population.fit(make, HYPER, HYPER, source, keys=keys, epochs=1)
+    with pytest.raises(TypeError, match=message.format("population.mean_loss")):
+        population.mean_loss(make, source)
+    with pytest.raises(TypeError, match=message.format("evaluate.mean_loss")):
+        evaluate.mean_loss(elbo(MODEL), {}, jax.random.key(0), source)

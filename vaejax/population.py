@@ -23,6 +23,7 @@ from vaejax import checkpoint, devices, faults, loop, train
 from vaejax.batch import as_batch, batch_mean, over_examples, size_of
 from vaejax.errors import at_least_one, wrong
 from vaejax.order import Order, shuffled
+from vaejax.sources import in_arrays
 from vaejax.train import TrainState
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
@@ -165,7 +166,7 @@ def fit(
     Raises NonFiniteError once every member is frozen; else as `train.fit`.
     """
     members = _members(hyper, params, keys)
-    data = as_batch(data)
+    data = as_batch(in_arrays("population.fit", data))
     size = size_of(data)
     faults.check_finite(data)
     faults.warn_of_levels(data.x, transform)
@@ -253,7 +254,7 @@ def mean_loss(
     `data`, `transform`, `batch_size` and `step` as for `evaluate.mean_loss`. The data become part
     of the compiled program, so a part of a large set is enough.
     """
-    data = as_batch(data)
+    data = as_batch(in_arrays("population.mean_loss", data))
     size = size_of(data)
     at_least_one("mean_loss", batch_size=batch_size, examples=size)
     width = min(batch_size, size)
