@@ -263,6 +263,10 @@ def test_the_summary_is_over_the_seeds_that_are_finite():
         ({"params": start({"seed": [0, 1]})}, r"params\[.*got shape \(2, .*of 4.*jax.vmap"),
         ({"batch_size": 51}, "batch_size: got 51, expected 1 to 50"),
         ({"keys": jax.random.key(0)}, "expected keys >= 1"),
+        (
+            {"keys": jax.random.split(jax.random.key(0, impl="rbg"), 4)},
+            "fit: keys: got rbg keys, expected threefry2x32 keys; .*impl=",
+        ),
     ],
 )
 def test_what_does_not_have_a_value_for_each_member_is_refused(change, message):

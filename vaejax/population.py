@@ -154,8 +154,9 @@ def fit(
     - `make(hyper) -> (loss, optimizer)`, of one member, is traced; `hyper`: a tree of arrays
       `[members, ...]`, such as `grid` makes (`make` need not use all of it, seeds for instance).
     - `params`: with a leading axis of members, `jax.vmap(model.init, (0, None))(keys, x)`; `keys`
-      `[members]`: of each member's run. A member ends with what `train.fit` with its loss,
-      optimizer, parameters and key gives, up to the order of floating-point sums.
+      `[members]`, of JAX's default kind, threefry2x32: of each member's run. A member ends with
+      what `train.fit` with its loss, optimizer, parameters and key gives, up to the order of
+      floating-point sums.
     - `evaluate(hyper, params, key) -> {name: number}`, of one member, is traced too: `mean_loss`
       makes one. `best` is kept for each member; all have to be out of `patience` to stop.
     - A member that is not finite is frozen before that step, with a warning, and the rest go on.
@@ -342,6 +343,10 @@ def _members(hyper: Any, params: Params, keys: Key) -> int:
     """How many members there are, which all arguments have to agree on."""
     members = size_of(jax.random.key_data(keys)) if jnp.ndim(keys) else 0
     at_least_one("population.fit", keys=members)
+    if (kind := str(jax.random.key_impl(keys))) != "threefry2x32":
+        # Mapped over, the others draw other numbers for a member than for its run alone.
+        fix = 'make them by jax.random.key(seed, impl="threefry2x32")'
+        raise wrong("population.fit: keys", f"{kind} keys", "threefry2x32 keys", fix)
     for name, tree in (("hyper", hyper), ("params", params)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if np.shape(leaf)[:1] != (members,):
