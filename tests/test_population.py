@@ -232,6 +232,26 @@ def test_a_hyperparameter_may_be_an_array_a_mask_of_latents():
     assert (kernel[0][1] != first[1]).all()
 
 
+def test_members_are_asked_for_by_what_there_is():
+    """Not the worst one by its ELBO, nor the last for an index past it."""
+    numbers = np.array([[3.0, 1.0, 2.0]])
+    history = {"epoch": np.ones(1), "loss": numbers, "eval/elbo": -numbers, "eval/gap": -numbers}
+    state = train.TrainState(np.arange(3), (), jax.random.split(jax.random.key(0), 3), np.arange(3))
+    found = population.Population((), state, state, history, "epochs", np.full(3, -1))
+    assert (found.best_member(), found.best_member("eval/gap")) == (1, 0)
+    for metric, message in (
+        ("eval/elbo", "got 'eval/elbo', expected what is minimised; metric 'eval/loss', its"),
+        ("eval/typo", r"got 'eval/typo', expected one of \['loss', 'eval/gap'\]"),
+        ("epoch", "got 'epoch', expected one of"),
+    ):
+        with pytest.raises(ValueError, match=f"best_member: metric: {message}"):
+            found.best_member(metric)
+    assert [int(found.member(i).params) for i in (0, 2, -1, -3)] == [0, 2, 2, 0]
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"member: index: got {index}, expected -3 to 2"):
+            found.member(index)
+
+
 def test_a_grid_has_every_combination():
     found = population.grid(beta=[1.0, 4.0], seed=range(3))
     np.testing.assert_array_equal(found["beta"], [1, 1, 1, 4, 4, 4])

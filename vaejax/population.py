@@ -54,7 +54,14 @@ class Population(NamedTuple):
         return self.state.params
 
     def member(self, index: int, *, best: bool = False) -> TrainState:
-        """The state of one member, as its own run would have it."""
+        """The state of one member, as its own run would have it; -1 is the last.
+
+        Raises IndexError where there is no such member.
+        """
+        members = len(self.frozen)
+        if not -members <= index < members:
+            raise wrong("member: index", index, f"{-members} to {members - 1}",
+                        f"the population has {members} members", IndexError)  # fmt: skip
         state = self.best if best else self.state
         state = state._replace(key=jax.random.clone(state.key))
         return jax.tree.map(lambda leaf: leaf[index], state)
@@ -64,9 +71,17 @@ class Population(NamedTuple):
 
         By default of `eval/loss` where it was evaluated, else of `loss`.
 
-        Raises ValueError where every member was frozen.
+        Raises ValueError where every member was frozen, and for a metric that there is not for each
+        member, or that is to be maximised.
         """
         name = metric or ("eval/loss" if "eval/loss" in self.history else "loss")
+        if name.endswith("elbo"):
+            fix = f"metric {name[:-4] + 'loss'!r}, its negative"
+            raise wrong("best_member: metric", repr(name), "what is minimised", fix)
+        known = [n for n, v in self.history.items() if v.ndim == 2 and not n.endswith("elbo")]
+        if name not in known:
+            fix = "evaluate returns what eval/... is to be"
+            raise wrong("best_member: metric", repr(name), f"one of {known}", fix)
         values = np.where(self.frozen >= 0, np.inf, np.nan_to_num(self.history[name], nan=np.inf))
         if np.isinf(values).all():
             raise wrong("best_member", f"no finite {name!r}", "a member that was not frozen",
