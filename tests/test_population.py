@@ -258,6 +258,11 @@ def test_a_grid_has_every_combination():
     np.testing.assert_array_equal(found["seed"], [0, 1, 2, 0, 1, 2])
     with pytest.raises(ValueError, match="grid: expected beta >= 1, got 0"):
         population.grid(beta=[], seed=[1])
+    masks = population.grid(mask=[np.array([1, 0]), np.array([1, 1])], name=["a", "b"])
+    assert masks["mask"].shape == (4, 2)
+    for twice in ({"beta": [1, 4, 1.0]}, {"mask": [np.ones(2), np.ones(2)]}, {"seed": [3, 3]}):
+        with pytest.raises(ValueError, match=rf"grid: {next(iter(twice))}: got .*each value once"):
+            population.grid(**twice)
 
 
 def test_the_summary_is_over_the_seeds_that_are_finite():

@@ -93,9 +93,15 @@ def grid(**values: Iterable[Any]) -> dict[str, np.ndarray]:
     """Every combination of the values: arrays `[members]` by name, the last name changing first.
 
     `grid(beta=[1.0, 4.0], seed=range(8))` has 16 members, the first eight of beta 1.
+
+    Raises ValueError where a value comes twice: the same member again would count as a seed.
     """
     lists = {name: list(one) for name, one in values.items()}
     at_least_one("population.grid", **{name: len(one) for name, one in lists.items()})
+    for name, one in lists.items():
+        if len({value.tobytes() for value in np.array(one)}) < len(one):
+            fix = "leave out what is there already; seed=range(8) makes eight runs of each setting"
+            raise wrong(f"population.grid: {name}", one, "each value once", fix)
     members = list(itertools.product(*lists.values()))
     return {name: np.array([m[i] for m in members]) for i, name in enumerate(lists)}
 
