@@ -227,7 +227,7 @@ def test_a_full_disk_or_a_kill_at_the_start_leaves_what_a_run_can_begin_or_go_on
 
 def test_more_epochs_are_the_same_run_only_where_no_schedule_spans_them(tmp_path, monkeypatch):
     def stopped(*arguments, **options):
-        raise KeyboardInterrupt
+        raise InterruptedError
 
     monkeypatch.setattr(run, "fit", stopped)
     flow = replace(density.MOONS, layers=1, hidden=(4,), examples=100, batch_size=50)
@@ -236,11 +236,11 @@ def test_more_epochs_are_the_same_run_only_where_no_schedule_spans_them(tmp_path
         "epochs: then 2, now 4; .*another run: resume with --epochs 2, or choose another --out"
     )
     for main, config, kind, message in (
-        (vae.main, own, KeyboardInterrupt, None),
+        (vae.main, own, InterruptedError, None),
         (density.main, flow, SystemExit, refused),
     ):
         config = replace(config, epochs=2, progress=False, out=tmp_path / kind.__name__)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(InterruptedError):
             main(config)
         with pytest.raises(kind, match=message):
             main(replace(config, epochs=4, resume=True))
