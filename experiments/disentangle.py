@@ -212,7 +212,9 @@ def main(config: Config) -> dict[str, Any]:
     base = replace(vae.MNIST, hidden=config.hidden, activation="relu", latent=config.latent)
     model = vae.build(base, seen.shape[1:], np.asarray(seen.mean(axis=0)))
     start = model.init(start_key, seen[0])
-    folder = run.open_folder(config, name=f"disentangle-{Path(config.dataset).stem}")
+    folder = run.open_folder(
+        config, name=f"disentangle-{Path(config.dataset).stem}", free={"epochs"}
+    )
 
     found: dict[str, Any] = {}
     curves: dict[str, Any] = {}

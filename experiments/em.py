@@ -65,7 +65,7 @@ def main(config: Config) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(config.seed), 6)
     x, seen = (jax.jit(over_examples, static_argnums=0)(data.binarize, key, stored)
                for key, stored in zip(keys[:2], (images, test), strict=True))  # fmt: skip
-    folder = run.open_folder(config, name=f"em-{Path(config.dataset).stem}")
+    folder = run.open_folder(config, name=f"em-{Path(config.dataset).stem}", free={"epochs"})
 
     fitted = mixtures.fit_bernoulli(x, config.components, key=keys[2], floor=config.floor,
                                     restarts=config.restarts)  # fmt: skip

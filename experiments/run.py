@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,7 +53,7 @@ class Options:
 
 
 # What may differ between a run and its continuation.
-FREE = {"epochs", "out", "resume", "progress", "devices", "distributed", "tensorboard", "profile"}
+FREE = {"out", "resume", "progress", "devices", "distributed", "tensorboard", "profile"}
 
 
 def parse(presets: Mapping[str, Config], about: str, argv: Sequence[str] | None = None) -> Config:
@@ -95,7 +95,8 @@ def command_line(main: Callable[[Config], Any], presets: Mapping[str, Config], a
         raised_in = Path(frames[-1][0].f_code.co_filename).parent.name
         if raised_in not in ("vaejax", "experiments"):  # none of our own messages: a bug, shown
             raise
-        raise SystemExit(f"error: {error}") from error
+        said = "\n".join([str(error), *getattr(error, "__notes__", ())])  # of what was saved, say
+        raise SystemExit(f"error: {said}") from error
 
 
 @contextlib.contextmanager
@@ -129,12 +130,13 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def open_folder(config: Any, *, name: str) -> Path:
+def open_folder(config: Any, *, name: str, free: Collection[str] = ()) -> Path:
     """The folder of this run, with config.json in it; refuses one that holds another run.
 
     Without `config.out` a new one under `runs/`. With `config.resume` the options must be those
-    that the run was started with, apart from `FREE`. Several processes get one and the same, which
-    all of them have to see: it has to be named.
+    that the run was started with, apart from `FREE` and `free`: `epochs`, where no schedule of the
+    experiment depends on them. Several processes get one and the same, which all of them have to
+    see: it has to be named.
     """
     several = jax.process_count() > 1
     if several and config.out is None:
@@ -148,7 +150,7 @@ def open_folder(config: Any, *, name: str) -> Path:
     refused: BaseException | None = None
     if first():
         try:
-            _begin(config, folder)
+            _begin(config, folder, {*FREE, *free})
         except (SystemExit, OSError) as error:
             refused = error
     if several:
@@ -162,7 +164,7 @@ def open_folder(config: Any, *, name: str) -> Path:
     return folder
 
 
-def _begin(config: Any, folder: Path) -> None:
+def _begin(config: Any, folder: Path, free: Collection[str]) -> None:
     options = _plain(config)
     stored = folder / "config.json"
     if config.resume and not stored.exists():
@@ -170,21 +172,40 @@ def _begin(config: Any, folder: Path) -> None:
         raise SystemExit(f"--resume needs --out, the folder of the run to continue: {where}")
     if config.resume:
         # Options that there were not yet when the run was started had their defaults.
-        before = {**_plain(type(config)()), **json.loads(stored.read_text())["options"]}
+        record = json.loads(stored.read_text(encoding="utf-8"))
+        before = {**_plain(type(config)()), **record["options"]}
         changed = [
             f"{option}: then {before.get(option)}, now {value}"
             for option, value in options.items()
-            if option not in FREE and before.get(option) != value
+            if option not in free and before.get(option) != value
         ]
         if changed:
-            raise SystemExit(f"{folder} holds a run with other options: {'; '.join(changed)}")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            message = f"{folder} holds a run with other options: {'; '.join(changed)}"
+            if "epochs" not in free and before.get("epochs") != options.get("epochs"):
+                message += (
+                    "; the schedules of this experiment span its epochs, so that more of them are "
+                    f"another run: resume with --epochs {before['epochs']}, or choose another --out"
+                )
+            raise SystemExit(message)
+        options["resume"] = record["options"].get("resume")
+        if options != record["options"]:  # versions and commit stay those of the start
+            write_json(stored, {**record, "options": options})
+    elif folder.exists() and not (folder.is_dir() and all(map(_left, folder.iterdir()))):
         raise SystemExit(
             f"{folder} is not an empty folder, and nothing there is overwritten: add --resume to "
             "continue the run it holds, or choose another --out"
         )
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    write_json(stored, {"options": options, **circumstances()})
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(stored, {"options": options, **circumstances()})
+    (folder / "figures").mkdir(exist_ok=True)
+
+
+def _left(path: Path) -> bool:
+    """Whether this is what a start that was killed leaves behind, before there is a run."""
+    if path.name == "figures":
+        return path.is_dir() and not any(path.iterdir())
+    return path.name == "config.json.part"
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -378,9 +399,16 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, if this process is the one that does."""
-    if first():
-        path.write_text(text, encoding="utf-8")
+    """Write a file whole or not at all, if this process is the one that does."""
+    if not first():
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def report(folder: Path, summary: Mapping[str, Any], note: str) -> None:

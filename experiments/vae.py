@@ -174,7 +174,7 @@ def main(config: Config) -> dict[str, Any]:
     as_seen = seen_by(transform, keys[0], images)
     model = build(config, images.shape[1:], np.asarray(as_seen.mean(axis=0)))
     params = model.init(keys[1], as_seen[0])
-    folder = run.open_folder(config, name=f"vae-{Path(config.dataset).stem}")
+    folder = run.open_folder(config, name=f"vae-{Path(config.dataset).stem}", free={"epochs"})
 
     loss, adam = objective(config, model, len(images) // config.batch_size)
     fitted = run.fit(
@@ -258,7 +258,7 @@ def many(config: Config, images: Any, test: Any) -> dict[str, Any]:
         found = measured(config, model, params, keys, test.x, transform)
         return {name: value for name, value in found.items() if name.endswith("_nats")}
 
-    folder = run.open_folder(config, name=f"vae-sweep-{Path(config.dataset).stem}")
+    folder = run.open_folder(config, name=f"vae-sweep-{Path(config.dataset).stem}", free={"epochs"})
     found = sweep.fit(
         config, folder, make, init, hyper, images,
         epochs=config.epochs, batch_size=config.batch_size, transform=transform,

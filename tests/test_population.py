@@ -11,7 +11,18 @@ import optax
 import pytest
 from flax import linen as nn
 
-from vaejax import autoencoder, autoencoders, data, evaluate, heads, networks, population, train
+from vaejax import (
+    autoencoder,
+    autoencoders,
+    data,
+    evaluate,
+    heads,
+    networks,
+    population,
+    sources,
+    train,
+)
+from vaejax.batch import as_batch
 from vaejax.distributions import Normal
 from vaejax.objectives import elbo
 
@@ -221,12 +232,37 @@ def test_a_hyperparameter_may_be_an_array_a_mask_of_latents():
     assert (kernel[0][1] != first[1]).all()
 
 
+def test_members_are_asked_for_by_what_there_is():
+    """Not the worst one by its ELBO, nor the last for an index past it."""
+    numbers = np.array([[3.0, 1.0, 2.0]])
+    history = {"epoch": np.ones(1), "loss": numbers, "eval/elbo": -numbers, "eval/gap": -numbers}
+    state = train.TrainState(np.arange(3), (), jax.random.split(jax.random.key(0), 3), np.arange(3))
+    found = population.Population((), state, state, history, "epochs", np.full(3, -1))
+    assert (found.best_member(), found.best_member("eval/gap")) == (1, 0)
+    for metric, message in (
+        ("eval/elbo", "got 'eval/elbo', expected what is minimised; metric 'eval/loss', its"),
+        ("eval/typo", r"got 'eval/typo', expected one of \['loss', 'eval/gap'\]"),
+        ("epoch", "got 'epoch', expected one of"),
+    ):
+        with pytest.raises(ValueError, match=f"best_member: metric: {message}"):
+            found.best_member(metric)
+    assert [int(found.member(i).params) for i in (0, 2, -1, -3)] == [0, 2, 2, 0]
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"member: index: got {index}, expected -3 to 2"):
+            found.member(index)
+
+
 def test_a_grid_has_every_combination():
     found = population.grid(beta=[1.0, 4.0], seed=range(3))
     np.testing.assert_array_equal(found["beta"], [1, 1, 1, 4, 4, 4])
     np.testing.assert_array_equal(found["seed"], [0, 1, 2, 0, 1, 2])
     with pytest.raises(ValueError, match="grid: expected beta >= 1, got 0"):
         population.grid(beta=[], seed=[1])
+    masks = population.grid(mask=[np.array([1, 0]), np.array([1, 1])], name=["a", "b"])
+    assert masks["mask"].shape == (4, 2)
+    for twice in ({"beta": [1, 4, 1.0]}, {"mask": [np.ones(2), np.ones(2)]}, {"seed": [3, 3]}):
+        with pytest.raises(ValueError, match=rf"grid: {next(iter(twice))}: got .*each value once"):
+            population.grid(**twice)
 
 
 def test_the_summary_is_over_the_seeds_that_are_finite():
@@ -252,6 +288,10 @@ def test_the_summary_is_over_the_seeds_that_are_finite():
         ({"params": start({"seed": [0, 1]})}, r"params\[.*got shape \(2, .*of 4.*jax.vmap"),
         ({"batch_size": 51}, "batch_size: got 51, expected 1 to 50"),
         ({"keys": jax.random.key(0)}, "expected keys >= 1"),
+        (
+            {"keys": jax.random.split(jax.random.key(0, impl="rbg"), 4)},
+            "fit: keys: got rbg keys, expected threefry2x32 keys; .*impl=",
+        ),
     ],
 )
 def test_what_does_not_have_a_value_for_each_member_is_refused(change, message):
@@ -259,3 +299,15 @@ def test_what_does_not_have_a_value_for_each_member_is_refused(change, message):
     arguments |= {"batch_size": 16, "transform": data.binarize, "progress": False} | change
     with pytest.raises(ValueError, match=message):
         population.fit(make, arguments.pop("hyper"), arguments.pop("params"), IMAGES, **arguments)
+
+
+def test_data_that_stay_on_the_disk_are_refused():
+    source = sources.in_memory(as_batch(IMAGES))
+    message = r"{}: data: got a Source, expected arrays in memory; .*source.read\(np.arange"
+    keys = keys_of(HYPER)
+    with pytest.raises(TypeError, match=message.format("population.fit")):
+        population.fit(make, HYPER, HYPER, source, keys=keys, epochs=1)
+    with pytest.raises(TypeError, match=message.format("population.mean_loss")):
+        population.mean_loss(make, source)
+    with pytest.raises(TypeError, match=message.format("evaluate.mean_loss")):
+        evaluate.mean_loss(elbo(MODEL), {}, jax.random.key(0), source)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import run, vae
+from experiments import density, run, vae
 from vaejax import checkpoint, evaluate, train
 from vaejax.batch import as_batch
 
@@ -91,6 +92,18 @@ def test_a_full_disk_is_told_without_a_traceback(command_line, tmp_path, monkeyp
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(SystemExit, match="error: .*0 MB free"):
         command_line(lambda config: least_squares(replace(config, out=tmp_path / "run")))
+
+
+def test_what_was_saved_before_an_error_is_told_too(command_line):
+    def failing(config):
+        try:
+            evaluate.mean_loss(None, None, None, None, batch_size=0)
+        except ValueError as error:
+            error.add_note("fit: saved before step 7")
+            raise
+
+    with pytest.raises(SystemExit, match="error: .*\nfit: saved before step 7"):
+        command_line(failing)
 
 
 def test_an_interrupted_or_terminated_run_says_how_to_go_on(command_line, capsys):
@@ -176,6 +189,61 @@ def test_a_run_goes_on_with_other_devices_and_options_that_it_did_not_have_yet(t
     stored.write_text(json.dumps(old))
     with pytest.raises(SystemExit, match="precision: then float32, now bfloat16"):
         run.open_folder(replace(again, precision="bfloat16"), name="vae")
+
+
+def test_a_full_disk_or_a_kill_at_the_start_leaves_what_a_run_can_begin_or_go_on_from(
+    tmp_path, monkeypatch
+):
+    config = replace(SMALL, out=tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(config):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                run.open_folder(config, name="vae")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    full(config)
+    (tmp_path / "run" / "config.json.part").write_text('{"opti')  # of one that was killed
+    (tmp_path / "run" / "figures").mkdir()
+    stored = run.open_folder(config, name="vae") / "config.json"
+    written = stored.read_bytes()
+    monkeypatch.setattr(run, "circumstances", lambda: {"commit": "another"})
+    traced = replace(config, resume=True, profile=7)
+    full(traced)
+    assert stored.read_bytes() == written
+    run.open_folder(replace(config, resume=True), name="vae")
+    assert stored.read_bytes() == written
+    run.open_folder(traced, name="vae")
+    before, now = json.loads(written), json.loads(stored.read_bytes())
+    assert now == before | {"options": before["options"] | {"profile": 7}}
+    (tmp_path / "other" / "figures").mkdir(parents=True)
+    (tmp_path / "other" / "figures" / "mine.png").touch()
+    with pytest.raises(SystemExit, match="is not an empty folder"):
+        run.open_folder(replace(config, out=tmp_path / "other"), name="vae")
+
+
+def test_more_epochs_are_the_same_run_only_where_no_schedule_spans_them(tmp_path, monkeypatch):
+    def stopped(*arguments, **options):
+        raise InterruptedError
+
+    monkeypatch.setattr(run, "fit", stopped)
+    flow = replace(density.MOONS, layers=1, hidden=(4,), examples=100, batch_size=50)
+    own = replace(SMALL, smoke=False, train_split="train[:64]", batch_size=16)
+    refused = (
+        "epochs: then 2, now 4; .*another run: resume with --epochs 2, or choose another --out"
+    )
+    for main, config, kind, message in (
+        (vae.main, own, InterruptedError, None),
+        (density.main, flow, SystemExit, refused),
+    ):
+        config = replace(config, epochs=2, progress=False, out=tmp_path / kind.__name__)
+        with pytest.raises(InterruptedError):
+            main(config)
+        with pytest.raises(kind, match=message):
+            main(replace(config, epochs=4, resume=True))
 
 
 def test_networks_in_bfloat16_are_those_of_training_alone(key):

@@ -86,6 +86,7 @@ def test_another_sweep_is_not_continued(swept):
         ({"sweep": ("beta=1,two",)}, "got beta=1,two, expected NAME=VALUE,VALUE.* numbers"),
         ({"sweep": ("beta",)}, "got beta, expected NAME=VALUE"),
         ({"sweep": ("beta=1", "beta=2")}, "beta twice"),
+        ({"sweep": ("beta=1,2,1.0",)}, "beta: got .*each value once"),
         ({"sweep": ("beta=1",), "seeds": 0}, "expected seeds >= 1, got 0"),
         ({"sweep": ("beta=1,2",), "devices": 99}, "devices.mesh: count: got 99"),
     ],

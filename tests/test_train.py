@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 from functools import partial
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -499,6 +500,66 @@ def test_a_disk_that_is_full_stops_the_run_which_goes_on_once_there_is_room(para
     equal(quiet_fit(params, directory=tmp_path, resume=True).state, whole.state)
 
 
+def test_what_fails_between_steps_loses_none_of_them(on_disk, tmp_path):
+    """One run whose disk, evaluation, log and hook fail one after another, each resumed."""
+    params = jnp.zeros((4, 3))
+
+    def loss(p, key, batch, step):
+        return jnp.sum((batch.x.mean(axis=0) - p + jax.random.normal(key, (4, 3))) ** 2), {}
+
+    seen = [0]
+    fourth = np.asarray(train.shuffled(50, 10)(jax.random.fold_in(jax.random.key(3), 1), 3))
+
+    def failing(what=None, epoch=0, **given):
+        def fails(name, now):
+            if (name, now) == (what, epoch):
+                raise OSError(errno.EIO, f"{name} failed")
+
+        def read(indices):
+            fails("read", 1 if np.array_equal(indices, fourth) else 0)
+            return on_disk.read(indices)
+
+        def evaluate(p, key):
+            fails("evaluate", seen[-1] + 1)
+            return {"loss": float(p.sum())}
+
+        def hook(state):
+            fails("hook", int(state.step) // 5)
+            return state._replace(params=1.001 * state.params)
+
+        def log(row):
+            fails("log", row["epoch"])
+            seen.append(row["epoch"])
+
+        return train.fit(
+            loss, optax.sgd(0.1, 0.9), params, on_disk._replace(read=read), key=jax.random.key(3),
+            epochs=3, batch_size=10, transform=data.scale, evaluate=evaluate, evaluate_every=2,
+            checkpoint_every=100, hook=hook, log=log, progress=False, **given,
+        )  # fmt: skip
+
+    whole = failing()
+    for what, epoch, saved in [
+        ("read", 1, {"3"}),  # in the middle of a chunk
+        ("hook", 1, {"3", "5"}),
+        ("evaluate", 2, {"5", "10"}),
+        ("log", 3, {"10", "15"}),
+    ]:
+        with pytest.raises(OSError, match=f"{what} failed") as caught:
+            failing(what, epoch, directory=tmp_path, resume=True)
+        assert {path.name for path in tmp_path.iterdir()} == saved
+        step = max(map(int, saved))
+        note = f"fit: saved before step {step}; resume=True goes on there"
+        assert caught.value.__notes__[-1] == note
+    assert seen == [0, 1, 2, 3, 1, 2]  # of the whole run first
+    resumed = failing(directory=tmp_path, resume=True)
+    assert seen[6:] == [3]  # what failed is made up for
+    for history in (whole.history, resumed.history):
+        assert history.pop("waiting").shape == (3,)
+    equal((whole.state, whole.best, whole.history), (resumed.state, resumed.best, resumed.history))
+    equal(checkpoint.load(tmp_path, like=params), whole.params)
+    equal(checkpoint.load(tmp_path, like=params, best=True), whole.best.params)
+
+
 def test_a_folder_without_permission_or_space_is_refused_before_any_work(
     params, tmp_path, monkeypatch
 ):
@@ -644,6 +705,33 @@ def test_parameters_load_without_the_run(params, tmp_path):
         checkpoint.load(tmp_path, like=wide)
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         checkpoint.load(tmp_path / "typo", like=params)
+
+
+class Pair(NamedTuple):
+    second: Any
+    first: Any
+
+
+def test_parameters_in_named_tuples_lists_and_by_number_load_too(tmp_path):
+    """In the order of the model's own leaves, not in that of the names in the checkpoint."""
+    arrays = iter(np.arange(30, dtype=np.float32).reshape(15, 2))
+    params = {
+        "pair": Pair(next(arrays), next(arrays)),
+        "numbered": {i: next(arrays) for i in range(11)},
+        "listed": [next(arrays), (next(arrays),)],
+        "none": None,
+    }
+
+    def loss(params, key, batch, step):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)), {}
+
+    fitted = train.fit(loss, optax.sgd(0.1), params, IMAGES / 255.0, epochs=1, batch_size=50,
+                       key=jax.random.key(0), directory=tmp_path, progress=False)  # fmt: skip
+    found = checkpoint.load(tmp_path, like=params)
+    assert isinstance(found["pair"], Pair)
+    equal(found, fitted.params)
+    with pytest.raises(ValueError, match=r"(?s)another model.*pair/first: .*\[2\], here .*\[3\]"):
+        checkpoint.load(tmp_path, like=params | {"pair": Pair(np.zeros(2), np.zeros(3))})
 
 
 def test_a_damaged_checkpoint_is_not_loaded(params, tmp_path):

@@ -81,15 +81,18 @@ def opened(
         yield Store(path, manager, {"format": _FORMAT, **run})
 
 
-def save(store: Store, step: int, record: Record) -> None:
+def save(store: Store, step: int, record: Record, *, again: bool = False) -> None:
     """Write one checkpoint; it counts only once it is complete (a rename at the end).
 
+    One of that step that is there already stays, or gives way where `again` is true.
     Raises SaveError where it cannot be written; those before it stay as they were.
     """
     import orbax.checkpoint as ocp
 
     if step in store.manager.all_steps():
-        return
+        if not again:
+            return
+        store.manager.delete(step)
     arrays = _arrays(record)
     meta = {
         "run": store.run,
@@ -203,15 +206,18 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
             except Exception as error:
                 raise _unloadable(path / str(step), _short(error)) from error
     which = "best" if best else "state"
-    found = restored["arrays"][which]["params"]
-    if lines := differences(signature(found), signature(like), there="checkpoint"):
+    # Without a target Orbax gives dicts of strings for named tuples and for keys of other types.
+    found, expected = _by_name(restored["arrays"][which]["params"]), _by_name(like)
+    types = [{name: _type(leaf) for name, leaf in one.items()} for one in (found, expected)]
+    if lines := differences(*types, there="checkpoint"):
         raise ValueError(
             f"checkpoint.load: {path / str(step)} holds parameters of another model:\n  {lines}\n"
             "Build the model as the run did (an experiment keeps its config.json)."
         )
-    if digest(found) != restored["meta"]["params"][which]:
+    leaves = [found[name] for name in expected]
+    if digest(leaves) != restored["meta"]["params"][which]:
         raise _unloadable(path / str(step), "its arrays do not match their checksum")
-    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(found))
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def latest(store: Store | None) -> Path | None:
@@ -223,7 +229,7 @@ def latest(store: Store | None) -> Path | None:
 def signature(tree: Any) -> dict[str, str]:
     """Names, types and shapes of a tree's arrays: `{"['params']['w']": "float32[784, 400]"}`."""
     return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        jax.tree_util.keystr(path): _type(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
@@ -253,6 +259,16 @@ def digest(tree: Any) -> str:
     for leaf in jax.tree.leaves(devices.on_host(tree)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def _type(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """A tree's leaves, in order, by names that say nothing of what holds them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _arrays(record: Record) -> dict[str, Any]:

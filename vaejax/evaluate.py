@@ -19,6 +19,7 @@ from vaejax import terms
 from vaejax.batch import as_batch, over_data, over_examples, prepared, present, size_of
 from vaejax.errors import at_least_one, check_finite, wrong
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct
+from vaejax.sources import in_arrays
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
 
@@ -203,7 +204,7 @@ def mean_loss(
     once. `step` is what schedules see, by default past their end. Examples count by their weights
     where the batch has them. Returns floats by name, nats per example.
     """
-    data = as_batch(data)
+    data = as_batch(in_arrays("evaluate.mean_loss", data))
     size = size_of(data)
     at_least_one("mean_loss", batch_size=batch_size, examples=size)
     totals: dict[str, float] = {}

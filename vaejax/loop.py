@@ -186,6 +186,7 @@ def drive(
     ):
         run = _begin(state, store, patience)
         bar.update(run.epoch)
+        unended = (run.epoch + 1) * steps if run.done == steps else None
 
         def last() -> Path | None:
             return checkpoint.latest(store)
@@ -193,34 +194,39 @@ def drive(
         try:
             while run.epoch < epochs and not run.stopped:
                 step = run.epoch * steps + run.done
-                count = min(piece, steps - run.done)
-                run.state, history = advance(run.state, step, count)
-                inspect(run, history, step, last)
-                run.gather(history)
+                if run.done < steps:  # else the end of this epoch failed, before it was resumed
+                    count = min(piece, steps - run.done)
+                    with _rescued(run, step, store):
+                        run.state, history = advance(run.state, step, count)
+                    inspect(run, history, step, last)
+                    run.gather(history)
+                    step += len(next(iter(history.values())))
                 done = run.done == steps
                 if done:
-                    row = run.close_epoch()
-                    if hook is not None:
-                        run.state = owned(hook(run.state))
-                    row = {"epoch": float(run.epoch), "step": float(run.epoch * steps)} | row
-                    due = run.epoch % evaluate_every == 0
-                    if evaluate is not None and (due or run.epoch == epochs):
-                        measured = {n: np.asarray(v, float) for n, v in evaluate(run.state).items()}
-                        faults.check_monitored(measured, monitor, run.epoch * steps, last)
-                        row |= {f"eval/{name}": v.tolist() for name, v in measured.items()}
-                        if due:  # one at the end only is recorded: a longer run would not have it
-                            run.compare(measured[monitor], patience)
-                    run.rows.append(row)
-                    if log is not None and first:
-                        log(row)
-                    names = (*history, f"eval/{monitor}")
+                    with _rescued(run, step, store):
+                        means = run.close_epoch()
+                        if hook is not None:
+                            run.state = owned(hook(run.state))
+                        row = {"epoch": float(run.epoch), "step": float(step)} | means
+                        due = run.epoch % evaluate_every == 0
+                        if evaluate is not None and (due or run.epoch == epochs):
+                            found = evaluate(run.state).items()
+                            measured = {n: np.asarray(v, float) for n, v in found}
+                            faults.check_monitored(measured, monitor, step, last)
+                            row |= {f"eval/{name}": v.tolist() for name, v in measured.items()}
+                            if due:  # one at the end only is recorded: a longer run has it not
+                                run.compare(measured[monitor], patience)
+                        if log is not None and first:
+                            log(row)
+                        run.rows.append(row)  # the last, since the record of before shares them
+                    names = (*means, f"eval/{monitor}")
                     bar.set_postfix({n: _shown(row[n]) for n in names if n in row}, refresh=False)
                     bar.update()
                 caught = _agreed(signals)
                 ended = run.epoch == epochs or run.stopped
                 due = done and (ended or run.epoch % checkpoint_every == 0)
                 if store is not None and (due or caught):
-                    checkpoint.save(store, run.epoch * steps + run.done, run.record())
+                    checkpoint.save(store, step, run.record(), again=ended and step == unended)
                 if caught:
                     raise _stopped(run, steps, caught, directory)
         except (faults.NonFiniteError, checkpoint.SaveError) as error:
@@ -228,6 +234,26 @@ def drive(
             error.fitted = run.fitted("not saved" if full else "not finite")
             raise
     return run.fitted("early" if run.stopped else "epochs")
+
+
+@contextlib.contextmanager
+def _rescued(run: Run, step: int, store: checkpoint.Store | None) -> Iterator[None]:
+    """Where what is done here fails, the run before it, of `step` steps, is kept for a resume."""
+    record = run.record()
+    try:
+        yield
+    except faults.NonFiniteError:  # nothing to go on with
+        raise
+    except Exception as error:
+        leaves = jax.tree.leaves((record.state, record.best))
+        whole = not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
+        if store is not None and step and whole and jax.process_count() == 1:
+            try:
+                checkpoint.save(store, step, record)
+                error.add_note(f"fit: saved before step {step}; resume=True goes on there")
+            except checkpoint.SaveError as unsaved:
+                error.add_note(str(unsaved))
+        raise
 
 
 def owned(state: Any) -> Any:

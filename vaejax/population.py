@@ -23,6 +23,7 @@ from vaejax import checkpoint, devices, faults, loop, train
 from vaejax.batch import as_batch, batch_mean, over_examples, size_of
 from vaejax.errors import at_least_one, wrong
 from vaejax.order import Order, shuffled
+from vaejax.sources import in_arrays
 from vaejax.train import TrainState
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
@@ -53,7 +54,14 @@ class Population(NamedTuple):
         return self.state.params
 
     def member(self, index: int, *, best: bool = False) -> TrainState:
-        """The state of one member, as its own run would have it."""
+        """The state of one member, as its own run would have it; -1 is the last.
+
+        Raises IndexError where there is no such member.
+        """
+        members = len(self.frozen)
+        if not -members <= index < members:
+            raise wrong("member: index", index, f"{-members} to {members - 1}",
+                        f"the population has {members} members", IndexError)  # fmt: skip
         state = self.best if best else self.state
         state = state._replace(key=jax.random.clone(state.key))
         return jax.tree.map(lambda leaf: leaf[index], state)
@@ -63,9 +71,17 @@ class Population(NamedTuple):
 
         By default of `eval/loss` where it was evaluated, else of `loss`.
 
-        Raises ValueError where every member was frozen.
+        Raises ValueError where every member was frozen, and for a metric that there is not for each
+        member, or that is to be maximised.
         """
         name = metric or ("eval/loss" if "eval/loss" in self.history else "loss")
+        if name.endswith("elbo"):
+            fix = f"metric {name[:-4] + 'loss'!r}, its negative"
+            raise wrong("best_member: metric", repr(name), "what is minimised", fix)
+        known = [n for n, v in self.history.items() if v.ndim == 2 and not n.endswith("elbo")]
+        if name not in known:
+            fix = "evaluate returns what eval/... is to be"
+            raise wrong("best_member: metric", repr(name), f"one of {known}", fix)
         values = np.where(self.frozen >= 0, np.inf, np.nan_to_num(self.history[name], nan=np.inf))
         if np.isinf(values).all():
             raise wrong("best_member", f"no finite {name!r}", "a member that was not frozen",
@@ -77,9 +93,15 @@ def grid(**values: Iterable[Any]) -> dict[str, np.ndarray]:
     """Every combination of the values: arrays `[members]` by name, the last name changing first.
 
     `grid(beta=[1.0, 4.0], seed=range(8))` has 16 members, the first eight of beta 1.
+
+    Raises ValueError where a value comes twice: the same member again would count as a seed.
     """
     lists = {name: list(one) for name, one in values.items()}
     at_least_one("population.grid", **{name: len(one) for name, one in lists.items()})
+    for name, one in lists.items():
+        if len({value.tobytes() for value in np.array(one)}) < len(one):
+            fix = "leave out what is there already; seed=range(8) makes eight runs of each setting"
+            raise wrong(f"population.grid: {name}", one, "each value once", fix)
     members = list(itertools.product(*lists.values()))
     return {name: np.array([m[i] for m in members]) for i, name in enumerate(lists)}
 
@@ -153,18 +175,20 @@ def fit(
     - `make(hyper) -> (loss, optimizer)`, of one member, is traced; `hyper`: a tree of arrays
       `[members, ...]`, such as `grid` makes (`make` need not use all of it, seeds for instance).
     - `params`: with a leading axis of members, `jax.vmap(model.init, (0, None))(keys, x)`; `keys`
-      `[members]`: of each member's run. A member ends with what `train.fit` with its loss,
-      optimizer, parameters and key gives, up to the order of floating-point sums.
+      `[members]`, of JAX's default kind, threefry2x32: of each member's run. A member ends with
+      what `train.fit` with its loss, optimizer, parameters and key gives, up to the order of
+      floating-point sums.
     - `evaluate(hyper, params, key) -> {name: number}`, of one member, is traced too: `mean_loss`
       makes one. `best` is kept for each member; all have to be out of `patience` to stop.
     - A member that is not finite is frozen before that step, with a warning, and the rest go on.
     - `mesh`: the members are split over its devices, which must divide their number.
+    - With `resume` a directory that is missing or empty starts a run anew.
     - The rest as for `train.fit`; rows of `log` and checkpoints hold lists of the members' numbers.
 
     Raises NonFiniteError once every member is frozen; else as `train.fit`.
     """
     members = _members(hyper, params, keys)
-    data = as_batch(data)
+    data = as_batch(in_arrays("population.fit", data))
     size = size_of(data)
     faults.check_finite(data)
     faults.warn_of_levels(data.x, transform)
@@ -252,7 +276,7 @@ def mean_loss(
     `data`, `transform`, `batch_size` and `step` as for `evaluate.mean_loss`. The data become part
     of the compiled program, so a part of a large set is enough.
     """
-    data = as_batch(data)
+    data = as_batch(in_arrays("population.mean_loss", data))
     size = size_of(data)
     at_least_one("mean_loss", batch_size=batch_size, examples=size)
     width = min(batch_size, size)
@@ -340,6 +364,10 @@ def _members(hyper: Any, params: Params, keys: Key) -> int:
     """How many members there are, which all arguments have to agree on."""
     members = size_of(jax.random.key_data(keys)) if jnp.ndim(keys) else 0
     at_least_one("population.fit", keys=members)
+    if (kind := str(jax.random.key_impl(keys))) != "threefry2x32":
+        # Mapped over, the others draw other numbers for a member than for its run alone.
+        fix = 'make them by jax.random.key(seed, impl="threefry2x32")'
+        raise wrong("population.fit: keys", f"{kind} keys", "threefry2x32 keys", fix)
     for name, tree in (("hyper", hyper), ("params", params)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if np.shape(leaf)[:1] != (members,):

@@ -48,6 +48,14 @@ def in_memory(batch: Batch) -> Source:
     return Source(size, read, checkpoint.digest(jax.tree.map(lambda leaf: leaf[:256], batch)))
 
 
+def in_arrays(function: str, data: Any) -> Any:
+    """`data` as they are; TypeError for a Source, which `function` does not read."""
+    if isinstance(data, Source):
+        fix = "read it, where it fits: source.read(np.arange(source.size))"
+        raise wrong(f"{function}: data", "a Source", "arrays in memory", fix, TypeError)
+    return data
+
+
 class _Stored(NamedTuple):
     """What lies on the disk: rows as they are stored, and how messages name one of them.
 

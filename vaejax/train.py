@@ -214,7 +214,8 @@ def fit(
     - `directory`: where checkpoints go every `checkpoint_every` epochs and at the end, named by
       their step; the newest `keep` stay. With `resume` the newest one there is continued, bit for
       bit as if the run had not stopped (a damaged one is set aside, with a warning, for the one
-      before); without it a directory that holds a run is refused.
+      before), and a directory that is missing or empty starts a run anew; without it a directory
+      that holds a run is refused.
     - `skip`: how many steps of the run may be left out, and counted as `skipped`, because their
       loss or gradient is not finite; by default the first such step ends it.
     - `chunk`: steps of one compiled call, at most; between calls signals are heeded.
@@ -227,8 +228,10 @@ def fit(
     examples and the last good checkpoint, with the state before that step in its `fitted` (under
     `skip`, after the chunk); Interrupted on Ctrl-C and Terminated on SIGTERM, after the chunk under
     way is done and saved; ValueError for data that cannot be trained on or a directory or
-    checkpoint that is not this run's; OSError where a checkpoint cannot be written. Warns of uint8
-    levels without a transform.
+    checkpoint that is not this run's; OSError where a checkpoint cannot be written. What reading a
+    Source, `hook`, `evaluate` or `log` raises comes through, after the steps before it were saved
+    (but by one of several processes): resuming goes on with what failed. Warns of uint8 levels
+    without a transform.
     """
     if isinstance(data, Source):
         source, here = data, None
@@ -318,7 +321,8 @@ def _fed(
 ) -> Advance:  # fmt: skip
     """Steps on batches that are read while the steps before are computed.
 
-    `history` gets `waiting`, the share of time in which the device waited for its input.
+    `history` gets `waiting`, the share of time in which the device waited for its input. Where a
+    batch cannot be read the steps before it are returned, and the next call raises.
     """
 
     def numbered(state: TrainState, batch: Batch, number: Array) -> tuple[TrainState, Metrics]:
@@ -331,20 +335,31 @@ def _fed(
     run_step = jax.jit(numbered, donate_argnums=0, out_shardings=_as_before(state, mesh))
     place = jax.device_put if mesh is None else partial(devices.put, sharding=devices.split(mesh))
     opened: list[feed.Feed] = []
+    failed: list[Exception] = []
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
         if not opened:  # now it is known where the run goes on
             opened.append(feed.feed(source, batches, start=start, stop=stop, place=place))
             feeds.enter_context(opened[0])
-        began, waited, histories = perf_counter(), opened[0].waited, []
+        if failed:
+            raise failed[0]
+        began, waited = perf_counter(), opened[0].waited
+        histories: list[Metrics] = []
         for number in range(start, start + count):
-            state, metrics = run_step(state, next(opened[0]), np.int32(number))
+            try:
+                batch = next(opened[0])
+            except Exception as error:
+                if not histories or jax.process_count() > 1:  # together or not at all
+                    raise
+                failed.append(error)
+                break
+            state, metrics = run_step(state, batch, np.int32(number))
             opened[0].dispatched(metrics)
             histories.append(metrics)
         found = devices.on_host(histories)
         history = {name: np.array([one[name] for one in found]) for name in found[0]}
         share = (opened[0].waited - waited) / (perf_counter() - began)
-        return state, {**history, "waiting": np.full(count, min(share, 1.0))}
+        return state, {**history, "waiting": np.full(len(histories), min(share, 1.0))}
 
     return advance
 
