@@ -288,3 +288,15 @@ def test_rows_of_weight_zero_may_hold_anything_under_log_prob():
     np.testing.assert_allclose(found[0], -np.log(2 * np.pi), rtol=1e-6)
     with pytest.raises(ValueError, match="log_prob: .* example 1"):
         log_prob(Standard(), {}, jax.random.key(0), x)
+
+
+@pytest.mark.parametrize("measure", [elbo_terms, partial(log_likelihood, particles=2)])
+def test_rows_of_weight_zero_may_hold_anything_under_the_bounds(measure):
+    x = np.where(np.arange(37)[:, None] == 36, np.nan, X).astype(np.float32)
+    masked = Batch(x, weight=(np.arange(37) < 36).astype(np.float32))
+    found = measure(MODEL, PARAMS, jax.random.key(0), masked)
+    whole = measure(MODEL, PARAMS, jax.random.key(0), X)
+    one, other = (v["elbo"] if isinstance(v, dict) else v.log_px for v in (found, whole))
+    np.testing.assert_allclose(one[:36], other[:36], rtol=1e-5)
+    with pytest.raises(ValueError, match="for example 36"):
+        measure(MODEL, PARAMS, jax.random.key(0), masked._replace(weight=np.ones(37)))

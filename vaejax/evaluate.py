@@ -48,8 +48,8 @@ def elbo_terms(
 
     `ELBO = -(D + R)`, D and R averaged over `samples` draws of z. `data` is a Batch, or the x of
     one, `[n, ...]`: stored data if a `transform(key, x)` is given (drawn once per example), else
-    what the likelihood sees. `draw`: how a Draw is made, as in the losses.
-    Raises ValueError where a number is not finite, with the example's index.
+    what the likelihood sees. `draw`: how a Draw is made, as in the losses. Rows of weight 0 may be
+    anything. Raises ValueError where another number is not finite, with the example's index.
     """
     batch = as_batch(data)
     counts = {"samples": samples, "batch_size": batch_size, "examples": size_of(batch.x)}
@@ -58,7 +58,8 @@ def elbo_terms(
     D, R = _elbo_terms(model, *sizes, params, key, batch.x, batch.c)
     result = {"elbo": -(D + R), "distortion": D, "rate": R}
     return {
-        name: check_finite("elbo_terms", name, value, batch.x) for name, value in result.items()
+        name: check_counted("elbo_terms", name, value, batch.x, batch.weight)
+        for name, value in result.items()
     }
 
 
@@ -83,9 +84,9 @@ def log_likelihood(
 
     `data`: a Batch, or the x of one, `[n, ...]`; `particles`: K; `draw`: how a Draw is made, where
     that is not the model's own way (which encodes x once for all its particles); returns `log_px`
-    `[n]` (nats) and `ess` `[n]`. Raises ValueError for K < 1, for a model without a prior, and
-    where a number is not finite, with the example's index; TypeError for a point posterior under a
-    density.
+    `[n]` (nats) and `ess` `[n]`. Rows of weight 0 may be anything. Raises ValueError for K < 1, for
+    a model without a prior, and where another number is not finite, with the example's index;
+    TypeError for a point posterior under a density.
     Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
     batch = as_batch(data)
@@ -93,7 +94,8 @@ def log_likelihood(
     at_least_one("log_likelihood", **counts, chunk=chunk)
     sizes = particles, draw, transform, batch_size, min(chunk, particles)
     log_px, ess = _log_likelihood(model, *sizes, params, key, batch.x, batch.c)
-    return Likelihood(check_finite("log_likelihood", "log p(x)", log_px, batch.x), np.asarray(ess))
+    log_px = check_counted("log_likelihood", "log p(x)", log_px, batch.x, batch.weight)
+    return Likelihood(log_px, np.asarray(ess))
 
 
 def log_prob(

@@ -205,17 +205,17 @@ def log_likelihood(
 
     The arguments, and what is raised, as in `evaluate.log_likelihood`; labels are not looked at.
     """
-    x = as_batch(data).x
-    log_pxy = []
+    batch, log_pxy = as_batch(data), []
     for c, log_py in zip(joint.classes, jax.nn.log_softmax(joint.py.logits), strict=True):
-        rows = Batch(x, c=jnp.broadcast_to(c, (size_of(x), *c.shape)))
+        conditions = jnp.broadcast_to(c, (size_of(batch.x), *c.shape))
         found = evaluate.log_likelihood(
-            joint.model, params["model"], jax.random.clone(key), rows,
+            joint.model, params["model"], jax.random.clone(key), batch._replace(c=conditions),
             particles=particles, transform=transform, batch_size=batch_size, chunk=chunk,
         )  # fmt: skip
         log_pxy.append(found.log_px + np.asarray(log_py))
     stacked = np.stack(log_pxy, axis=1)
-    return Enumerated(np.logaddexp.reduce(stacked, axis=1), stacked)
+    with np.errstate(invalid="ignore"):  # rows of weight 0 may be NaN
+        return Enumerated(np.logaddexp.reduce(stacked, axis=1), stacked)
 
 
 def _labels(function: str, batch: Batch) -> Array:
