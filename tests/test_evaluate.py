@@ -123,6 +123,18 @@ def test_a_ragged_end_counts_by_its_examples(size):
     assert measured["loss"] == pytest.approx(X.mean(), rel=1e-5) and measured["one"] == 1
 
 
+def test_parts_of_a_data_set_are_equally_large_up_to_one():
+    def loss(params, key, batch, step):
+        if len(batch.x) < 2:
+            raise ValueError("one example has nothing to be compared with")
+        return jnp.mean(batch.x), {"largest": jnp.asarray(float(len(batch.x)))}
+
+    for n, size in ((7, 3), (9, 8), (8, 4)):
+        x = np.arange(n, dtype=np.float32)
+        found = mean_loss(loss, {}, jax.random.key(0), x, batch_size=size)
+        assert found["loss"] == pytest.approx((n - 1) / 2) and found["largest"] <= size
+
+
 def test_stored_data_are_transformed_once_per_example_with_its_own_key():
     model = autoencoder(heads.Normal(2), heads.Bernoulli((4, 3)), Normal(jnp.zeros(2), jnp.ones(2)))
     params = model.init(jax.random.key(0), jnp.zeros((4, 3)))

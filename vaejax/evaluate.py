@@ -8,6 +8,7 @@ that the chunk sizes change nothing but speed and memory. `mean_loss` averages a
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -203,15 +204,18 @@ def mean_loss(
     `evaluate=partial(mean_loss, loss, data=x_valid)`. The loss is taken as it is: for a model with
     dropout evaluate `elbo(deterministic(model))`. It is compiled once per loss object, so build it
     once. `step` is what schedules see, by default past their end. Examples count by their weights
-    where the batch has them. Returns floats by name, nats per example.
+    where the batch has them. The parts, of `batch_size` at most, are equally large up to one
+    example, so that a loss that compares the examples of a batch has none of one alone. Returns
+    floats by name, nats per example.
     """
     data = as_batch(data)
     size = size_of(data)
     at_least_one("mean_loss", batch_size=batch_size, examples=size)
     totals: dict[str, float] = {}
     whole = 0.0
-    for start in range(0, size, batch_size):
-        part = jax.tree.map(lambda leaf, s=start: leaf[s : s + batch_size], data)
+    parts = -(-size // batch_size)
+    for start, stop in pairwise(i * size // parts for i in range(parts + 1)):
+        part = jax.tree.map(lambda leaf, s=start, e=stop: leaf[s:e], data)
         share = float(size_of(part) if isinstance(part.weight, tuple) else np.sum(part.weight))
         if share == 0:
             continue
