@@ -190,7 +190,8 @@ def main(config: Config) -> dict[str, Any]:
 
     some = seen[: config.likelihood_images]
     unlabelled = Batch(some, y=jnp.full(len(some), -1))
-    bound = evaluate.mean_loss(loss, fitted.params, keys[4], unlabelled, batch_size=100)
+    quiet = semisupervised.m2(semisupervised.deterministic(joint), alpha=config.alpha)
+    bound = evaluate.mean_loss(quiet, fitted.params, keys[4], unlabelled, batch_size=100)
     found = semisupervised.log_likelihood(joint, fitted.params, keys[5], some,
                                           particles=config.particles)  # fmt: skip
     by_bayes = found.log_pxy.argmax(axis=1) == test.y[: len(some)]

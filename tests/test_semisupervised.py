@@ -300,6 +300,17 @@ def test_labelled_ratio_visits_all_of_both_kinds():
         assert sorted(drawn[start : start + 4, 2:].ravel()) == rest.tolist()
     assert (drawn[0, :2] != drawn[3, :2]).any() or (drawn[1, :2] != drawn[4, :2]).any()
     with pytest.raises(ValueError, match="labelled_ratio: labelled: got 7, expected 1 to 6"):
+def test_layer_noise_is_off_in_a_deterministic_joint_model(images):
+    joint, params, x, y = images
+    quiet = semisupervised.m2(semisupervised.deterministic(joint), alpha=1.0)
+    batch = Batch(x, y=np.full_like(y, -1))
+    found = evaluate.mean_loss(quiet, params, jax.random.key(0), batch)["rate_y"]
+    logits = jax.vmap(lambda one: joint.classifier.apply(params["classifier"], one).logits)(x)
+    log_q = special.log_softmax(np.asarray(logits, float), axis=1)
+    rate = (np.exp(log_q) * (log_q + np.log(CLASSES))).sum(axis=1).mean()
+    assert found == pytest.approx(rate, rel=1e-3)
+
+
         semisupervised.labelled_ratio(y, 8, labelled=7)
     with pytest.raises(ValueError, match="labelled_ratio: unlabelled: got 0, expected 1 to 24"):
         semisupervised.labelled_ratio(y, 2, labelled=2)

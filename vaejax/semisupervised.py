@@ -5,6 +5,7 @@
     loss = semisupervised.m2(joint, alpha=50.0)
     train.fit(loss, optimizer, params, Batch(x, y=y), ...)               # y: -1 where unknown
     semisupervised.log_likelihood(joint, params, key, x, particles=100)
+    evaluate.mean_loss(semisupervised.m2(deterministic(joint), alpha=50.0), ...)  # dropout off
 
 The classifier alone is trained and measured as a Model of labels: `discriminative(classifier)`
 under `stacked.classification` and `stacked.error_rate`.
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax import evaluate, terms
+from vaejax import model as models
 from vaejax.batch import as_batch, batch_mean, over_batch, size_of
 from vaejax.distributions import Categorical, Delta, kl
 from vaejax.errors import wrong
@@ -140,6 +142,24 @@ def m2(
 
 
 def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> Callable[[Key, Array], Array]:
+class _Deterministic(NamedTuple):
+    """A classifier that is given no keys for its layer noise."""
+
+    classifier: Any
+
+    def init(self, key: Key, x: Any) -> Params:
+        return self.classifier.init(key, x)
+
+    def apply(self, params: Params, x: Any, rngs: Any = None) -> Any:
+        return self.classifier.apply(params, x)
+
+
+def deterministic(joint: Joint) -> Joint:
+    """The same joint model with dropout and other layer noise off, as evaluation wants it."""
+    quiet = _Deterministic(joint.classifier)
+    return joint._replace(model=models.deterministic(joint.model), classifier=quiet)
+
+
     """`indices(key, step) -> [batch_size]` with as many labelled examples in every batch.
 
     Both the labelled and the others (y = -1) are each visited in new random orders, so that a few
@@ -236,6 +256,7 @@ __all__ = [
     "Enumerated",
     "Joint",
     "discriminative",
+    "deterministic",
     "labelled_ratio",
     "log_likelihood",
     "m2",
