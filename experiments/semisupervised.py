@@ -217,7 +217,8 @@ def main(config: Config) -> dict[str, Any]:
     run.write_json(folder / "summary.json", summary)
     drawn = pictures(joint, fitted.params, keys[7], seen[:10])
     curves = {"test error of q(y|x)": fitted.history["eval/error"],
-              "error on the labelled images": fitted.history["error"]}  # fmt: skip
+              "error on the labelled images":
+                  fitted.history["error"] / fitted.history["labelled"]}  # fmt: skip
     drawn["curves"] = plot.curves(curves, ylabel="share of images")
     run.save_figures(folder, drawn)
     run.report(folder, summary, "accuracies: shares in [0, 1]; nats per test image")

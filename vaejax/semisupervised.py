@@ -103,9 +103,10 @@ def m2(
     is the bound; above it q(y|x) stays softer; `elbo` is always at 1); `rate`: `terms.rate` or
     `terms.sampled_rate`; `draw`: how a Draw is made. The labels are `batch.y`, -1 where unknown;
     others that are no class make the loss infinite, which `fit` reports. The metrics are `elbo`
-    (the mean of L and U), `labelled` (the share), `rate_y` (that KL, over all n), over the
-    labelled alone `cross_entropy` and `error` (0 where there are none), and `alpha`. Raises
-    ValueError for a batch without labels, or with conditions.
+    (the mean of L and U), `labelled` (the share), `rate_y` (that KL), `cross_entropy` and `error`,
+    and `alpha`. **All are means over all n**, of zeros where they do not apply, so that they
+    average over batches: divide `cross_entropy` and `error` by `labelled` for those of the labelled
+    examples. Raises ValueError for a batch without labels, or with conditions.
     Kingma, Rezende, Mohamed and Welling, 2014, Semi-supervised learning with deep generative
     models, arXiv:1406.5298.
     """
@@ -133,15 +134,14 @@ def m2(
         *bounds, H, wrongly = values
         only = (jnp.where(known, v, 0.0) for v in (H, wrongly, jnp.ones(known.shape)))
         elbo, R, H, wrongly, share = batch_mean((*bounds, *only), batch.weight)
-        weight, some = schedule(alpha, step), jnp.where(share > 0, share, 1.0)
-        metrics = {"elbo": elbo, "labelled": share, "cross_entropy": H / some}
+        weight = schedule(alpha, step)
+        metrics = {"elbo": elbo, "labelled": share, "cross_entropy": H, "error": wrongly}
         value = weight * H - elbo + (schedule(beta, step) - 1) * R
-        return value, {**metrics, "error": wrongly / some, "rate_y": R, "alpha": weight}
+        return value, {**metrics, "rate_y": R, "alpha": weight}
 
     return loss
 
 
-def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> Callable[[Key, Array], Array]:
 class _Deterministic(NamedTuple):
     """A classifier that is given no keys for its layer noise."""
 
@@ -160,6 +160,7 @@ def deterministic(joint: Joint) -> Joint:
     return joint._replace(model=models.deterministic(joint.model), classifier=quiet)
 
 
+def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> Callable[[Key, Array], Array]:
     """`indices(key, step) -> [batch_size]` with as many labelled examples in every batch.
 
     Both the labelled and the others (y = -1) are each visited in new random orders, so that a few
@@ -255,8 +256,8 @@ def _labels(function: str, batch: Batch) -> Array:
 __all__ = [
     "Enumerated",
     "Joint",
-    "discriminative",
     "deterministic",
+    "discriminative",
     "labelled_ratio",
     "log_likelihood",
     "m2",
