@@ -94,6 +94,8 @@ def stl(model: Model, *, particles: int = 1, draw: Callable[..., Any] = draw) ->
     `grad_phi = sum_k w~_k d log w_k/dz_k dz_k/d phi`, the derivative of log w by z alone. At K = 1
     it is unbiased, and free of noise where q is the exact posterior. **At K > 1 it is biased** for
     q's parameters (`dreg` is the same thing done right); for the decoder and prior it is `iwae`'s.
+    Of a `recurrent.vrnn` the gradient of q_t through the earlier z is cut too, in the score alone:
+    still unbiased at K = 1, but with noise at the exact posterior.
 
     The value, the metrics and the arguments are `iwae`'s. Raises ValueError for K < 1.
     Roeder, Wu and Duvenaud, 2017, arXiv:1703.09194; the bias: Tucker et al., 2018.

@@ -201,9 +201,10 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
 
     The Draw is `x`, `z` `[steps, latent]`, and q, pz and px of all steps given the drawn path: D, R
     (closed-form KLs, summed) and log-weights mean what they always do, so that every loss and
-    measure with a `draw` works. With `draw(..., given=)` q sees other steps than x. Nats per
-    sequence. Raises ValueError for an empty sequence, TypeError where the step's functions are used
-    for a sequence. Chung et al., 2015, arXiv:1506.02216 (whose features of x and z are the
+    measure with a `draw` works; `stl` is unbiased, but cuts the way from z_<t to q_t too, so that
+    it keeps some noise at the exact posterior. With `draw(..., given=)` q sees other steps than x.
+    Nats per sequence. Raises ValueError for an empty sequence, TypeError where the step's functions
+    are used for a sequence. Chung et al., 2015, arXiv:1506.02216 (whose features of x and z are the
     networks' own first layers here).
     """
     at_least_one("vrnn", features=features)
