@@ -484,6 +484,22 @@ def test_a_condition_forgotten_is_refused(module):
     params = module.init(jax.random.key(0), x, jnp.ones(2))
     with pytest.raises(ValueError, match="c: got none, expected the condition"):
         module.apply(params, x)
+    with pytest.raises(
+        ValueError, match=r"c: got shapes .*\(5,\).* expected 2 numbers, as at init"
+    ):
+        module.apply(params, x, jnp.ones(5))
+    without = module.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=r"c: got shapes .*\(2,\).* expected none, as at init"):
+        module.apply(without, x, jnp.ones(2))
+
+
+def test_a_symbol_that_is_read_and_unknown_gives_nan():
+    module = recurrent.TextEncoder(3, 4, end=2)
+    params = module.init(jax.random.key(0), jnp.array([0, 2]))
+    read = jax.jit(jax.vmap(lambda x: module.apply(params, x)))
+    found = read(jnp.array([[0, 1, 2, 0], [0, 1, 2, 9], [0, 3, 2, 0], [-1, 1, 2, 0]]))
+    np.testing.assert_array_equal(np.isnan(found).all(axis=1), [False, False, True, True])
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def _sharp(model, params, x, c=(), *, key=None):
