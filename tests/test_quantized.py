@@ -331,6 +331,20 @@ def fitted(x):
     return train.fit(LOSS, optimizer, params, x, key=jax.random.key(2), epochs=60, batch_size=6,
                      progress=False, hook=quantized.revive(MODEL, x))  # fmt: skip
 
+def test_rows_of_weight_0_give_no_entries(params, x):
+    masked = Batch(np.where(np.arange(12)[:, None, None, None] < 3, x, np.nan),
+                   weight=(np.arange(12) < 3).astype(np.float32))  # fmt: skip
+    start = quantized.from_data(MODEL, params, jax.random.key(0), masked)
+    assert np.isfinite(start["codebook"]).all()
+    init, _ = train.make_step(LOSS, optax.sgd(0.1))
+    state = init(jax.random.key(0), {**params, "codebook": params["codebook"] + 40})
+    revived = quantized.revive(MODEL, masked)(state).params["codebook"]
+    assert np.isfinite(revived).all() and (np.abs(revived).max(axis=1) < 30).sum() == ENTRIES - 1
+    one = masked._replace(weight=np.eye(12)[0])
+    with pytest.raises(ValueError, match="a codebook of 4 entries for 2 codes"):
+        quantized.from_data(MODEL, params, jax.random.key(0), one)
+
+
 
 def test_training_in_two_stages(x):
     first = fitted(x)
