@@ -271,6 +271,15 @@ def test_the_prior_over_entries_is_that_of_their_indices(full):
         pz.log_prob(values)
 
 
+def test_entries_that_lie_close_are_told_apart():
+    codebook = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    codebook[1] = codebook[0] * (1 + 2e-7)  # the next numbers
+    logits = np.arange(8, dtype=np.float32)
+    p = quantized.Entries(Categorical(jnp.asarray(logits)), jnp.asarray(codebook))
+    found = jax.jit(jax.vmap(p.log_prob))(jnp.asarray(codebook))
+    np.testing.assert_allclose(found, logits - np.log(np.exp(logits).sum()), rtol=1e-5)
+
+
 def test_the_code_length_bounds_log_px(full, x):
     """-log p(code) + distortion against log p(x), summed over all codes."""
     model, params = full
@@ -322,15 +331,6 @@ def test_dead_entries_revive_at_encodings_and_the_others_stay(params, x, feature
     assert (rare != far).any(axis=1).all()
 
 
-def fitted(x):
-    params = quantized.from_data(MODEL, MODEL.init(jax.random.key(0), x[0]), jax.random.key(1), x)
-    optimizer = optax.partition(
-        {"model": optax.adam(1e-2), "codebook": optax.sgd(1 - GAMMA)},
-        {"model": "model", "codebook": "codebook"},
-    )
-    return train.fit(LOSS, optimizer, params, x, key=jax.random.key(2), epochs=60, batch_size=6,
-                     progress=False, hook=quantized.revive(MODEL, x))  # fmt: skip
-
 def test_rows_of_weight_0_give_no_entries(params, x):
     masked = Batch(np.where(np.arange(12)[:, None, None, None] < 3, x, np.nan),
                    weight=(np.arange(12) < 3).astype(np.float32))  # fmt: skip
@@ -344,6 +344,15 @@ def test_rows_of_weight_0_give_no_entries(params, x):
     with pytest.raises(ValueError, match="a codebook of 4 entries for 2 codes"):
         quantized.from_data(MODEL, params, jax.random.key(0), one)
 
+
+def fitted(x):
+    params = quantized.from_data(MODEL, MODEL.init(jax.random.key(0), x[0]), jax.random.key(1), x)
+    optimizer = optax.partition(
+        {"model": optax.adam(1e-2), "codebook": optax.sgd(1 - GAMMA)},
+        {"model": "model", "codebook": "codebook"},
+    )
+    return train.fit(LOSS, optimizer, params, x, key=jax.random.key(2), epochs=60, batch_size=6,
+                     progress=False, hook=quantized.revive(MODEL, x))  # fmt: skip
 
 
 def test_training_in_two_stages(x):

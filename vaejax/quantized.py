@@ -83,10 +83,18 @@ class Entries(Distribution):
         if np.shape(x) != self.event_shape:
             fix = "map a batch: jax.vmap"
             raise wrong("Entries.log_prob: x", np.shape(x), self.event_shape, fix)
-        x = lax.stop_gradient(x)
-        index = VectorQuantized.nearest(x, lax.stop_gradient(self.codebook)).index
-        known = jnp.all(self._at(index) == x)
-        return jnp.where(known, self.indices.log_prob(index), -jnp.inf)
+        x, codebook = lax.stop_gradient((jnp.asarray(x), self.codebook))
+
+        # Not the nearest by |e|^2 - 2 x . e, whose digits do not tell close entries apart. One axis
+        # of them after the other, or all of [..., entries, size] would be held.
+        def agrees(same: Array, axis: tuple[Array, Array]) -> tuple[Array, None]:
+            values, entries = axis
+            return same & jax.vmap(lambda e: values == e, out_axes=-1)(entries), None
+
+        start = jnp.ones((*x.shape[:-1], len(codebook)), bool)
+        same, _ = lax.scan(agrees, start, (jnp.moveaxis(x, -1, 0), codebook.T))
+        log_p = self.indices.log_prob(jnp.argmax(same, axis=-1).astype(jnp.int32))
+        return jnp.where(jnp.all(jnp.any(same, axis=-1)), log_p, -jnp.inf)
 
     def _at(self, index: Array) -> Array:
         return lax.stop_gradient(jnp.take(self.codebook, index, axis=0, mode="fill"))
@@ -369,14 +377,6 @@ def _revived(
     return state._replace(params={**state.params, "codebook": codebook})
 
 
-def _different(key: Key, features: Array, count: int) -> Array:
-    """As many rows of `[codes, size]`, drawn at random, equal ones only where no others are left.
-
-    Of equal entries the first alone is ever chosen, and empty places of images have equal codes.
-    """
-    bits = lax.bitcast_convert_type(features.astype(jnp.float32), jnp.uint32)
-    odd = [pow(0x9E3779B1, j, 2**32) for j in range(1, 1 + features.shape[1])]
-    mixed = (bits ^ (bits >> 15)) * jnp.asarray(np.array(odd, np.uint32))[None]
 def _rows(key: Key, batch: Batch, count: int) -> Array:
     """As many different rows `[count]`, drawn at random from those that count."""
     size, p = size_of(batch.x), None
@@ -386,6 +386,14 @@ def _rows(key: Key, batch: Batch, count: int) -> Array:
     return jax.random.choice(key, size, (count,), replace=False, p=p)
 
 
+def _different(key: Key, features: Array, count: int) -> Array:
+    """As many rows of `[codes, size]`, drawn at random, equal ones only where no others are left.
+
+    Of equal entries the first alone is ever chosen, and empty places of images have equal codes.
+    """
+    bits = lax.bitcast_convert_type(features.astype(jnp.float32), jnp.uint32)
+    odd = [pow(0x9E3779B1, j, 2**32) for j in range(1, 1 + features.shape[1])]
+    mixed = (bits ^ (bits >> 15)) * jnp.asarray(np.array(odd, np.uint32))[None]
     label = jnp.sum(mixed, axis=1, dtype=jnp.uint32)  # equal for equal rows
     order = jnp.argsort(label)
     ranked = label[order]
