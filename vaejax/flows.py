@@ -114,10 +114,14 @@ class Planar(Flow):
     def forward(self, z):
         _check_vector("Planar.forward: z", z, jnp.shape(self.w))
         product = jnp.dot(self.w, self.u)
-        allowed = jax.nn.softplus(product + math.log(math.expm1(0.999))) - 0.999
+        # Near 0 the difference of the two numbers would keep no digit, and |w| divides it.
+        share = -math.expm1(-0.999)  # the sigmoid of k
+        near = jnp.log1p(share * jnp.expm1(jnp.minimum(product, 1.0)))
+        far = jax.nn.softplus(product + math.log(math.expm1(0.999))) - 0.999
+        allowed = jnp.where(product > 1, far, near)
         square = jnp.dot(self.w, self.w)
-        square = jnp.where(square == 0, 1, square)  # no direction, no bend: the identity
-        u = self.u + (allowed - product) * self.w / square
+        length = jnp.sqrt(jnp.where(square == 0, 1, square))  # no direction: the identity
+        u = self.u + (allowed - product) / length * (self.w / length)
         bend = jnp.tanh(jnp.dot(self.w, z) + self.b)
         return z + u * bend, jnp.log1p(allowed * (1 - bend**2))
 
