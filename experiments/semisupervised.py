@@ -190,7 +190,8 @@ def main(config: Config) -> dict[str, Any]:
 
     some = seen[: config.likelihood_images]
     unlabelled = Batch(some, y=jnp.full(len(some), -1))
-    bound = evaluate.mean_loss(loss, fitted.params, keys[4], unlabelled, batch_size=100)
+    quiet = semisupervised.m2(semisupervised.deterministic(joint), alpha=config.alpha)
+    bound = evaluate.mean_loss(quiet, fitted.params, keys[4], unlabelled, batch_size=100)
     found = semisupervised.log_likelihood(joint, fitted.params, keys[5], some,
                                           particles=config.particles)  # fmt: skip
     by_bayes = found.log_pxy.argmax(axis=1) == test.y[: len(some)]
@@ -216,7 +217,8 @@ def main(config: Config) -> dict[str, Any]:
     run.write_json(folder / "summary.json", summary)
     drawn = pictures(joint, fitted.params, keys[7], seen[:10])
     curves = {"test error of q(y|x)": fitted.history["eval/error"],
-              "error on the labelled images": fitted.history["error"]}  # fmt: skip
+              "error on the labelled images":
+                  fitted.history["error"] / fitted.history["labelled"]}  # fmt: skip
     drawn["curves"] = plot.curves(curves, ylabel="share of images")
     run.save_figures(folder, drawn)
     run.report(folder, summary, "accuracies: shares in [0, 1]; nats per test image")

@@ -357,6 +357,9 @@ def test_bad_input_is_refused_with_what_mends_it(key):
         run(LOSSES["aae"](MODELS["aae"], CRITIC), {**codes, "critic": images["critic"]})
     with pytest.raises(ValueError, match=r"players: params: got \['critic', 'decoder'\], expected"):
         run(LOSSES["vae_gan"](MODELS["vae_gan"], CRITIC), images)
+    learned = {**codes, "prior": {}}
+    with pytest.raises(ValueError, match=r"got \['prior'\], of no player.* a learned prior is not"):
+        run(LOSSES["aae"](MODELS["aae"], CRITIC), learned)
     plain = nn.Sequential([MLP((5,)), nn.Dense(1)])
     judge = jax.eval_shape(plain.init, jax.random.clone(key), X[0])
     with pytest.raises(TypeError, match=r"critic: got shapes .*wrap the network: adversarial.Cri"):

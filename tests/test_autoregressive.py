@@ -11,7 +11,7 @@ from scipy import stats
 
 from vaejax import evaluate, objectives
 from vaejax.autoregressive import Autoregressive, Causal
-from vaejax.distributions import Bernoulli, Normal
+from vaejax.distributions import Bernoulli, Categorical, Normal
 from vaejax.types import Batch
 
 
@@ -120,6 +120,22 @@ def test_refuses_other_shapes(walk):
     for function in (walk[0].log_prob, lambda x: walk[0].complete(jax.random.key(0), x, known=1)):
         with pytest.raises(ValueError, match=r"got \(3, 2, 2\), expected \(2, 2\); map a batch"):
             function(jnp.zeros((3, *SHAPE)))
+
+
+@pytest.mark.parametrize("order", [np.array(ORDER), list(ORDER)])
+def test_refuses_an_order_or_a_shape_that_is_no_tuple(order):
+    with pytest.raises(TypeError, match=r"Causal: order: got .*a tuple; give tuple\(order\)"):
+        Causal(Walk(), SHAPE, order=order).init(jax.random.key(0))
+    with pytest.raises(TypeError, match="Causal: shape: got list"):
+        Causal(Walk(), list(SHAPE)).apply({"params": {"slope": jnp.array(0.7)}})
+
+
+@pytest.mark.parametrize("given", [[7, 0], [-1, 0], [0.9, 0.0]])
+def test_refuses_given_entries_that_are_none(given):
+    px = Autoregressive(lambda u: Categorical(jnp.zeros((2, 3))), shape=(2,), dtype=jnp.int32)
+    with pytest.raises(ValueError, match="complete: x: got 1 entries in .* probability above 0"):
+        px.complete(jax.random.key(0), jnp.array(given), known=1)
+    px.complete(jax.random.key(0), jnp.array([2, 7]), known=1)  # the other is not looked at
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 1, 2, 2), (1, 2, 3, 4), (0, 1, 2, 3, 4)])

@@ -202,6 +202,13 @@ def test_a_condition_forgotten_is_refused(name):
         objectives.maximum_likelihood(network)(params, jax.random.key(0), Batch(x), 0)
     with pytest.raises(ValueError, match="c: got none, expected the condition"):
         network.apply(params).sample(jax.random.key(0))
+    other, without = jnp.ones((1, 5)), parameters(network)
+    for own, message in (
+        (params, "expected 2 numbers, as"),
+        (without, "expected none, as at init"),
+    ):
+        with pytest.raises(ValueError, match=rf"c: got shapes .*\(5,\).* {message}"):
+            objectives.maximum_likelihood(network)(own, jax.random.key(0), Batch(x, other), 0)
 
 
 def test_mistake_19_ensemble_over_orders():

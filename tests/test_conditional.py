@@ -10,7 +10,7 @@ from flax import linen as nn
 from scipy import stats
 
 from vaejax import conditional, corruption, evaluate, heads, networks, objectives, terms
-from vaejax.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
+from vaejax.distributions import Bernoulli, Categorical, Mixture, MultivariateNormal, Normal
 from vaejax.model import Model, autoencoder, draw, generate
 from vaejax.types import Batch
 
@@ -114,6 +114,8 @@ def test_one_hot_rows_and_what_is_no_class():
     for y, index in ([[0, 3]], "0, 1"), ([1, -1], "1"):
         with pytest.raises(ValueError, match=rf"one_hot: y: got label -?\d at index {index}, exp"):
             conditional.one_hot(np.array(y), 3)
+    with pytest.raises(ValueError, match="got label 5, expected 0 to 2"):
+        conditional.one_hot(5, 3)
     with pytest.raises(TypeError, match="integer labels; convert them"):
         conditional.one_hot(np.array([0.0, 1.0]), 3)
     with pytest.raises(ValueError, match="classes >= 1"):
@@ -190,8 +192,12 @@ def test_completed_keeps_what_is_known():
         px.log_prob(GREY)
     with pytest.raises(ValueError, match="an entry for every entry of x, channels included"):
         conditional.Completed(px.px, x, known[..., 0]).log_prob(x)
-    with pytest.raises(TypeError, match="independent entries"):
-        conditional.Completed(Categorical(jnp.zeros((*IMAGE, 3))), x, known).log_prob(x)
+    pair = jax.vmap(Normal)(jnp.zeros((2, 3)), jnp.ones((2, 3)))
+    for other in (Categorical(jnp.zeros((*IMAGE, 3))), Categorical(jnp.zeros((2, 5))),
+                  Mixture(jnp.zeros(2), pair)):  # fmt: skip
+        x, known = jnp.zeros(other.event_shape), jnp.ones(other.event_shape)
+        with pytest.raises(TypeError, match="independent entries"):
+            conditional.Completed(other, x, known).log_prob(x)
 
 
 @pytest.fixture(scope="module")

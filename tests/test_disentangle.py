@@ -348,14 +348,34 @@ def test_mistake_8_permuting_keeps_the_marginals_and_ends_the_dependence(key):
         check(within_rows)
 
 
-def test_masked_examples_are_permuted_among_themselves(key):
+def test_masked_examples_reach_no_other_and_the_others_are_permuted(key):
     z = jnp.arange(20.0).reshape(10, 2)
-    weight = jnp.array([1, 0, 1, 1, 0, 1, 0.5, 1, 0, 1])
-    found = jax.jit(disentangle.permute_dimensions)(key, z, weight)
-    counted = np.asarray(weight) > 0
-    for kept in (counted, ~counted):
-        np.testing.assert_array_equal(np.sort(found[kept], axis=0), z[kept])
-    assert not np.array_equal(found[counted], z[counted])
+    counted = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1], bool)
+    for one, weight in zip(jax.random.split(key, 3), (1.0, 0.1, 3.0), strict=True):
+        found = jax.jit(disentangle.permute_dimensions)(one, z, jnp.asarray(weight * counted))
+        np.testing.assert_array_equal(np.sort(found[counted], axis=0), z[counted])
+        assert not np.array_equal(found[counted], z[counted])
+
+
+def test_weighted_marginals_are_kept(key):
+    """Checked against a permutation of all that count, whatever their weights."""
+    z = jnp.repeat(jnp.eye(6)[:, :1], 2, axis=1)  # row 0 against the others
+    weight = jnp.array([4.0, 1.0, 0.5, 0.25, 0.0, 0.25])
+
+    def blindly(key, z, weight):
+        order = jnp.argsort(jnp.where(weight > 0, 0, 9) + jax.random.uniform(key, weight.shape))
+        return jnp.zeros_like(z).at[jnp.argsort(weight == 0)].set(z[order])
+
+    def check(permute):
+        keys = jax.random.split(jax.random.clone(key), 3000)
+        found = np.asarray(jax.jit(jax.vmap(permute, (0, None, None)))(keys, z, weight))
+        means = np.tensordot(found, np.asarray(weight) / 6, ((1,), (0,)))  # [draws, 2]
+        error = means.std(axis=0) / 3000**0.5
+        assert (np.abs(means.mean(axis=0) - 4 / 6) < 5 * error).all()
+
+    check(disentangle.permute_dimensions)
+    with pytest.raises(AssertionError):
+        check(blindly)
 
 
 def two_factors(values=10):

@@ -123,6 +123,18 @@ def test_a_ragged_end_counts_by_its_examples(size):
     assert measured["loss"] == pytest.approx(X.mean(), rel=1e-5) and measured["one"] == 1
 
 
+def test_parts_of_a_data_set_are_equally_large_up_to_one():
+    def loss(params, key, batch, step):
+        if len(batch.x) < 2:
+            raise ValueError("one example has nothing to be compared with")
+        return jnp.mean(batch.x), {"largest": jnp.asarray(float(len(batch.x)))}
+
+    for n, size in ((7, 3), (9, 8), (8, 4)):
+        x = np.arange(n, dtype=np.float32)
+        found = mean_loss(loss, {}, jax.random.key(0), x, batch_size=size)
+        assert found["loss"] == pytest.approx((n - 1) / 2) and found["largest"] <= size
+
+
 def test_stored_data_are_transformed_once_per_example_with_its_own_key():
     model = autoencoder(heads.Normal(2), heads.Bernoulli((4, 3)), Normal(jnp.zeros(2), jnp.ones(2)))
     params = model.init(jax.random.key(0), jnp.zeros((4, 3)))
@@ -288,3 +300,15 @@ def test_rows_of_weight_zero_may_hold_anything_under_log_prob():
     np.testing.assert_allclose(found[0], -np.log(2 * np.pi), rtol=1e-6)
     with pytest.raises(ValueError, match="log_prob: .* example 1"):
         log_prob(Standard(), {}, jax.random.key(0), x)
+
+
+@pytest.mark.parametrize("measure", [elbo_terms, partial(log_likelihood, particles=2)])
+def test_rows_of_weight_zero_may_hold_anything_under_the_bounds(measure):
+    x = np.where(np.arange(37)[:, None] == 36, np.nan, X).astype(np.float32)
+    masked = Batch(x, weight=(np.arange(37) < 36).astype(np.float32))
+    found = measure(MODEL, PARAMS, jax.random.key(0), masked)
+    whole = measure(MODEL, PARAMS, jax.random.key(0), X)
+    one, other = (v["elbo"] if isinstance(v, dict) else v.log_px for v in (found, whole))
+    np.testing.assert_allclose(one[:36], other[:36], rtol=1e-5)
+    with pytest.raises(ValueError, match="for example 36"):
+        measure(MODEL, PARAMS, jax.random.key(0), masked._replace(weight=np.ones(37)))

@@ -72,6 +72,50 @@ def test_a_planar_flow_of_no_direction_is_the_identity_with_a_finite_gradient():
     assert value == 2 and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("size", [1e-2, 1e-6, 1e-12, 1e-18])
+def test_a_planar_flow_of_a_short_direction_is_finite_in_single_precision(size):
+    """f(z) = z + u' tanh(b) at w -> 0: u loses (1 - m'(0)) of itself along w, m'(0) = 0.632."""
+    u = jnp.array([1.0, 2.0])
+
+    def forward(w):
+        return flows.Planar(u, w, jnp.array(1.0)).forward(jnp.zeros(2))[0]
+
+    bend, slope = jax.jit(lambda w: (forward(w), jax.jacrev(forward)(w)))(jnp.array([size, 0.0]))
+    along = -np.expm1(-0.999) if size < 1e-2 else np.log1p(-np.expm1(-0.999) * np.expm1(0.01)) * 100
+    np.testing.assert_allclose(bend, np.array([along, 2.0]) * np.tanh(1), rtol=2e-5)
+    assert np.isfinite(slope).all()
+
+
+def test_the_bend_of_a_planar_flow_is_softplus_shifted_to_pass_through_zero():
+    products = np.array([-50.0, -5.0, -0.5, 0.0, 0.999, 1.001, 5.0, 200.0], np.float32)
+    one = jnp.ones(1)
+    flow = jax.vmap(lambda u: flows.Planar(u * one, one, jnp.array(30.0)).forward(0 * one)[0][0])
+    shifted = np.logaddexp(0, products.astype(float) + np.log(np.expm1(0.999))) - 0.999
+    np.testing.assert_allclose(jax.jit(flow)(products), shifted, rtol=1e-5, atol=1e-6)
+
+
+def test_features_that_no_layer_would_hear_are_refused():
+    with pytest.raises(ValueError, match="inverse_autoregressive: expected hidden >= 1, got 0"):
+        flows.inverse_autoregressive(3, hidden=())
+
+
+def test_a_gate_that_is_shut_has_an_inverse_and_an_ordinary_one_is_as_it_was():
+    z = jnp.array([1.0, -2.0])
+
+    def measured(free):
+        net = jax.tree_util.Partial(lambda free, z: jnp.stack([z[::-1] * 0 + 3.0, free], 1), free)
+        flow = flows.InverseAutoregressive(net, (), (0, 1))
+        x, log_det = flow.forward(z)
+        return log_det, flow.inverse(x), jax.grad(lambda f: f.forward(z)[1])(flow).net.args[0]
+
+    for free in (-4.0, 0.0, 30.0):
+        log_det, (back, _), _ = jax.jit(measured)(jnp.full(2, free))
+        np.testing.assert_allclose(log_det, -2 * np.logaddexp(0, -free - 2), rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(back, z, rtol=1e-4)
+    log_det, back, _ = jax.jit(measured)(jnp.full(2, -1e4))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((log_det, back)))
+
+
 def test_mistake_masks_that_let_an_entry_see_itself():
     """Checked against output masks with <= for <: the Jacobian keeps its triangle, not its rule."""
     order, z = (2, 0, 3, 1), jnp.array([0.5, -0.3, 1.0, 0.2])

@@ -271,6 +271,15 @@ def test_the_prior_over_entries_is_that_of_their_indices(full):
         pz.log_prob(values)
 
 
+def test_entries_that_lie_close_are_told_apart():
+    codebook = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    codebook[1] = codebook[0] * (1 + 2e-7)  # the next numbers
+    logits = np.arange(8, dtype=np.float32)
+    p = quantized.Entries(Categorical(jnp.asarray(logits)), jnp.asarray(codebook))
+    found = jax.jit(jax.vmap(p.log_prob))(jnp.asarray(codebook))
+    np.testing.assert_allclose(found, logits - np.log(np.exp(logits).sum()), rtol=1e-5)
+
+
 def test_the_code_length_bounds_log_px(full, x):
     """-log p(code) + distortion against log p(x), summed over all codes."""
     model, params = full
@@ -320,6 +329,20 @@ def test_dead_entries_revive_at_encodings_and_the_others_stay(params, x, feature
     np.testing.assert_array_equal(hook(state).params["codebook"], revived)
     rare = quantized.revive(MODEL, x, share=0.99)(state).params["codebook"]
     assert (rare != far).any(axis=1).all()
+
+
+def test_rows_of_weight_0_give_no_entries(params, x):
+    masked = Batch(np.where(np.arange(12)[:, None, None, None] < 3, x, np.nan),
+                   weight=(np.arange(12) < 3).astype(np.float32))  # fmt: skip
+    start = quantized.from_data(MODEL, params, jax.random.key(0), masked)
+    assert np.isfinite(start["codebook"]).all()
+    init, _ = train.make_step(LOSS, optax.sgd(0.1))
+    state = init(jax.random.key(0), {**params, "codebook": params["codebook"] + 40})
+    revived = quantized.revive(MODEL, masked)(state).params["codebook"]
+    assert np.isfinite(revived).all() and (np.abs(revived).max(axis=1) < 30).sum() == ENTRIES - 1
+    one = masked._replace(weight=np.eye(12)[0])
+    with pytest.raises(ValueError, match="a codebook of 4 entries for 2 codes"):
+        quantized.from_data(MODEL, params, jax.random.key(0), one)
 
 
 def fitted(x):

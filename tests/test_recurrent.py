@@ -400,6 +400,27 @@ def test_mistake_12_terms_are_sums_over_the_steps(vrnn_params):
     assert np.abs(other - one).min() > 1e-6
 
 
+def test_one_outer_bound_of_piwae_is_iwae_for_the_cell_too(vrnn_params, x64):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 3)))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), vrnn_params)
+    losses = (
+        objectives.piwae(VRNN.model, outer=1, inner=2, draw=VRNN.draw),
+        objectives.iwae(VRNN.model, particles=2, draw=VRNN.draw),
+    )
+
+    @jax.jit
+    def gradients(params, key):
+        return [
+            jax.grad(lambda p, loss=loss: loss(p, jax.random.clone(key), Batch(x), 0)[0])(params)
+            for loss in losses
+        ]
+
+    one, other = gradients(params, jax.random.key(1))
+    assert set(one) == {"encoder", "decoder", "prior", "cell"}
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_a_sequence_is_continued_from_its_first_steps(vrnn_params):
     x = jax.random.normal(jax.random.key(1), (4, 3))
     make = partial(VRNN.generate, vrnn_params, steps=6, x=x)
@@ -463,6 +484,22 @@ def test_a_condition_forgotten_is_refused(module):
     params = module.init(jax.random.key(0), x, jnp.ones(2))
     with pytest.raises(ValueError, match="c: got none, expected the condition"):
         module.apply(params, x)
+    with pytest.raises(
+        ValueError, match=r"c: got shapes .*\(5,\).* expected 2 numbers, as at init"
+    ):
+        module.apply(params, x, jnp.ones(5))
+    without = module.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=r"c: got shapes .*\(2,\).* expected none, as at init"):
+        module.apply(without, x, jnp.ones(2))
+
+
+def test_a_symbol_that_is_read_and_unknown_gives_nan():
+    module = recurrent.TextEncoder(3, 4, end=2)
+    params = module.init(jax.random.key(0), jnp.array([0, 2]))
+    read = jax.jit(jax.vmap(lambda x: module.apply(params, x)))
+    found = read(jnp.array([[0, 1, 2, 0], [0, 1, 2, 9], [0, 3, 2, 0], [-1, 1, 2, 0]]))
+    np.testing.assert_array_equal(np.isnan(found).all(axis=1), [False, False, True, True])
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def _sharp(model, params, x, c=(), *, key=None):

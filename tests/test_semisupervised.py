@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 from scipy import special, stats
 
-from vaejax import heads, networks, semisupervised, stacked, terms, train
+from vaejax import evaluate, heads, networks, semisupervised, stacked, terms, train
 from vaejax.distributions import Categorical, MultivariateNormal, Normal
 from vaejax.model import Draw, Model, autoencoder
 from vaejax.types import Batch
@@ -185,7 +185,7 @@ def test_beta_weighs_the_rate_of_the_classes_alone(x64):
     q, py = special.softmax(X @ V.T, axis=1), special.softmax(PY)
     rate = np.where(Y == -1, np.sum(q * np.log(q / py), axis=1), 0).mean()
     assert float(metrics["rate_y"]) == pytest.approx(rate, abs=1e-9)
-    bound = ALPHA * metrics["labelled"] * metrics["cross_entropy"] - metrics["elbo"]
+    bound = ALPHA * metrics["cross_entropy"] - metrics["elbo"]
     assert float(value) == pytest.approx(float(bound) + 2 * rate, abs=1e-9)
 
 
@@ -200,7 +200,7 @@ def check_mixture(m2):
         assert float(value) == pytest.approx(alone[chosen].mean(), abs=1e-9)
         share = np.mean(Y[chosen] != -1)
         assert float(metrics["labelled"]) == pytest.approx(share)
-        total = ALPHA * share * metrics["cross_entropy"] - metrics["elbo"]
+        total = ALPHA * metrics["cross_entropy"] - metrics["elbo"]
         assert float(value) == pytest.approx(float(total), abs=1e-9)
 
 
@@ -221,6 +221,20 @@ def test_any_mixture_of_labelled_and_unlabelled(x64):
 
     with pytest.raises(AssertionError):
         check_mixture(two_means)
+
+
+def test_the_metrics_of_the_labelled_average_over_batches_of_any_mixture(x64):
+    joint, params = poor()
+    loss = semisupervised.m2(joint, alpha=ALPHA, draw=at_the_mean)
+    y = np.array([0, 1, 2, -1, -1, -1])  # the second batch of three has no label
+    for size in (6, 3):
+        found = evaluate.mean_loss(loss, params, jax.random.key(0), Batch(X, y=y), batch_size=size)
+        logits = X @ np.asarray(params["classifier"]["V"]).T
+        wrongly = logits[:3].argmax(axis=1) != y[:3]
+        assert 0 < wrongly.mean() < 1 and wrongly.mean() != 0.5
+        assert found["error"] / found["labelled"] == pytest.approx(wrongly.mean())
+        cross_entropy = -special.log_softmax(logits, axis=1)[np.arange(3), y[:3]].mean()
+        assert found["cross_entropy"] / found["labelled"] == pytest.approx(cross_entropy)
 
 
 def test_weights_count_examples_and_masked_ones_leave_no_trace(x64):
@@ -247,6 +261,11 @@ def test_log_px_by_enumeration(x64):
         tolerance = 1e-9 if particles == 2 else 0.15  # sd of log w about 1, over sqrt(500)
         np.testing.assert_allclose(found.log_pxy, exact, atol=tolerance, rtol=0)
         np.testing.assert_allclose(found.log_px, special.logsumexp(exact, axis=1), atol=tolerance)
+    masked = Batch(np.where(np.arange(6)[:, None] == 5, np.nan, X), weight=np.arange(6) < 5)
+    counted = semisupervised.log_likelihood(
+        joint, {"model": own}, jax.random.key(0), masked, particles=500, chunk=500
+    )
+    np.testing.assert_allclose(counted.log_px[:5], found.log_px[:5])
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +298,17 @@ def test_the_classifier_alone_is_a_model_of_labels(images):
     noisy, quiet = (model.decode(own, x[0], key=key).logits for key in (jax.random.key(2), None))
     np.testing.assert_allclose(quiet, logits[0], rtol=1e-6)
     assert not np.allclose(noisy, quiet)
+
+
+def test_layer_noise_is_off_in_a_deterministic_joint_model(images):
+    joint, params, x, y = images
+    quiet = semisupervised.m2(semisupervised.deterministic(joint), alpha=1.0)
+    batch = Batch(x, y=np.full_like(y, -1))
+    found = evaluate.mean_loss(quiet, params, jax.random.key(0), batch)["rate_y"]
+    logits = jax.vmap(lambda one: joint.classifier.apply(params["classifier"], one).logits)(x)
+    log_q = special.log_softmax(np.asarray(logits, float), axis=1)
+    rate = (np.exp(log_q) * (log_q + np.log(CLASSES))).sum(axis=1).mean()
+    assert found == pytest.approx(rate, rel=1e-3)
 
 
 def test_labelled_ratio_visits_all_of_both_kinds():

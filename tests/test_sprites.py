@@ -139,6 +139,8 @@ def test_bad_input_is_refused(key):
     for call, message in (
         (lambda: sprites.draw(jnp.zeros((3, 5))), r"draw: factors: got shape \(3, 5\).*vmap"),
         (lambda: sprites.draw(jnp.zeros(5), size=0), "draw: expected size >= 1"),
+        (lambda: sprites.draw([3, 1, 0, 0.5, 0.5]), "draw: shape: got 3.0, expected 0 to 2"),
+        (lambda: sprites.draw([-1, 1, 0, 0.5, 0.5]), "draw: shape: got -1.0, expected 0 to 2"),
         (lambda: sprites.grid(shapes=4), "grid: shapes: got 4, expected 1 to 3"),
         (lambda: sprites.grid(positions=0), "grid: expected positions >= 1"),
         (lambda: sprites.sample(key, 0), "sample: expected n >= 1"),
@@ -149,3 +151,6 @@ def test_bad_input_is_refused(key):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    unseen = jax.jit(partial(sprites.draw, size=4))(jnp.array([3, 1, 0, 0.5, 0.5]))
+    assert np.isnan(unseen).all()
+    assert sprites.values(np.zeros((0, 5), int)).shape == (0, 5)

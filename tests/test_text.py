@@ -27,6 +27,12 @@ def test_windows_cover_the_text_and_overlap_as_asked():
     assert text.windows(codes, 10).shape == (1, 10)
 
 
+def test_codes_that_are_no_integers_are_refused():
+    with pytest.raises(TypeError, match=r"decode: codes: got float64, expected integers; convert"):
+        text.decode(np.array([0.0, 1.0]), "ab")
+    assert text.decode([], "ab") == ""
+
+
 def test_lines_are_filled_by_end_symbols():
     rows = text.lines(["ab", "a"], "ab", 4)
     np.testing.assert_array_equal(rows, [[0, 1, 2, 2], [0, 2, 2, 2]])

@@ -278,7 +278,16 @@ def _game(
 
         return loss
 
-    return players({name: of(name) for name in losses})
+    game = players({name: of(name) for name in losses})
+
+    def checked(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        if isinstance(params, Mapping) and set(losses) < set(params):
+            got = f"{sorted(set(params) - set(losses))}, of no player"
+            fix = "a learned prior is not supported: give a Distribution, a Normal or a Mixture"
+            raise wrong("players: params", got, f"{sorted(losses)} alone", fix)
+        return game(params, key, batch, step)
+
+    return checked
 
 
 def _judged(critic: Any, params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:

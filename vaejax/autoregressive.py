@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vaejax.distributions import Distribution, distribution
@@ -63,7 +64,8 @@ class Autoregressive(Distribution):
 
         `x`: an event, of which the others are not looked at; `known`: 0 to n, a number or a traced
         integer. Exact, because what is given comes first: for other parts take another order.
-        Returns an event. Raises ValueError for another shape, or a number outside 0 to n.
+        Returns an event. Raises ValueError for another shape, or a number outside 0 to n, or, where
+        there are values to look at, for given entries that have probability 0.
         """
         self._check_shape("complete", x)
         size = math.prod(self.shape)
@@ -85,8 +87,11 @@ class Autoregressive(Distribution):
         u = jnp.ravel(self._in_order(jnp.asarray(x, self.dtype)))
         start = lax.stop_gradient((self.carry, jnp.where(places < known, u, 0)))
         (_, u), _ = lax.scan(draw, start, places)
-        x = u if isinstance(self.order, tuple) else jnp.zeros_like(u).at[self.order].set(u)
-        return lax.stop_gradient(x.reshape(self.shape))
+        full = u if isinstance(self.order, tuple) else jnp.zeros_like(u).at[self.order].set(u)
+        full = lax.stop_gradient(full.reshape(self.shape))
+        if concrete(full) and concrete(known) and known > 0:
+            self._check_given(np.ravel(self._in_order(jnp.asarray(x)))[:known], full)
+        return full
 
     def _by_network(self, carry: Any, u: Array, i: Array, key: Key) -> Any:
         drawn = self.conditionals(u.reshape(self.shape)).sample(key)
@@ -101,6 +106,14 @@ class Autoregressive(Distribution):
         if isinstance(self.order, tuple):
             return x
         return jnp.ravel(x)[self.order].reshape(self.shape)
+
+    def _check_given(self, given: np.ndarray, full: Array) -> None:
+        """Refuse given entries that no sample could have: no symbols, or of probability 0."""
+        whole = not jnp.issubdtype(self.dtype, jnp.integer) or np.array_equal(given, given // 1)
+        if not whole or np.isneginf(self.log_prob(full)):
+            got = f"{len(given)} entries in [{given.min():.4g}, {given.max():.4g}]"
+            fix = "give entries as the network's samples have them"
+            raise wrong("Autoregressive.complete: x", got, "a probability above 0", fix)
 
     def _check_shape(self, function: str, x: Any) -> None:
         if jnp.shape(x) != self.shape:
@@ -128,7 +141,8 @@ class Causal(NamedTuple):
 
     `init(key, *given) -> params` and `apply(params, *given, rngs=None) -> Autoregressive`, so that
     it serves as a density of its own (`objectives.maximum_likelihood`), and as the decoder or the
-    prior of an `autoencoder`. Raises ValueError for an order that is no permutation.
+    prior of an `autoencoder`. Raises ValueError for an order that is no permutation, TypeError for
+    an order or a shape that is no tuple.
     """
 
     net: Any
@@ -160,6 +174,10 @@ class Causal(NamedTuple):
         return self.net.apply(params, carry, previous, i, *given, method="step")
 
     def _check_order(self) -> None:
+        for name, value in (("shape", self.shape), ("order", self.order)):
+            if not isinstance(value, tuple):
+                fix = f"give tuple({name}), or of an array tuple({name}.tolist())"
+                raise wrong(f"Causal: {name}", type(value).__name__, "a tuple", fix, TypeError)
         size = math.prod(self.shape)
         if self.order and sorted(self.order) != list(range(size)):
             got = f"{len(self.order)} positions, {len(set(self.order))} of them different"

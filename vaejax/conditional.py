@@ -45,7 +45,8 @@ def one_hot(y: Any, classes: int) -> Array:
         labels = np.asarray(y)
         bad = np.argwhere((labels < 0) | (labels >= classes))
         if len(bad):
-            got = f"label {labels[tuple(bad[0])]} at index {', '.join(map(str, bad[0]))}"
+            at = f" at index {', '.join(map(str, bad[0]))}" if labels.ndim else ""
+            got = f"label {labels[tuple(bad[0])]}{at}"
             fix = "count them from 0, and leave out what has no label (-1), or see semisupervised"
             raise wrong("one_hot: y", got, f"0 to {classes - 1}", fix)
     y = jnp.asarray(y)
@@ -117,7 +118,8 @@ class Completed(Distribution):
             raise wrong("Completed.log_prob: x", jnp.shape(x), f"one event of shape {shape}", fix)
 
         def flat(leaf: Any) -> Array:
-            if np.broadcast_shapes(np.shape(leaf), shape) != shape:
+            sides = zip(np.shape(leaf)[::-1], shape[::-1], strict=False)
+            if np.ndim(leaf) > len(shape) or any(one not in (1, side) for one, side in sides):
                 fix = "take one whose parameters have the shape of x: Bernoulli, Normal, ..."
                 name = type(self.px).__name__
                 raise wrong("Completed: px", name, "independent entries", fix, TypeError)

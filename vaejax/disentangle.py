@@ -183,20 +183,27 @@ def permute_dimensions(key: Key, z: Array, weight: Any = ()) -> Array:
     `z'_ij = z_{p_j(i) j}` with a random permutation p_j of the batch for every dimension j: draws
     of about prod_j q(z_j) from draws of q(z).
 
-    `z`: `[batch, latent]`; `weight`: `[batch]` or `()`; examples that are masked, by a weight of 0,
-    stay among themselves. Returns `[batch, latent]`. Raises ValueError for another rank or a batch
-    of 1. Kim and Mnih, 2018, arXiv:1802.05983, algorithm 1.
+    `z`: `[batch, latent]`; `weight`: `[batch]` or `()`. Under weights row i's share of [0, sum w]
+    meets the shares of the rows in a random order, and p_j(i) is the row at a random place in it:
+    E[sum_i w_i f(z'_ij)] = sum_i w_i f(z_ij). Where all weights are equal or 0, p_j permutes those
+    that count; nothing of a row of weight 0 reaches another. Returns `[batch, latent]`. Raises
+    ValueError for another rank or a batch of 1. Kim and Mnih, 2018, arXiv:1802.05983, algorithm 1.
     """
     if jnp.ndim(z) != 2:
         fix = "give one row for each example, and flatten codes of several axes"
         raise wrong("permute_dimensions: z", f"shape {jnp.shape(z)}", "[batch, latent]", fix)
     _several("permute_dimensions", len(z))
-    masked = jnp.zeros(len(z)) if isinstance(weight, tuple) else jnp.where(weight > 0, 0.0, 1.0)
-    places = jnp.argsort(masked)  # those that count first, then the masked: the places to fill
+    share = jnp.ones(len(z)) if isinstance(weight, tuple) else weight
+    share = share / jnp.max(share)  # equal weights are then 1, and their sums exact
+    ends = jnp.cumsum(share)
 
     def permuted(key: Key, values: Array) -> Array:
-        order = jnp.argsort(masked + jax.random.uniform(key, masked.shape))
-        return values.at[places].set(values[order])
+        order_key, place_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, len(z))
+        bounds = jnp.cumsum(share[order])
+        place = ends - share * jax.random.uniform(place_key, share.shape, share.dtype)
+        place = jnp.maximum(place, jnp.nextafter(ends - share, ends))  # in its own part, rounded
+        return values[order[jnp.searchsorted(bounds, jnp.minimum(place, bounds[-1]))]]
 
     return jax.vmap(permuted, (0, 1), 1)(jax.random.split(key, z.shape[1]), z)
 

@@ -210,7 +210,8 @@ class Bernoulli(Distribution):
 
     `logits` has the shape of the event; samples are floats 0. and 1., without gradient. `log_prob`
     accepts grey targets, anything in [0, 1]: it is then minus the cross-entropy, which ranks models
-    but is not a likelihood (`ContinuousBernoulli` is one for such data). -inf outside [0, 1].
+    but is not a likelihood (`ContinuousBernoulli` is one for such data). -inf outside [0, 1]. The
+    logits are finite: with one of +-inf it is NaN, and +-100 says as much.
     """
 
     logits: Any

@@ -8,6 +8,7 @@ that the chunk sizes change nothing but speed and memory. `mean_loss` averages a
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -49,8 +50,8 @@ def elbo_terms(
 
     `ELBO = -(D + R)`, D and R averaged over `samples` draws of z. `data` is a Batch, or the x of
     one, `[n, ...]`: stored data if a `transform(key, x)` is given (drawn once per example), else
-    what the likelihood sees. `draw`: how a Draw is made, as in the losses.
-    Raises ValueError where a number is not finite, with the example's index.
+    what the likelihood sees. `draw`: how a Draw is made, as in the losses. Rows of weight 0 may be
+    anything. Raises ValueError where another number is not finite, with the example's index.
     """
     batch = as_batch(data)
     counts = {"samples": samples, "batch_size": batch_size, "examples": size_of(batch.x)}
@@ -59,7 +60,8 @@ def elbo_terms(
     D, R = _elbo_terms(model, *sizes, params, key, batch.x, batch.c)
     result = {"elbo": -(D + R), "distortion": D, "rate": R}
     return {
-        name: check_finite("elbo_terms", name, value, batch.x) for name, value in result.items()
+        name: check_counted("elbo_terms", name, value, batch.x, batch.weight)
+        for name, value in result.items()
     }
 
 
@@ -84,9 +86,9 @@ def log_likelihood(
 
     `data`: a Batch, or the x of one, `[n, ...]`; `particles`: K; `draw`: how a Draw is made, where
     that is not the model's own way (which encodes x once for all its particles); returns `log_px`
-    `[n]` (nats) and `ess` `[n]`. Raises ValueError for K < 1, for a model without a prior, and
-    where a number is not finite, with the example's index; TypeError for a point posterior under a
-    density.
+    `[n]` (nats) and `ess` `[n]`. Rows of weight 0 may be anything. Raises ValueError for K < 1, for
+    a model without a prior, and where another number is not finite, with the example's index;
+    TypeError for a point posterior under a density.
     Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
     batch = as_batch(data)
@@ -94,7 +96,8 @@ def log_likelihood(
     at_least_one("log_likelihood", **counts, chunk=chunk)
     sizes = particles, draw, transform, batch_size, min(chunk, particles)
     log_px, ess = _log_likelihood(model, *sizes, params, key, batch.x, batch.c)
-    return Likelihood(check_finite("log_likelihood", "log p(x)", log_px, batch.x), np.asarray(ess))
+    log_px = check_counted("log_likelihood", "log p(x)", log_px, batch.x, batch.weight)
+    return Likelihood(log_px, np.asarray(ess))
 
 
 def log_prob(
@@ -202,15 +205,18 @@ def mean_loss(
     `evaluate=partial(mean_loss, loss, data=x_valid)`. The loss is taken as it is: for a model with
     dropout evaluate `elbo(deterministic(model))`. It is compiled once per loss object, so build it
     once. `step` is what schedules see, by default past their end. Examples count by their weights
-    where the batch has them. Returns floats by name, nats per example.
+    where the batch has them. The parts, of `batch_size` at most, are equally large up to one
+    example, so that a loss that compares the examples of a batch has none of one alone. Returns
+    floats by name, nats per example.
     """
     data = as_batch(in_arrays("evaluate.mean_loss", data))
     size = size_of(data)
     at_least_one("mean_loss", batch_size=batch_size, examples=size)
     totals: dict[str, float] = {}
     whole = 0.0
-    for start in range(0, size, batch_size):
-        part = jax.tree.map(lambda leaf, s=start: leaf[s : s + batch_size], data)
+    parts = -(-size // batch_size)
+    for start, stop in pairwise(i * size // parts for i in range(parts + 1)):
+        part = jax.tree.map(lambda leaf, s=start, e=stop: leaf[s:e], data)
         share = float(size_of(part) if isinstance(part.weight, tuple) else np.sum(part.weight))
         if share == 0:
             continue

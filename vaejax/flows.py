@@ -114,10 +114,14 @@ class Planar(Flow):
     def forward(self, z):
         _check_vector("Planar.forward: z", z, jnp.shape(self.w))
         product = jnp.dot(self.w, self.u)
-        allowed = jax.nn.softplus(product + math.log(math.expm1(0.999))) - 0.999
+        # Near 0 the difference of the two numbers would keep no digit, and |w| divides it.
+        share = -math.expm1(-0.999)  # the sigmoid of k
+        near = jnp.log1p(share * jnp.expm1(jnp.minimum(product, 1.0)))
+        far = jax.nn.softplus(product + math.log(math.expm1(0.999))) - 0.999
+        allowed = jnp.where(product > 1, far, near)
         square = jnp.dot(self.w, self.w)
-        square = jnp.where(square == 0, 1, square)  # no direction, no bend: the identity
-        u = self.u + (allowed - product) * self.w / square
+        length = jnp.sqrt(jnp.where(square == 0, 1, square))  # no direction: the identity
+        u = self.u + (allowed - product) / length * (self.w / length)
         bend = jnp.tanh(jnp.dot(self.w, z) + self.b)
         return z + u * bend, jnp.log1p(allowed * (1 - bend**2))
 
@@ -158,10 +162,11 @@ class Coupling(Flow):
 class InverseAutoregressive(Flow):
     """Every entry gated by those before it: x_i = s_i z_i + (1 - s_i) m_i, (m, s) of z_<i.
 
-    s = sigmoid(. + 2) lies near 1 at the start: log|det| = sum log s. The Jacobian is triangular in
-    the `order`, a permutation of the n positions. `net(z, *given) -> [n, 2]` is masked (see
-    `Masked`); `given`: a tuple of what it takes beside z. One pass forward; the inverse goes
-    through the entries one by one, n passes.
+    s = sigmoid(. + 2) lies near 1 at the start: log|det| = sum log s. Far below it is kept above
+    sigmoid(-18), since a gate of 0 has no inverse. The Jacobian is triangular in the `order`, a
+    permutation of the n positions. `net(z, *given) -> [n, 2]` is masked (see `Masked`); `given`: a
+    tuple of what it takes beside z. One pass forward; the inverse goes through the entries one by
+    one, n passes.
     Kingma et al., 2016, Improving variational inference with inverse autoregressive flow,
     arXiv:1606.04934.
     """
@@ -187,6 +192,7 @@ class InverseAutoregressive(Flow):
 
     def _gates(self, z: Array) -> tuple[Array, Array, Array]:
         m, free = self.net(z, *self.given).T
+        free = jnp.logaddexp(free, -20.0)  # free itself, to rounding, down to about -5
         return m, jax.nn.log_sigmoid(free + 2), jax.nn.sigmoid(free + 2)
 
 
@@ -257,9 +263,10 @@ def inverse_autoregressive(
 
     `size`: of the vector; `layers`: flows; `hidden`: ELU units of each masked conditioner;
     `orders`: a permutation of the positions for each layer, by default forward and backward in
-    turn. Raises ValueError for a count below 1, or no permutation.
+    turn. Raises ValueError for a count below 1, no hidden layer, by which the features enter, or no
+    permutation.
     """
-    at_least_one("inverse_autoregressive", size=size, layers=layers)
+    at_least_one("inverse_autoregressive", size=size, layers=layers, hidden=len(hidden))
     orders = _orders("inverse_autoregressive", size, layers, orders)
     nets = tuple(Masked(tuple(hidden), 2, order) for order in orders)
     return Stack(InverseAutoregressive, nets, orders)

@@ -182,17 +182,23 @@ def join(x: Any, c: Any = ()) -> Array:
 
 
 def has_condition(module: nn.Module, layer: str, c: Any) -> bool:
-    """Whether there is a condition; ValueError where the module's parameters have a layer for it.
+    """Whether there is a condition; ValueError where the module's parameters are for another.
 
     Without its layer a network that was made for a condition is another one, and says nothing.
     """
-    if jax.tree.leaves(c):
-        return True
-    if module.has_variable("params", layer):
+    where, given = f"{type(module).__name__.strip('_')}: c", bool(jax.tree.leaves(c))
+    own = None if module.is_initializing() else module.get_variable("params", layer)
+    if given and own is None and not module.is_initializing():
+        fix = "leave it out, or make the parameters by an init with it"
+        raise wrong(where, f"shapes {jax.tree.map(jnp.shape, c)}", "none, as at init", fix)
+    if given and own is not None and join(c).size != len(own["kernel"]):
+        fix = "map a batch: jax.vmap; another size needs parameters of its own"
+        expected = f"{len(own['kernel'])} numbers, as at init"
+        raise wrong(where, f"shapes {jax.tree.map(jnp.shape, c)}", expected, fix)
+    if own is not None and not given:
         fix = "pass one, Batch(x, c=...), or make the parameters by an init without it"
-        name = type(module).__name__.strip("_")
-        raise wrong(f"{name}: c", "none", "the condition or code its parameters are for", fix)
-    return False
+        raise wrong(where, "none", "the condition or code its parameters are for", fix)
+    return given
 
 
 def _natural(name: str) -> list[Any]:

@@ -94,6 +94,8 @@ def stl(model: Model, *, particles: int = 1, draw: Callable[..., Any] = draw) ->
     `grad_phi = sum_k w~_k d log w_k/dz_k dz_k/d phi`, the derivative of log w by z alone. At K = 1
     it is unbiased, and free of noise where q is the exact posterior. **At K > 1 it is biased** for
     q's parameters (`dreg` is the same thing done right); for the decoder and prior it is `iwae`'s.
+    Of a `recurrent.vrnn` the gradient of q_t through the earlier z is cut too, in the score alone:
+    still unbiased at K = 1, but with noise at the exact posterior.
 
     The value, the metrics and the arguments are `iwae`'s. Raises ValueError for K < 1.
     Roeder, Wu and Duvenaud, 2017, arXiv:1703.09194; the bias: Tucker et al., 2018.
@@ -160,8 +162,9 @@ def miwae(model: Model, *, outer: int, inner: int, draw: Callable[..., Any] = dr
 def piwae(model: Model, *, outer: int, inner: int, draw: Callable[..., Any] = draw) -> Loss:
     """Two players on the same M K draws: the generative model climbs `iwae`, q climbs `miwae`.
 
-    The decoder's and prior's gradient is that of L_{MK}, the encoder's that of
-    `L_{M,K} = E[1/M sum_m log 1/K sum_k w_{m,k}]`, each as if the other's parameters were fixed.
+    The encoder's gradient is that of `L_{M,K} = E[1/M sum_m log 1/K sum_k w_{m,k}]`, and that of
+    all else, the decoder, the prior and a VRNN's cell, that of L_{MK}, each as if the other's
+    parameters were fixed: M = 1 is `iwae`.
 
     `outer`: M; `inner`: K; `draw`: how a Draw is made. The loss is -L_{MK}; the metrics are
     `iwae`'s with M K particles, and `miwae`, L_{M,K}. Raises ValueError for M < 1 or K < 1.
@@ -169,12 +172,17 @@ def piwae(model: Model, *, outer: int, inner: int, draw: Callable[..., Any] = dr
     """
     at_least_one("piwae", outer=outer, inner=inner)
     generative = model._replace(encode=_stopped(model.encode))
-    inference = model._replace(prior=_stopped(model.prior), decode=_stopped(model.decode))
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
         again = jax.random.clone(key)  # the same draws for both: compiled, they are made once
         one = _bound(_log_weights(generative, params, key, x, c, outer * inner, draw))
-        log_w = _log_weights(inference, params, again, x, c, outer * inner, draw)
+
+        def encode(_: Params, *args: Any, **options: Any) -> Any:
+            return model.encode(params, *args, **options)
+
+        # All is held but what the encoder sees, a draw's own parameters too.
+        inference, held = model._replace(encode=encode), jax.lax.stop_gradient(params)
+        log_w = _log_weights(inference, held, again, x, c, outer * inner, draw)
         other = jnp.mean(jax.vmap(_bound)(log_w.reshape(outer, inner))["bound"])
         bound = _with_gradient_of(one["bound"], one["bound"] + other)
         return {**one, "bound": bound, "miwae": other}

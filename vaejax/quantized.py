@@ -83,10 +83,18 @@ class Entries(Distribution):
         if np.shape(x) != self.event_shape:
             fix = "map a batch: jax.vmap"
             raise wrong("Entries.log_prob: x", np.shape(x), self.event_shape, fix)
-        x = lax.stop_gradient(x)
-        index = VectorQuantized.nearest(x, lax.stop_gradient(self.codebook)).index
-        known = jnp.all(self._at(index) == x)
-        return jnp.where(known, self.indices.log_prob(index), -jnp.inf)
+        x, codebook = lax.stop_gradient((jnp.asarray(x), self.codebook))
+
+        # Not the nearest by |e|^2 - 2 x . e, whose digits do not tell close entries apart. One axis
+        # of them after the other, or all of [..., entries, size] would be held.
+        def agrees(same: Array, axis: tuple[Array, Array]) -> tuple[Array, None]:
+            values, entries = axis
+            return same & jax.vmap(lambda e: values == e, out_axes=-1)(entries), None
+
+        start = jnp.ones((*x.shape[:-1], len(codebook)), bool)
+        same, _ = lax.scan(agrees, start, (jnp.moveaxis(x, -1, 0), codebook.T))
+        log_p = self.indices.log_prob(jnp.argmax(same, axis=-1).astype(jnp.int32))
+        return jnp.where(jnp.all(jnp.any(same, axis=-1)), log_p, -jnp.inf)
 
     def _at(self, index: Array) -> Array:
         return lax.stop_gradient(jnp.take(self.codebook, index, axis=0, mode="fill"))
@@ -269,13 +277,13 @@ def from_data(
 
     Entries that start where codes are get used: from a start at random most of them die.
 
-    `data`, `transform`: as for `codes`. Raises ValueError for a codebook larger than the data, that
-    is with more entries than all examples together have codes.
+    `data`, `transform`: as for `codes`; rows of weight 0 are left out. Raises ValueError for a
+    codebook larger than the data, that is with more entries than all examples together have codes.
     """
-    batch = as_batch(data)._replace(y=(), weight=())
+    batch = as_batch(data)._replace(y=())
     rows_key, transform_key, choice_key = jax.random.split(key, 3)
     count = _enough("from_data", model, params, batch, transform, size_of(batch.x))
-    rows = jax.random.choice(rows_key, size_of(batch.x), (count,), replace=False)
+    rows = _rows(rows_key, batch, count)
     chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], batch)
     features = _features(model, transform, params, transform_key, chosen)
     return {**params, "codebook": _different(choice_key, features, len(params["codebook"]))}
@@ -295,16 +303,16 @@ def revive(
     takes the place of an encoding drawn from them, each another. All else stays, bit for bit; plain
     SGD, the optimizer of a moving average, keeps nothing of the old place.
 
-    `data`, `transform`: as in `train.fit`. Returns `TrainState -> TrainState`, pure and a function
-    of the state's key and step, for `fit(hook=...)`: leave it out in the last epochs, in which
-    the decoder has to learn what a new entry means. Raises ValueError for share outside [0, 1) and,
-    at the first call, for a codebook larger than the codes of all examples.
-    Dhariwal et al., 2020, Jukebox, arXiv:2005.00341 (random restarts).
+    `data`, `transform`: as in `train.fit`; rows of weight 0 are left out. Returns `TrainState ->
+    TrainState`, pure and a function of the state's key and step, for `fit(hook=...)`: leave it out
+    in the last epochs, in which the decoder has to learn what a new entry means. Raises ValueError
+    for share outside [0, 1) and, at the first call, for a codebook larger than the codes of all
+    examples. Dhariwal et al., 2020, Jukebox, arXiv:2005.00341 (random restarts).
     """
     if concrete(share) and not 0 <= float(share) < 1:
         raise wrong("revive: share", share, "a share in [0, 1)", "0.001: one code in a thousand")
     at_least_one("revive", examples=examples)
-    batch = jax.tree.map(jnp.asarray, as_batch(data)._replace(y=(), weight=()))
+    batch = jax.tree.map(jnp.asarray, as_batch(data)._replace(y=()))
 
     def hook(state: TrainState) -> TrainState:
         count = _enough("revive", model, state.params, batch, transform, examples)
@@ -358,7 +366,7 @@ def _revived(
 ) -> TrainState:
     key = jax.random.fold_in(jax.random.fold_in(state.key, _REVIVE), state.step)
     rows_key, transform_key, choice_key = jax.random.split(key, 3)
-    rows = jax.random.choice(rows_key, size_of(batch.x), (examples,), replace=False)
+    rows = _rows(rows_key, batch, examples)
     chosen = jax.tree.map(lambda leaf: leaf[rows], batch)
     features = _features(model, transform, state.params, transform_key, chosen)
     codebook = state.params["codebook"]
@@ -367,6 +375,15 @@ def _revived(
     fresh = _different(choice_key, features, len(codebook))
     codebook = jnp.where((used <= share)[:, None], fresh, codebook)
     return state._replace(params={**state.params, "codebook": codebook})
+
+
+def _rows(key: Key, batch: Batch, count: int) -> Array:
+    """As many different rows `[count]`, drawn at random from those that count."""
+    size, p = size_of(batch.x), None
+    if not isinstance(batch.weight, tuple):
+        counts = jnp.asarray(batch.weight) > 0
+        p = counts / jnp.sum(counts)
+    return jax.random.choice(key, size, (count,), replace=False, p=p)
 
 
 def _different(key: Key, features: Array, count: int) -> Array:
@@ -391,8 +408,10 @@ _REVIVE = 0x76717276  # "vqrv": apart from the streams of `train`
 def _enough(
     function: str, model: Model, params: Params, batch: Batch, transform: Any, examples: int
 ) -> int:
-    """As many of the examples as there are, at most; ValueError if they have too few codes."""
-    entries, examples = len(params["codebook"]), min(examples, size_of(batch.x))
+    """As many of the examples as count, at most; ValueError if they have too few codes."""
+    weight = np.ones(size_of(batch.x)) if isinstance(batch.weight, tuple) else batch.weight
+    entries = len(params["codebook"])
+    examples = min(examples, int(np.count_nonzero(np.asarray(weight) > 0)))
     one = jax.eval_shape(partial(_features, model, transform), params, jax.random.key(0),
                          jax.tree.map(lambda leaf: leaf[:1], batch))  # fmt: skip
     if examples * len(one) < entries:

@@ -137,7 +137,8 @@ class TextEncoder(nn.Module):
     """A GRU that reads a sequence of symbols up to its end: its last state, for a head.
 
     `vocabulary`, `features` and `end` as in `Language`: symbols behind the first `end` are not
-    read. Takes x, integers `[n]`, and a condition; returns `[features]`. Raises as `Language` does.
+    read. Takes x, integers `[n]`, and a condition; returns `[features]`, NaN where a symbol that is
+    read is not in the vocabulary. Raises as `Language` does.
     Bowman et al., 2016, arXiv:1511.06349.
     """
 
@@ -152,7 +153,9 @@ class TextEncoder(nn.Module):
         if has_condition(self, "Dense_1", c):
             u += nn.Dense(3 * self.features, use_bias=False)(join(c))[None]
         read = None if self.end is None else jnp.cumsum(x == self.end) <= (x == self.end)
-        return GRU(self.features)(u, jnp.zeros(self.features, u.dtype), read)[-1]
+        h = GRU(self.features)(u, jnp.zeros(self.features, u.dtype), read)[-1]
+        outside = (x < 0) | (x >= self.vocabulary)
+        return jnp.where(jnp.any(outside if read is None else outside & read), jnp.nan, h)
 
 
 class Cell(nn.Module):
@@ -201,9 +204,10 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
 
     The Draw is `x`, `z` `[steps, latent]`, and q, pz and px of all steps given the drawn path: D, R
     (closed-form KLs, summed) and log-weights mean what they always do, so that every loss and
-    measure with a `draw` works. With `draw(..., given=)` q sees other steps than x. Nats per
-    sequence. Raises ValueError for an empty sequence, TypeError where the step's functions are used
-    for a sequence. Chung et al., 2015, arXiv:1506.02216 (whose features of x and z are the
+    measure with a `draw` works; `stl` is unbiased, but cuts the way from z_<t to q_t too, so that
+    it keeps some noise at the exact posterior. With `draw(..., given=)` q sees other steps than x.
+    Nats per sequence. Raises ValueError for an empty sequence, TypeError where the step's functions
+    are used for a sequence. Chung et al., 2015, arXiv:1506.02216 (whose features of x and z are the
     networks' own first layers here).
     """
     at_least_one("vrnn", features=features)

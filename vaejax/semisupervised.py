@@ -5,6 +5,7 @@
     loss = semisupervised.m2(joint, alpha=50.0)
     train.fit(loss, optimizer, params, Batch(x, y=y), ...)               # y: -1 where unknown
     semisupervised.log_likelihood(joint, params, key, x, particles=100)
+    evaluate.mean_loss(semisupervised.m2(deterministic(joint), alpha=50.0), ...)  # dropout off
 
 The classifier alone is trained and measured as a Model of labels: `discriminative(classifier)`
 under `stacked.classification` and `stacked.error_rate`.
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax import evaluate, terms
+from vaejax import model as models
 from vaejax.batch import as_batch, batch_mean, over_batch, size_of
 from vaejax.distributions import Categorical, Delta, kl
 from vaejax.errors import wrong
@@ -101,9 +103,10 @@ def m2(
     is the bound; above it q(y|x) stays softer; `elbo` is always at 1); `rate`: `terms.rate` or
     `terms.sampled_rate`; `draw`: how a Draw is made. The labels are `batch.y`, -1 where unknown;
     others that are no class make the loss infinite, which `fit` reports. The metrics are `elbo`
-    (the mean of L and U), `labelled` (the share), `rate_y` (that KL, over all n), over the
-    labelled alone `cross_entropy` and `error` (0 where there are none), and `alpha`. Raises
-    ValueError for a batch without labels, or with conditions.
+    (the mean of L and U), `labelled` (the share), `rate_y` (that KL), `cross_entropy` and `error`,
+    and `alpha`. **All are means over all n**, of zeros where they do not apply, so that they
+    average over batches: divide `cross_entropy` and `error` by `labelled` for those of the labelled
+    examples. Raises ValueError for a batch without labels, or with conditions.
     Kingma, Rezende, Mohamed and Welling, 2014, Semi-supervised learning with deep generative
     models, arXiv:1406.5298.
     """
@@ -131,12 +134,30 @@ def m2(
         *bounds, H, wrongly = values
         only = (jnp.where(known, v, 0.0) for v in (H, wrongly, jnp.ones(known.shape)))
         elbo, R, H, wrongly, share = batch_mean((*bounds, *only), batch.weight)
-        weight, some = schedule(alpha, step), jnp.where(share > 0, share, 1.0)
-        metrics = {"elbo": elbo, "labelled": share, "cross_entropy": H / some}
+        weight = schedule(alpha, step)
+        metrics = {"elbo": elbo, "labelled": share, "cross_entropy": H, "error": wrongly}
         value = weight * H - elbo + (schedule(beta, step) - 1) * R
-        return value, {**metrics, "error": wrongly / some, "rate_y": R, "alpha": weight}
+        return value, {**metrics, "rate_y": R, "alpha": weight}
 
     return loss
+
+
+class _Deterministic(NamedTuple):
+    """A classifier that is given no keys for its layer noise."""
+
+    classifier: Any
+
+    def init(self, key: Key, x: Any) -> Params:
+        return self.classifier.init(key, x)
+
+    def apply(self, params: Params, x: Any, rngs: Any = None) -> Any:
+        return self.classifier.apply(params, x)
+
+
+def deterministic(joint: Joint) -> Joint:
+    """The same joint model with dropout and other layer noise off, as evaluation wants it."""
+    quiet = _Deterministic(joint.classifier)
+    return joint._replace(model=models.deterministic(joint.model), classifier=quiet)
 
 
 def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> Callable[[Key, Array], Array]:
@@ -205,17 +226,17 @@ def log_likelihood(
 
     The arguments, and what is raised, as in `evaluate.log_likelihood`; labels are not looked at.
     """
-    x = as_batch(data).x
-    log_pxy = []
+    batch, log_pxy = as_batch(data), []
     for c, log_py in zip(joint.classes, jax.nn.log_softmax(joint.py.logits), strict=True):
-        rows = Batch(x, c=jnp.broadcast_to(c, (size_of(x), *c.shape)))
+        conditions = jnp.broadcast_to(c, (size_of(batch.x), *c.shape))
         found = evaluate.log_likelihood(
-            joint.model, params["model"], jax.random.clone(key), rows,
+            joint.model, params["model"], jax.random.clone(key), batch._replace(c=conditions),
             particles=particles, transform=transform, batch_size=batch_size, chunk=chunk,
         )  # fmt: skip
         log_pxy.append(found.log_px + np.asarray(log_py))
     stacked = np.stack(log_pxy, axis=1)
-    return Enumerated(np.logaddexp.reduce(stacked, axis=1), stacked)
+    with np.errstate(invalid="ignore"):  # rows of weight 0 may be NaN
+        return Enumerated(np.logaddexp.reduce(stacked, axis=1), stacked)
 
 
 def _labels(function: str, batch: Batch) -> Array:
@@ -235,6 +256,7 @@ def _labels(function: str, batch: Batch) -> Array:
 __all__ = [
     "Enumerated",
     "Joint",
+    "deterministic",
     "discriminative",
     "labelled_ratio",
     "log_likelihood",

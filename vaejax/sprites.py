@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from vaejax.batch import keys_of
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.types import Array, Batch, Key
 
 FACTORS = ("shape", "scale", "rotation", "x", "y")
@@ -38,20 +38,25 @@ def draw(factors: Any, *, size: int = 32) -> Array:
     `factors`: shape, scale, rotation, x, y, `[5]`, see above, of which the first is rounded; whole
     sprites need a scale in (0, 1] and x, y in [0, 1]. `size`: pixels along a side.
     Returns `[size, size, 1]` in [0, 1]. Raises ValueError for another shape of `factors`, such as
-    a batch, which is mapped: jax.vmap(sprites.draw).
+    a batch, which is mapped: jax.vmap(sprites.draw); and for a shape other than 0, 1 and 2, which
+    is an image of NaN where there are no values to look at.
     """
     at_least_one("sprites.draw", size=size)
     if np.shape(factors) != (len(FACTORS),):
         fix = "map a batch: jax.vmap(sprites.draw)(factors)"
         raise wrong("sprites.draw: factors", f"shape {np.shape(factors)}", (len(FACTORS),), fix)
     shape, scale, rotation, x, y = jnp.asarray(factors, float)
+    which = jnp.round(shape).astype(int)
+    inside = (which >= 0) & (which < len(SHAPES))
+    if concrete(inside) and not inside:
+        raise wrong("sprites.draw: shape", shape, f"0 to {len(SHAPES) - 1}", f"they are {SHAPES}")
     centres = (2 * jnp.arange(size) + 1) / size - 1  # of the pixels, in [-1, 1]
     u, v = jnp.meshgrid(centres - (x - 0.5), centres - (y - 0.5))
     cos, sin = jnp.cos(rotation), jnp.sin(rotation)
     u, v = cos * u + sin * v, cos * v - sin * u
     half = 0.3 * scale  # the square's half side; the others are as large in area
     outlines = jnp.stack([_square(u, v, half), _ellipse(u, v, half), _heart(u, v, half)])
-    distance = outlines[jnp.round(shape).astype(int)]
+    distance = jnp.where(inside, outlines[which], jnp.nan)
     return jnp.clip(0.5 - distance * size / 2, 0, 1)[..., None]
 
 
@@ -132,7 +137,7 @@ def values(index: Any, grid: Sequence[Any] = GRID) -> Array:
         raise wrong("sprites.values: index", got, "[..., 5]", f"the factors are {FACTORS}")
     if not isinstance(index, jax.core.Tracer):
         places, sizes = np.asarray(index), np.array([len(one) for one in choices])
-        if places.min() < 0 or (places >= sizes).any():
+        if (places < 0).any() or (places >= sizes).any():
             got = f"places {places.reshape(-1, 5).max(axis=0).tolist()}"
             fix = "count from 0, with the grid that they were sampled from"
             raise wrong("sprites.values: index", got, f"0 to {(sizes - 1).tolist()}", fix)

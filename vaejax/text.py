@@ -42,9 +42,13 @@ def encode(text: str, characters: str) -> np.ndarray:
 def decode(codes: Any, characters: str) -> str:
     """The text of codes `[n]`; the inverse of `encode`. The end symbol of `lines` is left out.
 
-    Raises ValueError for codes that are neither characters nor the end symbol.
+    Raises ValueError for codes that are neither characters nor the end symbol, TypeError for codes
+    that are no integers.
     """
     codes = np.asarray(codes)
+    if codes.size and not np.issubdtype(codes.dtype, np.integer):
+        fix = "convert them: codes.astype(int)"
+        raise wrong("decode: codes", codes.dtype, "integers", fix, TypeError)
     if codes.ndim != 1 or (codes.size and not 0 <= codes.min() <= codes.max() <= len(characters)):
         got = (
             f"codes of shape {codes.shape}" if codes.ndim != 1 else f"{codes.min()}..{codes.max()}"
