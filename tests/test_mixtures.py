@@ -502,6 +502,7 @@ def test_bad_input_is_refused_in_words():
 # ---------------------------------------------------------------- MNIST
 
 
+@pytest.mark.slow
 def test_a_few_steps_on_mnist_find_strokes(mnist_prepared):
     """10 components on 1000 images, against independent coins at 206 nats per image."""
     x = data.load("mnist", "train[:1000]").x
