@@ -181,6 +181,7 @@ def _begin(config: Any, folder: Path, free: Collection[str]) -> None:
         ]
         if changed:
             message = f"{folder} holds a run with other options: {'; '.join(changed)}"
+            message += "; repeat those that it was started with"
             if "epochs" not in free and before.get("epochs") != options.get("epochs"):
                 message += (
                     "; the schedules of this experiment span its epochs, so that more of them are "

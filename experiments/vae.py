@@ -184,6 +184,7 @@ def main(config: Config) -> dict[str, Any]:
         evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
     )  # fmt: skip
 
+    print("trained; now log p(x) of the test images and the figures")
     summary = {
         **measured(config, model, fitted.params, keys[3:5], test.x, transform),
         "test_nll_particles": config.particles,

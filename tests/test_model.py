@@ -161,6 +161,25 @@ def test_init_from_a_batch_is_refused(model, key):
         model.init(key, jnp.zeros((7, *SHAPE)))
 
 
+@pytest.mark.parametrize("shape", [(3,), (), (1,)])
+def test_a_prior_over_other_codes_than_q_is_refused_before_training(shape, key):
+    prior = distributions.Normal(jnp.zeros(shape), jnp.ones(shape))
+    odd = autoencoder(heads.Normal(2), heads.Bernoulli(SHAPE), prior)
+    message = r"init: prior: got Normal over events \(.*expected \(2,\), as of q"
+    with pytest.raises(ValueError, match=message):
+        odd.init(key, jnp.zeros(SHAPE))
+
+
+def test_the_first_remedy_is_the_one_that_fits(model, params, key):
+    """A batch without a condition: vmap. One image of a conditional model: its condition."""
+    with pytest.raises(ValueError, match=r"got \(7, 5, 3, 1\) with no c; map a batch") as caught:
+        model.encode(params, jnp.zeros((7, *SHAPE)))
+    assert "conditional" not in str(caught.value)
+    own = model.init(key, jnp.zeros(SHAPE), jnp.zeros(4))
+    with pytest.raises(ValueError, match="with no c; a conditional model needs the c"):
+        model.encode(own, jnp.zeros(SHAPE))
+
+
 def test_codes_of_another_size_are_named(model, params):
     with pytest.raises(ValueError, match=r"decode: expected one code.*got \(3,\)"):
         model.decode(params, jnp.zeros(3))

@@ -75,7 +75,8 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
     `{"dropout": key}` where encode or decode got a key, as in every training step.
 
     `params` is `{"encoder": ..., "decoder": ..., "prior": ...}`, the last only for a module.
-    `init` is compiled. Inputs of another shape than at `init` raise ValueError.
+    `init` is compiled. Inputs of another shape than at `init`, and a prior over events of another
+    shape than q's, raise ValueError.
     Kingma and Welling, 2014, Auto-encoding variational Bayes, arXiv:1312.6114.
     """
     learned = prior is not None and not isinstance(prior, Distribution)
@@ -91,8 +92,14 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
             "encoder": variables,
             "decoder": _init("decoder", decoder, decoder_key, z, *present(c)),
         }
+        pz = prior
         if learned:
             params["prior"] = _init("prior", prior, prior_key, *present(c))
+            pz = jax.eval_shape(lambda: prior.apply(params["prior"], *present(c)))
+        if isinstance(pz, Distribution) and pz.event_shape != q.event_shape:
+            fix = "for instance Normal(jnp.zeros(latent), jnp.ones(latent))"
+            raise wrong("init: prior", f"{type(pz).__name__} over events {pz.event_shape}",
+                        f"{q.event_shape}, as of q(z|x)", fix)  # fmt: skip
         decoded = jax.eval_shape(lambda: decoder.apply(params["decoder"], z, *present(c)))
         _is_distribution("decoder", decoded)
         one, got = decoded.event_shape, jnp.shape(x) if isinstance(x, jax.Array) else ()
@@ -236,7 +243,7 @@ def _apply(
     *inputs: Any,
     c: Any = (),
     key: Key | None = None,
-    known: Callable[[], str] = str,
+    known: Callable[[], Any] = lambda: None,
 ) -> Any:
     """The module at work; its complaint about a kernel's shape becomes one about the input's."""
     rngs = {} if key is None else {"rngs": {"dropout": key}}
@@ -249,24 +256,31 @@ def _apply(
         got = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(inputs or c)) or "none"
         given = f" with c {jax.tree.map(jnp.shape, c)}" if inputs and jax.tree.leaves(c) else ""
         alone = " with no c" if inputs else ""  # the prior's input is c itself
+        shape = known()
+        images = f" (this model's images are {shape})" if shape else ""
+        fixes = [
+            f"map a batch: jax.vmap(model.{name}, (None, 0))(params, ...)",
+            "another size needs parameters of its own: model.init",
+        ]
+        condition = "a conditional model needs the c it was made for: Batch(x, c=...)"
+        if shape is None or shape == jnp.shape(inputs[0]):  # with that shape it is not x
+            fixes.insert(0 if alone and not given else 2, condition)
         raise ValueError(
-            f"{name}: expected one {what} as at init{known()}, got {got}{given or alone}; "
-            f"map a batch: jax.vmap(model.{name}, (None, 0))(params, ...); another size needs "
-            "parameters of its own: model.init; a conditional model needs the c it was made for: "
-            "Batch(x, c=...)"
+            f"{name}: expected one {what} as at init{images}, got {got}{given or alone}; "
+            + "; ".join(fixes)
         ) from error
     except TypeError as error:
         _check_condition(name, error, c)
         raise
 
 
-def _image_shape(decoder: Any, params: Params, prior: Any) -> str:
-    """What the decoder makes of a code, for the message above; empty where that is not known."""
+def _image_shape(decoder: Any, params: Params, prior: Any) -> tuple[int, ...] | None:
+    """What the decoder makes of a code, for the message above; None where that is not known."""
     try:
         decoded = jax.eval_shape(lambda: decoder.apply(params, prior.sample(jax.random.key(0))))
     except Exception:  # no prior to sample from, or a decoder that needs a condition
-        return ""
-    return f" (this model's images are {decoded.event_shape})"
+        return None
+    return decoded.event_shape
 
 
 def _is_distribution(name: str, output: Any) -> None:
