@@ -439,7 +439,8 @@ def test_a_directory_with_another_run_is_not_overwritten(params, tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_difference(params, tmp_path):
     quiet_fit(params, directory=tmp_path, epochs=1)
-    other = autoencoder(heads.Normal(3), heads.Bernoulli((4, 3)), MODEL.prior({}))
+    three = Normal(jnp.zeros(3), jnp.ones(3))
+    other = autoencoder(heads.Normal(3), heads.Bernoulli((4, 3)), three)
     wide = other.init(jax.random.key(0), jnp.zeros((4, 3)))
     with pytest.raises(
         ValueError, match=r"(?s)another model.*float32\[12, 2\], here float32\[12, 3\]"
@@ -699,7 +700,8 @@ def test_parameters_load_without_the_run(params, tmp_path):
     fitted = quiet_fit(params, directory=tmp_path, evaluate=lambda p, key: values.pop())
     equal(checkpoint.load(tmp_path, like=params), fitted.params)
     equal(checkpoint.load(tmp_path, like=params, best=True), fitted.best.params)
-    other = autoencoder(heads.Normal(3), heads.Bernoulli((4, 3)), MODEL.prior({}))
+    three = Normal(jnp.zeros(3), jnp.ones(3))
+    other = autoencoder(heads.Normal(3), heads.Bernoulli((4, 3)), three)
     wide = other.init(jax.random.key(0), jnp.zeros((4, 3)))
     with pytest.raises(ValueError, match="another model"):
         checkpoint.load(tmp_path, like=wide)
