@@ -263,7 +263,8 @@ def _apply(
             "another size needs parameters of its own: model.init",
         ]
         condition = "a conditional model needs the c it was made for: Batch(x, c=...)"
-        if shape is None or shape == jnp.shape(inputs[0]):  # with that shape it is not x
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+        if shape is None or shapes == [shape]:  # with that shape it is not x
             fixes.insert(0 if alone and not given else 2, condition)
         raise ValueError(
             f"{name}: expected one {what} as at init{images}, got {got}{given or alone}; "
