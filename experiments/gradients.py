@@ -142,8 +142,8 @@ def panels(curves: dict[str, Any], xlabels: list[str], *, share: bool = True) ->
 def main(config: Config) -> dict[str, Any]:
     """Measure every estimator at one point; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=1, images=2, samples=20, particles=(2, 4), draws=(1, 2),
-                         dimensions=(1, 2))  # fmt: skip
+        config = replace(config, epochs=1, images=2, samples=20, particles=(2, 4), draws=(2,),
+                         dimensions=(2,))  # fmt: skip
     at_least_one("gradients", images=config.images, **{"smallest K": min(config.particles)})
     if len(set(config.particles)) < 2:
         raise wrong("gradients: --particles", config.particles, "two values of K", "add another")

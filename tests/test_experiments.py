@@ -72,6 +72,7 @@ def test_vectors_train_without_pictures(tmp_path):
     assert not list((tmp_path / "run" / "figures").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_mnist_is_read_through_tfds(mnist_prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("VAEJAX_CACHE", str(tmp_path / "cache"))
     summary = smoke("mnist", tmp_path / "run")
