@@ -254,8 +254,9 @@ def test_a_burst_by_torch_does_its_work(workload, variant):
 
 @pytest.mark.parametrize(
     ("workload", "variant", "work"),
-    [("W1", "vaejax_population", 2 * 2 * 5), ("W2", "flax_step", 2 * 5), ("W3", "vaejax", 2 * 5),
-     ("W4", "vaejax", 2 * 40 * 4), ("W5", "vaejax_jacfwd", 5)],
+    [("W1", "vaejax_population", 2 * 2 * 5), ("W4", "vaejax", 2 * 40 * 4)]
+    + [pytest.param(*one, marks=pytest.mark.slow) for one in (
+        ("W2", "flax_step", 2 * 5), ("W3", "vaejax", 2 * 5), ("W5", "vaejax_jacfwd", 5))],
 )  # fmt: skip
 def test_a_burst_does_its_work(workload, variant, work):
     """Of each kind one, in this process; W1 as a process of its own below."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from conftest import some_slow
 
 from experiments import adversarial, run
 from vaejax import Batch
@@ -17,7 +18,7 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("preset", FIGURES)
+@pytest.mark.parametrize("preset", some_slow(FIGURES, ["digits_gan"]))
 def test_every_family_runs(preset, tmp_path):
     config = adversarial.PRESETS[preset]
     small = {"hidden": (8, 8), "critic": (4, 4), "out": tmp_path / "run", "progress": False}

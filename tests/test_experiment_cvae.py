@@ -19,9 +19,12 @@ NUMBERS = {
     ("preset", "own", "figures"),
     [
         ("digits", {"samples_recognised", "judge_error"}, {"samples", "curves"}),
-        ("digits_completion", {"hidden_pixels"}, {"completions", "curves"}),
+        pytest.param(
+            "digits_completion", {"hidden_pixels"}, {"completions", "curves"},
+            marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_run_leaves_what_it_promises(tmp_path, preset, own, figures):
     config = replace(cvae.PRESETS[preset], smoke=True, progress=False, out=tmp_path / "run")
     summary = cvae.main(config)

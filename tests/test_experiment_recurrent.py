@@ -17,7 +17,7 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("preset", some_slow(FIGURES, ["linear"]))
+@pytest.mark.parametrize("preset", some_slow(FIGURES, ["linear", "sentences"]))
 def test_smoke_run_leaves_its_numbers_and_pictures(preset, tmp_path):
     config = recurrent.PRESETS[preset]
     summary = recurrent.main(replace(config, smoke=True, out=tmp_path / "run", progress=False))

@@ -430,7 +430,10 @@ MEMBERS |= {
     "sentence_vae": sentences,
     "vector_quantised": quantised,
 }
-every = pytest.mark.parametrize("name", list(MEMBERS))
+# Variants of members that are always tried.
+VARIANTS = {"deep", "bernoulli", "l1", "squared", "contractive_estimated", "denoising_vae",
+            "bernoulli_vae", "dreg", "miwae"}  # fmt: skip
+every = pytest.mark.parametrize("name", some_slow(MEMBERS, VARIANTS))
 member = cache(lambda name: MEMBERS[name]())
 
 
