@@ -312,3 +312,14 @@ def test_rows_of_weight_zero_may_hold_anything_under_the_bounds(measure):
     np.testing.assert_allclose(one[:36], other[:36], rtol=1e-5)
     with pytest.raises(ValueError, match="for example 36"):
         measure(MODEL, PARAMS, jax.random.key(0), masked._replace(weight=np.ones(37)))
+
+
+@pytest.mark.parametrize("measure", [elbo_terms, codes, mean_loss])
+def test_levels_without_a_transform_are_a_warning(measure, key):
+    """Forgotten here, it would give the numbers of images up to 255."""
+    measured = partial(measure, elbo(MODEL) if measure is mean_loss else MODEL, PARAMS, key)
+    images = np.arange(30, dtype=np.uint8).reshape(6, 5)
+    with pytest.warns(
+        UserWarning, match=r"evaluat\S+: x holds uint8 levels 0..255 and there is no"
+    ):
+        measured(images, batch_size=4)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vaejax.faults import warn_of_levels
 from vaejax.types import Array, Batch, Key, Params, Transform
 
 
@@ -101,8 +102,10 @@ def prepared(
 ) -> tuple[Any, Any, Key]:
     """The example at an index as the model sees it, its condition, and a key for the rest.
 
-    Whatever measures a data set prepares it so: the same key shows all the same images.
+    Whatever measures a data set prepares it so: the same key shows all the same images. Warns of
+    uint8 levels without a transform.
     """
+    warn_of_levels(x, transform, "evaluation")
     transform_key, rest = jax.random.split(jax.random.fold_in(key, index))
     x, c = jax.tree.map(lambda leaf: leaf[index], (x, c))
     return (x if transform is None else transform(transform_key, x)), c, rest

@@ -19,6 +19,7 @@ from jax import lax
 from vaejax import terms
 from vaejax.batch import as_batch, over_data, over_examples, prepared, present, size_of
 from vaejax.errors import at_least_one, check_finite, wrong
+from vaejax.faults import warn_of_levels
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct
 from vaejax.sources import in_arrays
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
@@ -277,6 +278,7 @@ def _batch_loss(
     loss: Loss, transform: Transform | None, params: Params, key: Key, batch: Any, step: Any
 ) -> Metrics:
     transform_key, loss_key = jax.random.split(key)
+    warn_of_levels(batch.x, transform, "evaluate.mean_loss")
     if transform is not None:
         batch = batch._replace(x=over_examples(transform, transform_key, batch.x))
     value, metrics = loss(params, loss_key, batch, step)

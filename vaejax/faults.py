@@ -139,16 +139,18 @@ def check_finite(data: Batch) -> None:
                 )
 
 
-def warn_of_levels(x: Any, transform: Transform | None, stacklevel: int = 3) -> None:
+def warn_of_levels(
+    x: Any, transform: Transform | None, function: str = "fit", stacklevel: int = 3
+) -> None:
     """Warn (UserWarning) where all of x is uint8 levels 0..255 and no transform scales them.
 
-    `x`: some examples `[n, ...]`, of which only the type counts; `stacklevel`: 3 for a caller that
-    the user calls.
+    `x`: one or more examples, of which only the type counts; `function`: what was called;
+    `stacklevel`: 3 for a caller that the user calls.
     """
     levels = [getattr(leaf, "dtype", None) == np.uint8 for leaf in jax.tree.leaves(x)]
     if transform is None and levels and all(levels):
         warnings.warn(
-            "fit: data.x holds uint8 levels 0..255 and there is no transform, so the model sees "
+            f"{function}: x holds uint8 levels 0..255 and there is no transform, so the model sees "
             "numbers up to 255; pass transform=data.scale (or data.binarize, data.dequantize)",
             stacklevel=stacklevel,
         )

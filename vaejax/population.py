@@ -191,7 +191,7 @@ def fit(
     data = as_batch(in_arrays("population.fit", data))
     size = size_of(data)
     faults.check_finite(data)
-    faults.warn_of_levels(data.x, transform)
+    faults.warn_of_levels(data.x, transform, "population.fit")
     order = indices or shuffled(size, batch_size)
     if indices is not None:
         first = train.stream(jax.random.clone(keys)[0], "order")
