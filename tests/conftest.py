@@ -14,6 +14,7 @@ os.environ.setdefault(
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
 if "TFDS_DATA_DIR" not in os.environ and (SHARED / "tfds").is_dir():
@@ -36,6 +37,17 @@ def forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """What a file's tests compile is kept on disk: for files whose tests train the same model."""
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -110,7 +110,9 @@ def as_one_of_two(folder, rank, port):
     jax.distributed.initialize(f"localhost:{port}", 2, rank)
     logged = []
     mesh = devices.mesh()
-    fitted = digits_fit(mesh=mesh, directory=folder / "of two", log=logged.append)
+    fitted = digits_fit(
+        mesh=mesh, directory=folder / "of two", checkpoint_every=EPOCHS, log=logged.append
+    )
     shards = digits_fit(2, mesh=mesh, smallest=64, directory=folder / "shards")
     resumed = digits_fit(3, mesh=mesh, smallest=64, directory=folder / "shards", resume=True)
     return {

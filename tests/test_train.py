@@ -21,6 +21,8 @@ from vaejax.distributions import Normal
 from vaejax.model import autoencoder
 from vaejax.objectives import elbo
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 MODEL = autoencoder(heads.Normal(2), heads.Bernoulli((4, 3)), Normal(jnp.zeros(2), jnp.ones(2)))
 LOSS = elbo(MODEL)
 ADAM = optax.adam(1e-2)
