@@ -328,6 +328,7 @@ def test_bars_are_judged_by_the_median_and_for_cpus_alone():
     assert {bar["met"] for bar in reporting.bars(rows, "gpu")} == {"no bar"}
 
 
+@pytest.mark.slow
 def test_the_population_benchmark_counts_what_all_members_see(tmp_path):
     config = replace(population.PRESETS["mnist"], smoke=True, out=tmp_path / "report.json")
     programs = population.main(config)["programs"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from conftest import some_slow
 from scipy import stats
 
 from vaejax import decomposition, diagnostics, plot
@@ -86,7 +87,7 @@ def test_every_part_agrees_with_quadrature_within_the_error_that_it_prints(key):
     assert found.elbo.value == pytest.approx(-found.distortion.value - found.rate.value, rel=1e-5)
 
 
-@pytest.mark.parametrize("draws", [8, 52], ids=["four of thirteen examples", "all"])
+@pytest.mark.parametrize("draws", some_slow([8, 52], [8]), ids=["four of thirteen examples", "all"])
 def test_the_printed_errors_are_those_of_repetition(draws):
     """Standard scores over 200 keys have standard deviation 1, with the examples chosen anew."""
     exact = exact_parts(LOC, SCALE)

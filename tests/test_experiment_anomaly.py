@@ -19,6 +19,7 @@ SCORES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_leaves_every_score_its_mean_and_intervals(tmp_path):
     config = replace(anomaly.PRESETS["digits"], smoke=True, progress=False, out=tmp_path / "run")
     summary = anomaly.main(config)

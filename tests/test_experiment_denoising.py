@@ -95,7 +95,8 @@ def test_images_that_are_not_in_the_unit_interval_are_refused(tmp_path):
         denoising.main(replace(denoising.Config(), dataset=str(path), batch_size=4))
 
 
-@pytest.mark.parametrize("preset", some_slow(["mixture", "spiral"], ["spiral"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["mixture", "spiral"])
 def test_the_field_runs_and_leaves_what_it_promises(preset, tmp_path):
     config = replace(score_field.PRESETS[preset], smoke=True, out=tmp_path / "run")
     summary = score_field.main(config)

@@ -6,7 +6,6 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from conftest import some_slow
 
 from experiments import gradients as experiment
 from vaejax import gradients
@@ -17,7 +16,8 @@ def smoke(preset, out, **changes):
     return experiment.main(replace(experiment.PRESETS[preset], smoke=True, out=out, **changes))
 
 
-@pytest.mark.parametrize("preset", some_slow(["digits", "toy"], ["toy"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["digits", "toy"])
 def test_a_smoke_run_leaves_numbers_and_pictures(preset, tmp_path):
     summary = smoke(preset, tmp_path / "run")
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -8,6 +8,7 @@ import pytest
 from experiments import sandwich
 
 
+@pytest.mark.slow
 def test_it_runs_and_leaves_what_it_promises(tmp_path):
     """Every preset's network, shrunk."""
     config = replace(sandwich.DIGITS, smoke=True, progress=False, out=tmp_path / "run")

@@ -18,6 +18,7 @@ def finished(tmp_path_factory):
     return folder, stacked.main(config)
 
 
+@pytest.mark.slow
 def test_it_runs_and_leaves_what_it_promises(finished):
     folder, summary = finished
     assert summary == json.loads((folder / "summary.json").read_text())

@@ -13,6 +13,7 @@ from vaejax.model import Model
 WAYS = ["free", "dimension", "sparsity", "noise", "prior"]
 
 
+@pytest.mark.slow
 def test_it_runs_and_leaves_what_it_promises(tmp_path):
     summary = structure.main(
         replace(

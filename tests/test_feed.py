@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import some_slow
 
 from vaejax import data, feed, heads, sources, train
 from vaejax.distributions import Normal
@@ -82,7 +83,7 @@ def ended():
     return True
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", some_slow([1, 3], [1]))
 def test_a_streamed_run_is_the_run_in_memory_bit_for_bit(workers, in_memory, step, path):
     """Two epochs at once; and stopped within the first, and begun again by another feed."""
     begin, whole, history = in_memory

@@ -432,7 +432,8 @@ MEMBERS |= {
 }
 # Variants of members that are always tried.
 VARIANTS = {"deep", "bernoulli", "l1", "squared", "contractive_estimated", "denoising_vae",
-            "bernoulli_vae", "dreg", "miwae"}  # fmt: skip
+            "bernoulli_vae", "dreg", "miwae", "two_layers",
+            "adversarial_autoencoder_mixture"}  # fmt: skip
 every = pytest.mark.parametrize("name", some_slow(MEMBERS, VARIANTS))
 member = cache(lambda name: MEMBERS[name]())
 
@@ -564,7 +565,11 @@ def test_stored_parameters_come_back_bit_for_bit(name, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["tied", "top_k", "full_covariance", "vamp_prior", "iaf_posterior"]
+    "name",
+    some_slow(
+        ["tied", "top_k", "full_covariance", "vamp_prior", "iaf_posterior"],
+        ["tied", "full_covariance", "iaf_posterior"],
+    ),
 )
 def test_in_mixed_precision_the_distortion_and_its_gradient_are_those_of_float32(name):
     model = member(name).model

@@ -46,12 +46,14 @@ def permute(key: Key, positions: Array, size: int) -> Array:
             left, right = right, left ^ (_mix(right + rounds[i]) & mask)
         return (left << half) | right
 
+    def walk(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        index, outside = state
+        index = jnp.where(outside, shuffle(index), index)
+        return index, index >= size
+
     # Whoever lands outside walks on along its cycle until it is inside: still a permutation.
-    inside = lax.while_loop(
-        lambda index: jnp.any(index >= size),
-        lambda index: jnp.where(index >= size, shuffle(index), index),
-        shuffle(positions.astype(jnp.uint32)),
-    )
+    start = positions.astype(jnp.uint32), jnp.ones_like(positions, bool)
+    inside, _ = lax.while_loop(lambda state: jnp.any(state[1]), walk, start)
     return inside.astype(jnp.int32)
 
 
