@@ -39,6 +39,7 @@ def report(tmp_path_factory):
     return report
 
 
+@pytest.mark.slow
 def test_every_program_has_a_rate_and_its_ratio_is_the_quotient(report):
     programs = report["programs"]
     assert list(programs) == ["scan_product", "step_native", "scan_native", "step_flax"]
@@ -54,6 +55,7 @@ def test_every_program_has_a_rate_and_its_ratio_is_the_quotient(report):
             assert summary["lower_quartile"] <= summary["median"] <= summary["upper_quartile"]
 
 
+@pytest.mark.slow
 def test_the_three_ways_to_train_one_model_do_the_same_mathematics(report):
     ours, *others = (report["programs"][n] for n in ("scan_product", "step_native", "scan_native"))
     for other in others:
@@ -62,6 +64,7 @@ def test_the_three_ways_to_train_one_model_do_the_same_mathematics(report):
     assert np.isfinite(report["programs"]["step_flax"]["loss"])
 
 
+@pytest.mark.slow
 def test_each_program_convolves_by_the_means_that_its_name_says(report):
     native = {name: facts["native_convolution"] for name, facts in report["programs"].items()}
     assert not native.pop("scan_product")

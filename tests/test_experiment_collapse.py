@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import some_slow
 
 from experiments import collapse, run
 
 
-@pytest.mark.parametrize("preset", some_slow(sorted(collapse.PRESETS), ["mnist"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", sorted(collapse.PRESETS))
 def test_it_runs_and_leaves_what_it_promises(preset, tmp_path):
     options = {"smoke": True, "progress": False, "dataset": "digits", "out": tmp_path / "run"}
     summary = collapse.main(replace(collapse.PRESETS[preset], **options))

@@ -28,6 +28,7 @@ def test_sprites_leave_what_is_promised(tmp_path):
     assert len(summary["notes"]) == 2 and "collapsed" in summary["notes"][0]  # after a single epoch
 
 
+@pytest.mark.slow
 def test_images_without_factors_have_traversals_and_total_correlation(tmp_path):
     config = replace(disentangle.Config(), dataset="digits", methods=("vae",), smoke=True,
                      progress=False, out=tmp_path / "run")  # fmt: skip

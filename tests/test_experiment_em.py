@@ -6,12 +6,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from conftest import some_slow
 
 from experiments import em
 
 
-@pytest.mark.parametrize("preset", some_slow(sorted(em.PRESETS), ["mnist"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", sorted(em.PRESETS))
 def test_every_preset_runs_and_leaves_what_it_promises(preset, tmp_path):
     config = replace(em.PRESETS[preset], dataset="digits", smoke=True, progress=False,
                      out=tmp_path / "run", restarts=1)  # fmt: skip

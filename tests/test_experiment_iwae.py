@@ -4,8 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from conftest import some_slow
 
 from experiments import iwae
+
+ONE, ALL = ("dreg",), ("elbo", "iwae", "dreg")
 
 
 def smoke(out, **changes):
@@ -18,13 +21,18 @@ def finished(tmp_path_factory):
     return folder, smoke(folder)
 
 
-def test_each_objective_is_trained_measured_and_drawn(finished):
-    folder, summary = finished
+@pytest.mark.parametrize("objectives", some_slow([ONE, ALL], [ALL]), ids=["one", "all"])
+def test_each_objective_is_trained_measured_and_drawn(objectives, request, tmp_path):
+    folder = tmp_path / "run"
+    if objectives == ALL:
+        folder, summary = request.getfixturevalue("finished")
+    else:
+        summary = smoke(folder, objectives=objectives)
     assert summary == json.loads((folder / "summary.json").read_text())
-    for name in ("elbo", "iwae", "dreg"):
+    for name in objectives:
         assert 10 < summary[f"{name}_test_nll_nats"] <= -summary[f"{name}_test_bound_nats"] + 5
         assert (folder / name / "metrics.jsonl").exists()
-    names = {"bounds", "samples_elbo", "samples_iwae", "samples_dreg"}
+    names = {"bounds", *(f"samples_{name}" for name in objectives)}
     assert {path.stem for path in (folder / "figures").glob("*.png")} == names
 
 

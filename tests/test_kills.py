@@ -105,6 +105,7 @@ def images(tmp_path):
     np.save(tmp_path / "images.npy", images)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(images, tmp_path):
     """In its second stage, as soon as an epoch is done, whose checkpoint may be half written."""
     assert outcome(start(tmp_path / "victim", 5, 0, 5 + 3)) == -signal.SIGKILL

@@ -246,6 +246,7 @@ def test_more_epochs_are_the_same_run_only_where_no_schedule_spans_them(tmp_path
             main(replace(config, epochs=4, resume=True))
 
 
+@pytest.mark.slow
 def test_networks_in_bfloat16_are_those_of_training_alone(key):
     x_key, init_key, loss_key = jax.random.split(key, 3)
     model = vae.build(SMALL, (8, 8, 1), None)
