@@ -432,8 +432,7 @@ MEMBERS |= {
 }
 # Variants of members that are always tried.
 VARIANTS = {"deep", "bernoulli", "l1", "squared", "contractive_estimated", "denoising_vae",
-            "bernoulli_vae", "dreg", "miwae", "two_layers",
-            "adversarial_autoencoder_mixture"}  # fmt: skip
+            "bernoulli_vae", "dreg", "miwae", "two_layers"}  # fmt: skip
 every = pytest.mark.parametrize("name", some_slow(MEMBERS, VARIANTS))
 member = cache(lambda name: MEMBERS[name]())
 
