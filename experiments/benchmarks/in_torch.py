@@ -17,7 +17,9 @@ from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -220,27 +222,39 @@ def captured(update: Callable[..., Any], images: Any, chosen: Iterator[Any]) -> 
     return step
 
 
-class _Grey(torch.utils.data.Dataset):
-    """An image at a time, in [0, 1], as the example's data set with its ToTensor gives it."""
+class _Images(torch.utils.data.Dataset):
+    """An image and its label at a time, by the steps of torchvision's MNIST with ToTensor.
+
+    By hand, since torchvision has no build for every build of PyTorch.
+    """
 
     def __init__(self, images: Any):
-        self.images = images
+        self.images = torch.from_numpy(images)
+        self.labels = torch.zeros(len(images), dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Any:
-        return torch.from_numpy(self.images[index]).float().div(255)
+        image = Image.fromarray(self.images[index].numpy())
+        levels = torch.from_numpy(np.array(image, np.uint8, copy=True))
+        channels = levels.view(image.height, image.width, 1).permute(2, 0, 1).contiguous()
+        return channels.to(torch.float32).div(255), int(self.labels[index])
 
 
 def _loaded(sizes: Sizes) -> Iterator[Any]:
+    """Batches of images as the example's loader gives them, in the shape of the data on the device.
+
+    One worker where there is a GPU, none otherwise, as the example has it.
+    """
     cuda = DEVICE.type == "cuda"
     loader: Any = torch.utils.data.DataLoader(
-        _Grey(_shaped(sizes)), batch_size=sizes.batch, shuffle=True, drop_last=True,
+        _Images(levels(sizes)[..., 0]), batch_size=sizes.batch, shuffle=True, drop_last=True,
         num_workers=int(cuda), pin_memory=cuda,
     )  # fmt: skip
     while True:
-        yield from loader
+        for x, _ in loader:
+            yield x.flatten(1) if sizes.network == "mlp" else x[:, 0]
 
 
 def _orders(sizes: Sizes) -> Iterator[Any]:

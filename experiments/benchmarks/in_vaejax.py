@@ -99,14 +99,15 @@ def _training(variant: str, sizes: Sizes) -> Burst:
         loss, adam, steps=sizes.steps, transform=transform,
         indices=train.shuffled(sizes.images, sizes.batch),
     )  # fmt: skip
-    images, key = jnp.asarray(levels(sizes)), jax.random.key(1)
+    grey, key = levels(sizes), jax.random.key(1)
+    one, images = grey[0] / np.float32(255), jnp.asarray(grey)
     members, began = 1, perf_counter()
     if variant == "vaejax_population":
         members = sizes.members
         init_keys = jax.random.split(key, members)
-        params = jax.vmap(lambda k: model.init(k, images[0] / 255))(init_keys)
+        params = jax.vmap(lambda k: model.init(k, one))(init_keys)
         run_keys = jax.random.split(jax.random.fold_in(key, 1), members)
-        state = jax.vmap(init)(run_keys, params)
+        state = jax.jit(jax.vmap(init))(run_keys, params)
         together = population.make_scan(
             lambda hyper: (loss, adam), steps=sizes.steps, transform=transform,
             indices=train.shuffled(sizes.images, sizes.batch),
@@ -115,7 +116,7 @@ def _training(variant: str, sizes: Sizes) -> Burst:
         update = lambda state, images: together(state, (), state.step[0], images)  # noqa: E731
     else:
         init_key, key = jax.random.split(key)
-        state = init(key, model.init(init_key, images[0] / 255))
+        state = jax.jit(init)(key, model.init(init_key, one))
     jax.block_until_ready(state)
     init_seconds, began = perf_counter() - began, perf_counter()
     program = jax.jit(update, donate_argnums=0).lower(state, images).compile()
