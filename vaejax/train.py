@@ -241,10 +241,10 @@ def fit(
         source = in_memory(here)
     faults.warn_of_levels(source.read(np.zeros(1, int)).x, transform)
     by_default = shuffled(source.size, batch_size)  # refuses a batch larger than the data, or none
-    order, order_key = indices or by_default, partial(stream, key, "order")  # a key when called
+    order, order_key = indices or by_default, stream(key, "order")
     steps = source.size // batch_size
     if indices is not None:
-        faults.check_order(order, order_key(), source.size, batch_size)
+        faults.check_order(order, order_key, source.size, batch_size)
     init, step = make_step(loss, optimizer, transform=transform)
     step = skipping(step) if skip else step
     if mesh is not None:
@@ -255,12 +255,12 @@ def fit(
         state = jax.jit(init)(key, params)
 
     def rows(step: int) -> tuple[np.ndarray, Batch]:
-        chosen = np.asarray(order(order_key(), jnp.asarray(step)))
+        chosen = np.asarray(order(order_key, jnp.asarray(step)))
         return chosen, source.read(chosen)
 
     with contextlib.ExitStack() as feeds:
         if here is None:
-            batches = feed.in_order(order, order_key())
+            batches = feed.in_order(order, order_key)
             advance = _fed(step, source, batches, epochs * steps, state, mesh, feeds)
         else:
             advance = _scanned(step, order, here, state, mesh)

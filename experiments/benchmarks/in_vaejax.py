@@ -101,6 +101,7 @@ def _training(variant: str, sizes: Sizes) -> Burst:
     )  # fmt: skip
     grey, key = levels(sizes), jax.random.key(1)
     one, images = grey[0] / np.float32(255), jnp.asarray(grey)
+    del grey  # which was copied
     members, began = 1, perf_counter()
     if variant == "vaejax_population":
         members = sizes.members
