@@ -323,3 +323,16 @@ def test_levels_without_a_transform_are_a_warning(measure, key):
         UserWarning, match=r"evaluat\S+: x holds uint8 levels 0..255 and there is no"
     ):
         measured(images, batch_size=4)
+
+
+@pytest.mark.parametrize("measure", [elbo_terms, log_likelihood, mean_loss])
+def test_a_key_and_data_that_are_swapped_are_told_apart(measure):
+    one = elbo(MODEL) if measure is mean_loss else MODEL
+    more = {"particles": 2} if measure is log_likelihood else {}
+    images = np.zeros((6, 5), np.float32)
+    with pytest.raises(TypeError, match="got a PRNG key.*the key comes before the data"):
+        measure(one, PARAMS, images, jax.random.key(0), **more)
+    with pytest.raises(TypeError, match=r"evaluat\S+: key: got .*expected one PRNG key"):
+        measure(one, PARAMS, 0, images, **more)
+    older = measure(one, PARAMS, jax.random.PRNGKey(0), images, **more)
+    assert np.isfinite(jax.tree.leaves(older)[0]).all()

@@ -204,3 +204,19 @@ def test_a_network_without_a_head_is_named(key):
     for encoder, decoder in [(bare, heads.Bernoulli(SHAPE)), (heads.Normal(2), bare)]:
         with pytest.raises(TypeError, match="expected a Distribution; end it with a head"):
             autoencoder(encoder, decoder, STANDARD).init(jax.random.clone(key), jnp.zeros(SHAPE))
+
+
+def test_a_key_that_is_none_is_refused(model, key):
+    params = model.init(key, jnp.zeros(SHAPE))
+    with pytest.raises(TypeError, match=r"init: key: got float32 \(5, 3, 1\), expected one PRNG"):
+        model.init(jnp.zeros(SHAPE), key)
+    with pytest.raises(
+        TypeError, match=r"init: key: got int32 \(\).*jax.random.key\(0\) makes one"
+    ):
+        model.init(0, jnp.zeros(SHAPE))
+    with pytest.raises(TypeError, match="generate: key: got 0"):
+        generate(model, params, 0)
+    with pytest.raises(TypeError, match=r"generate: key: got key<fry> \(2,\)"):
+        generate(model, params, jax.random.split(jax.random.key(1)))
+    older = model.init(jax.random.PRNGKey(0), jnp.zeros(SHAPE))
+    chex.assert_trees_all_equal(params, older)  # the same key, as `jax.random.key(0)` is

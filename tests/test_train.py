@@ -809,3 +809,34 @@ def test_a_penalty_that_is_not_finite_points_at_the_codes(key):
     with pytest.raises(train.NonFiniteError, match="penalty.* check that the codes lie where"):
         train.fit(loss, optax.sgd(0.1), {**params, "encoder": kernel}, x, key=jax.random.key(1),
                   epochs=1, batch_size=25, progress=False)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"loss": elbo}, r"fit: loss: got elbo\(model, .*for instance objectives.elbo\(model\)"),
+        ({"loss": MODEL}, "fit: loss: got Model.*for instance objectives.elbo"),
+        ({"optimizer": optax.adam}, r"fit: optimizer: got adam.*for instance optax.adam\(1e-3\)"),
+        ({"transform": lambda x: x}, r"fit: transform: got <lambda>\(x\).*function of \(key, x\)"),
+        ({"evaluate": lambda params: {}}, r"fit: evaluate: .*function of \(params, key\)"),
+        ({"key": 0}, r"fit: key: got 0, expected one PRNG key; jax.random.key\(0\)"),
+        ({"data": jax.random.key(0)}, "the key comes before the data"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_no_loss_optimizer_or_key_is_refused_before_any_work(
+    params, tmp_path, wrong, message
+):
+    given = {"loss": LOSS, "optimizer": optax.adam(1e-3), "params": params, "data": IMAGES,
+             "key": jax.random.key(0), "epochs": 1, "batch_size": 8, "progress": False,
+             "transform": data.scale, "directory": tmp_path / "run", **wrong}  # fmt: skip
+    with pytest.raises(TypeError, match=message):
+        train.fit(**given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_levels_that_are_floats_are_said_to_be_unscaled(params):
+    images = IMAGES.astype(np.float32)
+    with pytest.raises(train.NonFiniteError, match=r"have to be divided \(x / 255\)"):
+        train.fit(LOSS, optax.adam(1e-3), params, images, batch_size=8, key=jax.random.key(0),
+                  epochs=1, progress=False, transform=data.scale)  # fmt: skip

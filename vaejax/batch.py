@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vaejax.errors import check_key, is_key, wrong
 from vaejax.faults import warn_of_levels
 from vaejax.types import Array, Batch, Key, Params, Transform
 
@@ -29,6 +30,9 @@ def size_of(tree: Any) -> int:
 def as_batch(data: Any) -> Batch:
     """A Batch as it is, or an array (or pytree) of examples `[n, ...]` as the x of one."""
     batch = data if isinstance(data, Batch) else Batch(data)
+    if any(map(is_key, jax.tree.leaves(batch.x))):
+        fix = "the key comes before the data"
+        raise wrong("Batch: x", "a PRNG key", "examples [n, ...]", fix, TypeError)
     if jax.tree.leaves(batch.c) and size_of(batch.c) != size_of(batch.x):
         raise ValueError(
             f"Batch: got {size_of(batch.c)} conditions c for {size_of(batch.x)} examples x, "
@@ -105,6 +109,7 @@ def prepared(
     Whatever measures a data set prepares it so: the same key shows all the same images. Warns of
     uint8 levels without a transform.
     """
+    check_key("evaluation", key)
     warn_of_levels(x, transform, "evaluation")
     transform_key, rest = jax.random.split(jax.random.fold_in(key, index))
     x, c = jax.tree.map(lambda leaf: leaf[index], (x, c))

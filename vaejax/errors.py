@@ -35,8 +35,33 @@ def takes(where: str, function: Any, arguments: str, fix: str) -> None:
             return
     elif callable(function):
         return
-    got = f"{getattr(function, '__name__', type(function).__name__)}{signature or ''}"
+    name = getattr(function, "__name__", type(function).__name__)
+    got = name if signature is None else f"{name}({', '.join(signature.parameters)})"
     raise wrong(where, got, f"a function of ({arguments})", fix, TypeError)
+
+
+def is_key(value: Any) -> bool:
+    """Whether it is an array of keys as `jax.random.key` makes them."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def check_key(function: str, key: Any) -> None:
+    """Raise TypeError unless it is one key: of `jax.random.key`, or of the older `PRNGKey`."""
+    older = getattr(key, "dtype", None) == np.uint32 and np.ndim(key) == 1
+    if older or (is_key(key) and key.shape == ()):
+        return
+    got = f"{key.dtype} {key.shape}" if hasattr(key, "dtype") else repr(key)[:40]
+    fix = "jax.random.key(0) makes one, and it comes before the data"
+    raise wrong(f"{function}: key", got, "one PRNG key", fix, TypeError)
+
+
+def unscaled(x: Any) -> str:
+    """The first thing to look at where x are floats beyond 1, which transforms leave alone."""
+    leaf = np.asarray(jax.tree.leaves(x)[0])
+    if not np.issubdtype(leaf.dtype, np.floating) or not 1 < leaf.max() <= 255:
+        return ""
+    return "levels 0..255 as floats have to be divided (x / 255), or stored as uint8; else "
 
 
 def at_least_one(function: str, **counts: int | None) -> None:
@@ -57,8 +82,8 @@ def check_finite(function: str, name: str, values: Any, x: Any) -> np.ndarray:
         leaf = np.asarray(jax.tree.leaves(x)[0])[bad[0]]
         raise ValueError(
             f"{function}: {name} is {found[bad[0]]} for example {bad[0]} ({len(bad)} such of "
-            f"{len(found)}), whose x lies in [{leaf.min():.4g}, {leaf.max():.4g}]; check for NaN "
-            "and that the likelihood's support holds x (a transform such as data.binarize or "
-            "data.scale), then the parameters"
+            f"{len(found)}), whose x lies in [{leaf.min():.4g}, {leaf.max():.4g}]; "
+            f"{unscaled(leaf)}check for NaN and that the likelihood's support holds x (a transform "
+            "such as data.binarize or data.scale), then the parameters"
         )
     return found

@@ -18,7 +18,7 @@ from jax import lax
 
 from vaejax import terms
 from vaejax.batch import as_batch, over_data, over_examples, prepared, present, size_of
-from vaejax.errors import at_least_one, check_finite, wrong
+from vaejax.errors import at_least_one, check_finite, check_key, wrong
 from vaejax.faults import warn_of_levels
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct
 from vaejax.sources import in_arrays
@@ -211,6 +211,7 @@ def mean_loss(
     floats by name, nats per example.
     """
     data = as_batch(in_arrays("evaluate.mean_loss", data))
+    check_key("evaluate.mean_loss", key)
     size = size_of(data)
     at_least_one("mean_loss", batch_size=batch_size, examples=size)
     totals: dict[str, float] = {}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.errors import wrong
+from vaejax.errors import check_key, takes, unscaled, wrong
 from vaejax.order import Order
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Transform
 
@@ -78,8 +78,9 @@ def non_finite(
     message = (
         f"fit: {', '.join(bad)} not finite at step {step} ({values}). {blamed}The batch's stored x "
         f"lies in {', '.join(f'[{low:.4g}, {high:.4g}]' for low, high in lowest)}, with "
-        f"{'no transform' if transform is None else 'a transform'}: check that {_suspect(bad)}, "
-        f"then try a lower learning rate or clipped gradients. {last_good(last)}"
+        f"{'no transform' if transform is None else 'a transform'}: {unscaled(stored)}"
+        f"check that {_suspect(bad)}, then try a lower learning rate or clipped gradients. "
+        f"{last_good(last)}"
     )
     return NonFiniteError(message, step, terms, last, examples)
 
@@ -125,6 +126,22 @@ def check_order(order: Order, key: Key, size: int, batch_size: int) -> None:
     if chosen.min() < 0 or chosen.max() >= size:
         got, fix = f"{chosen.min()} to {chosen.max()}", "make them for the data that fit is given"
         raise wrong("fit: indices", got, f"0 to {size - 1}, the examples", fix)
+
+
+def check_functions(loss: Any, optimizer: Any, transform: Any, evaluate: Any, key: Any) -> None:
+    """Raise TypeError for what `fit` was given in place of a function, an optimizer or a key."""
+    fix = "for instance objectives.elbo(model)"
+    takes("fit: loss", loss, "params, key, batch, step", fix)
+    if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
+        got = getattr(optimizer, "__name__", type(optimizer).__name__)
+        fix = "for instance optax.adam(1e-3)"
+        raise wrong("fit: optimizer", got, "an Optax optimizer", fix, TypeError)
+    if transform is not None:
+        takes("fit: transform", transform, "key, x", "for instance data.scale")
+    if evaluate is not None:
+        fix = "for instance lambda params, key: evaluate.mean_loss(loss, params, key, data)"
+        takes("fit: evaluate", evaluate, "params, key", fix)
+    check_key("fit", key)
 
 
 def check_finite(data: Batch) -> None:

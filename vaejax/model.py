@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vaejax.batch import present
 from vaejax.distributions import Distribution
-from vaejax.errors import wrong
+from vaejax.errors import check_key, wrong
 from vaejax.networks import kernels
 from vaejax.types import Array, Key, Params
 
@@ -82,6 +82,7 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
     learned = prior is not None and not isinstance(prior, Distribution)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
+        check_key("init", key)
         encoder_key, decoder_key, prior_key, z_key = jax.random.split(key, 4)
         variables = _init("encoder", encoder, encoder_key, x, *present(c))
         q = jax.eval_shape(lambda: encoder.apply(variables, x, *present(c)))
@@ -146,6 +147,7 @@ def generate(model: Model, params: Params, key: Key, c: Any = ()) -> Generated:
 
     Raises ValueError for a deterministic autoencoder, which has no prior to sample from.
     """
+    check_key("generate", key)
     z_key, x_key = jax.random.split(key)
     pz = model.prior(params, c)
     if pz is None:

@@ -227,12 +227,14 @@ def fit(
     Raises NonFiniteError at the first loss that is not finite, naming the terms, the step, the
     examples and the last good checkpoint, with the state before that step in its `fitted` (under
     `skip`, after the chunk); Interrupted on Ctrl-C and Terminated on SIGTERM, after the chunk under
-    way is done and saved; ValueError for data that cannot be trained on or a directory or
-    checkpoint that is not this run's; OSError where a checkpoint cannot be written. What reading a
-    Source, `hook`, `evaluate` or `log` raises comes through, after the steps before it were saved
-    (but by one of several processes): resuming goes on with what failed. Warns of uint8 levels
+    way is done and saved; TypeError for what is no loss, optimizer, transform or key; ValueError
+    for data that cannot be trained on or a directory or checkpoint that is not this run's; OSError
+    where a checkpoint cannot be written. What reading a Source, `hook`, `evaluate` or `log` raises
+    comes through, after the steps before it were saved (but by one of several processes): resuming
+    goes on with what failed. Warns of uint8 levels
     without a transform.
     """
+    faults.check_functions(loss, optimizer, transform, evaluate, key)
     if isinstance(data, Source):
         source, here = data, None
     else:
