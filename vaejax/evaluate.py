@@ -211,9 +211,9 @@ def mean_loss(
     floats by name, nats per example.
     """
     data = as_batch(in_arrays("evaluate.mean_loss", data))
-    check_key("evaluate.mean_loss", key)
     size = size_of(data)
     at_least_one("mean_loss", batch_size=batch_size, examples=size)
+    check_key("evaluate.mean_loss", key)
     totals: dict[str, float] = {}
     whole = 0.0
     parts = -(-size // batch_size)
