@@ -835,8 +835,11 @@ def test_what_is_no_loss_optimizer_or_key_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-def test_levels_that_are_floats_are_said_to_be_unscaled(params):
-    images = IMAGES.astype(np.float32)
-    with pytest.raises(train.NonFiniteError, match=r"have to be divided \(x / 255\)"):
+@pytest.mark.parametrize(("shift", "said"), [(0, True), (0.5, False), (-300, False)])
+def test_levels_that_are_floats_are_said_to_be_unscaled(params, shift, said):
+    """But not numbers that cannot be levels: fractions, or below zero."""
+    images = IMAGES.astype(np.float32) + np.float32(shift)
+    with pytest.raises(train.NonFiniteError) as caught:
         train.fit(LOSS, optax.adam(1e-3), params, images, batch_size=8, key=jax.random.key(0),
                   epochs=1, progress=False, transform=data.scale)  # fmt: skip
+    assert ("have to be divided (x / 255)" in str(caught.value)) == said

@@ -57,9 +57,10 @@ def check_key(function: str, key: Any) -> None:
 
 
 def unscaled(x: Any) -> str:
-    """The first thing to look at where x are floats beyond 1, which transforms leave alone."""
+    """The first thing to look at where x may be levels 0..255 stored as floats; else ''."""
     leaf = np.asarray(jax.tree.leaves(x)[0])
-    if not np.issubdtype(leaf.dtype, np.floating) or not 1 < leaf.max() <= 255:
+    whole = np.issubdtype(leaf.dtype, np.floating) and np.all(leaf == np.floor(leaf))
+    if not whole or leaf.min() < 0 or not 1 < leaf.max() <= 255:
         return ""
     return "levels 0..255 as floats have to be divided (x / 255), or stored as uint8; else "
 

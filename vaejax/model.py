@@ -145,7 +145,8 @@ def reconstruct(
 def generate(model: Model, params: Params, key: Key, c: Any = ()) -> Generated:
     """One ancestral sample from the model: z ~ p(z|c), then x ~ p(x|z, c), and E[x|z, c].
 
-    Raises ValueError for a deterministic autoencoder, which has no prior to sample from.
+    Raises ValueError for a deterministic autoencoder, which has no prior to sample from; TypeError
+    for what is no key.
     """
     check_key("generate", key)
     z_key, x_key = jax.random.split(key)

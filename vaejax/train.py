@@ -231,8 +231,7 @@ def fit(
     for data that cannot be trained on or a directory or checkpoint that is not this run's; OSError
     where a checkpoint cannot be written. What reading a Source, `hook`, `evaluate` or `log` raises
     comes through, after the steps before it were saved (but by one of several processes): resuming
-    goes on with what failed. Warns of uint8 levels
-    without a transform.
+    goes on with what failed. Warns of uint8 levels without a transform.
     """
     faults.check_functions(loss, optimizer, transform, evaluate, key)
     if isinstance(data, Source):
