@@ -22,8 +22,8 @@ from jax.scipy.special import entr
 
 from experiments import run
 from vaejax import causal, data, evaluate, heads, objectives, plot, train
-from vaejax.autoregressive import Causal
 from vaejax.errors import at_least_one, wrong
+from vaejax.networks.autoregressive import Causal
 
 
 @dataclass(frozen=True)

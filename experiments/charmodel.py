@@ -22,8 +22,8 @@ from jax import lax
 
 from experiments import run
 from vaejax import objectives, plot, recurrent, text
-from vaejax.autoregressive import Causal
 from vaejax.errors import at_least_one
+from vaejax.networks.autoregressive import Causal
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from vaejax import (
     representation,
     train,
 )
-from vaejax.corruption import gaussian, masking
+from vaejax.data.corruption import gaussian, masking
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model, autoencoder, tied
 from vaejax.networks import kernels

@@ -21,7 +21,6 @@ from flax import linen as nn
 
 from experiments import judge, run
 from vaejax import (
-    adversarial,
     conditional,
     corruption,
     data,
@@ -153,7 +152,7 @@ def main(config: Config) -> dict[str, Any]:
         objectives.elbo(model, beta=config.beta),
         objectives.maximum_likelihood(plain),
     )
-    both = adversarial.players({  # each trained as if alone: Adam goes entry by entry
+    both = objectives.players({  # each trained as if alone: Adam goes entry by entry
         "model": lambda params, *rest: elbo(params["model"], *rest),
         "plain": lambda params, *rest: likelihood(params["plain"], *rest),
     })  # fmt: skip

@@ -26,9 +26,9 @@ from experiments import charmodel, run
 from vaejax import data, diagnostics, evaluate, heads, networks, objectives, plot, recurrent
 from vaejax import model as models
 from vaejax import text as texts
-from vaejax.autoregressive import Causal
 from vaejax.distributions import Normal, kl
 from vaejax.errors import at_least_one
+from vaejax.networks.autoregressive import Causal
 
 
 @dataclass(frozen=True)

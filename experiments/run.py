@@ -30,7 +30,8 @@ from jax.sharding import Mesh
 
 from vaejax import devices, train
 from vaejax.errors import wrong
-from vaejax.order import Order
+from vaejax.train._order import Order
+from vaejax.trees import on_host
 from vaejax.types import Key, Loss, Metrics, Params, Transform
 
 Config = TypeVar("Config")
@@ -270,7 +271,7 @@ def fit(
 
 def local(tree: Any) -> Any:
     """Arrays of a mesh whole on one device of this process; every process has to take part."""
-    return jax.tree.map(jnp.asarray, devices.on_host(tree))
+    return jax.tree.map(jnp.asarray, on_host(tree))
 
 
 @contextlib.contextmanager

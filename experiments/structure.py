@@ -36,8 +36,8 @@ from vaejax import (
 )
 from vaejax.batch import over_examples
 from vaejax.errors import wrong
+from vaejax.evaluate.representation import linear_probe, nearest_neighbours
 from vaejax.model import autoencoder
-from vaejax.representation import linear_probe, nearest_neighbours
 
 
 @dataclass(frozen=True)

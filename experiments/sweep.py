@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import run
-from vaejax import devices, population
+from vaejax import population
 from vaejax.errors import at_least_one, wrong
-from vaejax.population import Make, Population
+from vaejax.train.population import Make, Population
+from vaejax.trees import on_host
 from vaejax.types import Key, Params, Transform
 
 Row = dict[str, Any]
@@ -99,7 +100,7 @@ def fit(
     if over is None:
         return found
     state, best = (s._replace(params=run.local(s.params)) for s in (found.state, found.best))
-    return found._replace(hyper=devices.on_host(found.hyper), state=state, best=best)
+    return found._replace(hyper=on_host(found.hyper), state=state, best=best)
 
 
 def measured(

@@ -23,8 +23,8 @@ from experiments import figures, run, sweep
 from vaejax import data, distributions, evaluate, heads, networks, objectives, plot, train
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model, autoencoder
-from vaejax.population import mean_loss
-from vaejax.precision import mixed_precision
+from vaejax.train.population import mean_loss
+from vaejax.train.precision import mixed_precision
 
 XAVIER = nn.initializers.xavier_uniform()
 

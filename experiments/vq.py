@@ -141,7 +141,7 @@ def main(config: Config) -> dict[str, Any]:
         key=keys[3], epochs=config.epochs, batch_size=config.batch_size, transform=data.binarize,
         hook=reviving(config, model, images, steps),
     )  # fmt: skip
-    maps = quantized.codes(model, fitted.params, keys[4], images, transform=data.binarize)
+    maps = quantized.indices(model, fitted.params, keys[4], images, transform=data.binarize)
     # The second stage: one binarisation of each image, coded once, by an encoder that is done.
     start = jax.jit(network.init)(keys[5])
     priors = run.fit(
@@ -153,7 +153,9 @@ def main(config: Config) -> dict[str, Any]:
     full = quantized.with_prior(model, network)
     params = {**fitted.params, "prior": priors.params}
     measured = evaluate.elbo_terms(full, params, keys[7], test, transform=data.binarize)
-    found = quantized.codes(model, params, jax.random.clone(keys[7]), test, transform=data.binarize)
+    found = quantized.indices(
+        model, params, jax.random.clone(keys[7]), test, transform=data.binarize
+    )
     used = quantized.usage(found, config.entries)
     summary = {
         "test_perplexity": float(quantized.perplexity(jnp.asarray(used))),

@@ -5,59 +5,36 @@ training is a scan of Optax updates, every random draw takes an explicit key, an
 probability is in nats.
 """
 
-from vaejax import (
-    adversarial,
+from vaejax import data, distributions, evaluate, model, networks, objectives, plot, train
+from vaejax._version import __version__
+from vaejax.batch import batch_mean, over_batch, over_examples
+from vaejax.data import corruption, feed, sources, sprites, text
+from vaejax.evaluate import (
     annealing,
     anomaly,
-    autoencoders,
-    autoregressive,
     bounds,
-    causal,
-    checkpoint,
-    conditional,
-    contraction,
-    corruption,
-    data,
     decomposition,
-    devices,
     diagnostics,
-    disentangle,
-    distributions,
-    evaluate,
     exact,
-    feed,
-    flows,
     gradients,
-    heads,
-    hierarchical,
     inference,
+    representation,
+)
+from vaejax.families import (
+    adversarial,
+    autoencoders,
+    conditional,
+    disentangle,
+    hierarchical,
     linear,
-    memory,
     mixtures,
-    networks,
-    objectives,
-    plot,
-    population,
-    portable,
     posteriors,
-    precision,
-    prepared,
     priors,
     quantized,
     recurrent,
-    representation,
-    score,
     semisupervised,
-    sources,
-    sparsity,
-    sprites,
-    stacked,
-    terms,
-    text,
-    train,
-    weights,
 )
-from vaejax.batch import batch_mean, over_batch, over_examples
+from vaejax.families.autoencoders import contraction, score, sparsity, stacked
 from vaejax.model import (
     Draw,
     Generated,
@@ -68,11 +45,13 @@ from vaejax.model import (
     generate,
     interpolate,
     reconstruct,
+    terms,
     tied,
 )
+from vaejax.networks import autoregressive, causal, flows, heads
+from vaejax.sharing import portable, weights
+from vaejax.train import checkpoint, devices, memory, population, precision
 from vaejax.types import Array, Batch, Estimate, Key, Loss, Metrics, Params, Transform
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Array",
@@ -86,6 +65,7 @@ __all__ = [
     "Model",
     "Params",
     "Transform",
+    "__version__",
     "adversarial",
     "annealing",
     "anomaly",
@@ -120,6 +100,7 @@ __all__ = [
     "linear",
     "memory",
     "mixtures",
+    "model",
     "networks",
     "objectives",
     "over_batch",
@@ -129,7 +110,6 @@ __all__ = [
     "portable",
     "posteriors",
     "precision",
-    "prepared",
     "priors",
     "quantized",
     "reconstruct",

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaejax.errors import check_key, is_key, wrong
-from vaejax.faults import warn_of_levels
+from vaejax.errors import check_key, is_key, warn_of_levels, wrong
 from vaejax.types import Array, Batch, Key, Params, Transform
 
 
@@ -101,7 +100,7 @@ def over_data(example: Callable[[Array], Any], size: int, batch_size: int) -> An
     return jax.tree.map(lambda v: v[:size], lax.map(example, indices, batch_size=width))
 
 
-def prepared(
+def example_at(
     key: Key, transform: Transform | None, index: Array, x: Any, c: Any
 ) -> tuple[Any, Any, Key]:
     """The example at an index as the model sees it, its condition, and a key for the rest.

@@ -2,10 +2,13 @@
 
 import contextlib
 import inspect
+import warnings
 from typing import Any
 
 import jax
 import numpy as np
+
+from vaejax.types import Transform
 
 
 def wrong(
@@ -72,7 +75,7 @@ def at_least_one(function: str, **counts: int | None) -> None:
             raise ValueError(f"{function}: expected {name} >= 1, got {value}")
 
 
-def check_finite(function: str, name: str, values: Any, x: Any) -> np.ndarray:
+def finite_values(function: str, name: str, values: Any, x: Any) -> np.ndarray:
     """The values `[n]` of a data set as numpy's, or ValueError naming the first that is not finite.
 
     `name`: of the quantity; `x`: the examples `[n, ...]`, whose range the message gives.
@@ -88,3 +91,20 @@ def check_finite(function: str, name: str, values: Any, x: Any) -> np.ndarray:
             "such as data.binarize or data.scale), then the parameters"
         )
     return found
+
+
+def warn_of_levels(
+    x: Any, transform: Transform | None, function: str = "fit", stacklevel: int = 3
+) -> None:
+    """Warn (UserWarning) where all of x is uint8 levels 0..255 and no transform scales them.
+
+    `x`: one or more examples, of which only the type counts; `function`: what was called;
+    `stacklevel`: 3 for a caller that the user calls.
+    """
+    levels = [getattr(leaf, "dtype", None) == np.uint8 for leaf in jax.tree.leaves(x)]
+    if transform is None and levels and all(levels):
+        warnings.warn(
+            f"{function}: x holds uint8 levels 0..255 and there is no transform, so the model sees "
+            "numbers up to 255; pass transform=data.scale (or data.binarize, data.dequantize)",
+            stacklevel=stacklevel,
+        )

@@ -1,0 +1,153 @@
+"""The refined posterior and the split gap, against the linear-Gaussian model's closed forms.
+
+At fixed precision matrix P and mean m of the exact posterior, the diagonal Gaussian nearest to it
+in KL(q || p) has mean m and variances 1 / P_ii. Tolerances were chosen before the numbers were
+seen.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import oracles
+from vaejax import evaluate
+from vaejax.distributions import Delta, MultivariateNormal, Normal, kl
+from vaejax.evaluate.inference import inference_gap, refine
+from vaejax.types import Batch
+
+MODEL, PARAMS = oracles.linear_gaussian(d=5, latent=2)
+POOR = oracles.poor_posterior(MODEL)
+X = np.random.default_rng(1).normal(size=(23, 5)).astype(np.float32)
+EXACT = oracles.linear_gaussian_log_px(PARAMS, X)
+POSTERIOR = jax.vmap(lambda x: MODEL.encode(PARAMS, x))(X)
+PRECISION = np.linalg.inv(np.asarray(POSTERIOR.scale_tril @ POSTERIOR.scale_tril.mT))
+BEST = Normal(POSTERIOR.loc, jnp.asarray(1 / np.sqrt(np.diagonal(PRECISION, axis1=1, axis2=2))))
+APPROXIMATION = np.asarray(jax.vmap(kl)(BEST, POSTERIOR))
+POOR_GAP = np.asarray(jax.vmap(lambda x, p: kl(POOR.encode(PARAMS, x), p))(X, POSTERIOR))
+
+
+@pytest.fixture(scope="module")
+def refined():
+    return refine(POOR, PARAMS, jax.random.key(0), X, steps=400, samples=50, learning_rate=0.1)
+
+
+def check_best(q):
+    np.testing.assert_allclose(q.loc, BEST.loc, atol=0.02)
+    np.testing.assert_allclose(q.scale, BEST.scale, rtol=0.03)
+
+
+def test_a_diagonal_posterior_is_refined_to_the_best_one_in_closed_form(refined):
+    check_best(refined)
+    # Nothing is lost in the bound either: the divergence from the posterior is the smallest.
+    found = np.asarray(jax.vmap(kl)(refined, POSTERIOR))
+    assert np.all(found > APPROXIMATION - 1e-5)
+    np.testing.assert_allclose(found, APPROXIMATION, atol=2e-3)
+
+
+def test_mistake_matching_the_marginals_is_not_the_best_diagonal_posterior(refined):
+    """Checked against variances of the exact posterior's marginals: too wide, a lower bound."""
+    covariance = np.asarray(POSTERIOR.scale_tril @ POSTERIOR.scale_tril.mT)
+    marginals = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    with pytest.raises(AssertionError):
+        check_best(Normal(POSTERIOR.loc, jnp.asarray(marginals)))
+
+
+def test_a_full_covariance_is_refined_to_the_exact_posterior():
+    def encode(params, x, c=(), *, key=None):
+        q = POOR.encode(params, x)
+        return MultivariateNormal(q.loc, -jnp.diag(q.scale))  # any sign is a valid factor
+
+    full = POOR._replace(encode=encode)
+    q = refine(full, PARAMS, jax.random.key(0), X, steps=400, samples=50, learning_rate=0.1)
+    np.testing.assert_allclose(jax.vmap(kl)(q, POSTERIOR), 0, atol=2e-3)
+
+
+def test_the_gap_and_its_parts_equal_their_closed_forms():
+    gap = inference_gap(
+        POOR, PARAMS, jax.random.key(2), X, particles=500, steps=400, samples=400, learning_rate=0.1
+    )
+    np.testing.assert_allclose(gap.log_px, EXACT, atol=0.2)
+    assert abs(np.mean(gap.log_px - EXACT)) < 0.03 and np.all(gap.ess > 50)
+    # One ELBO draw varies by about sqrt(2 gap) and less than 3 nats here: 400 draws, 23 examples.
+    assert gap.approximation.value == pytest.approx(APPROXIMATION.mean(), abs=0.1)
+    assert gap.amortisation.value == pytest.approx((POOR_GAP - APPROXIMATION).mean(), abs=0.15)
+    parts = gap.elbo + gap.amortisation.value + gap.approximation.value
+    assert np.mean(parts) == pytest.approx(np.mean(gap.log_px), abs=1e-4)
+    differences = gap.elbo_refined - gap.elbo
+    error = differences.std(ddof=1) / np.sqrt(len(X))
+    assert gap.amortisation.error == pytest.approx(error, rel=1e-5)
+    assert np.all(differences > 0)
+
+
+def test_a_known_log_px_takes_the_place_of_the_estimate():
+    options = {"steps": 5, "samples": 5, "particles": 1}
+    gap = inference_gap(POOR, PARAMS, jax.random.key(2), X, log_px=EXACT, **options)
+    np.testing.assert_array_equal(gap.log_px, EXACT)
+    assert np.isnan(gap.ess).all()
+    one = inference_gap(POOR, PARAMS, jax.random.key(2), X[:1], log_px=EXACT[:1], **options)
+    assert np.isnan(one.amortisation.error)  # one example has no spread
+    for log_px, transform in [(EXACT[:3], None), (EXACT, lambda key, x: x)]:
+        with pytest.raises(ValueError, match=r"inference_gap: log_px.*expected \[23\]"):
+            inference_gap(
+                POOR, PARAMS, jax.random.key(2), X, log_px=log_px, transform=transform, **options
+            )
+
+
+def test_an_example_depends_on_the_key_and_its_index_alone():
+    key, options = jax.random.key(4), {"steps": 3, "samples": 2}
+    whole = refine(POOR, PARAMS, key, X, **options)
+    chunks = refine(POOR, PARAMS, jax.random.clone(key), X, batch_size=7, **options)
+    np.testing.assert_allclose(whole.loc, chunks.loc, rtol=1e-5)
+    twice = refine(POOR, PARAMS, jax.random.clone(key), np.stack([X[0], X[0]]), **options)
+    assert np.all(np.asarray(twice.scale[0] != twice.scale[1]))
+
+
+def test_conditions_and_transforms_reach_the_model():
+    """x = stored + c: the refined q of shifted data equals that of the data themselves."""
+
+    def shift(key, x):
+        return x + 1.0
+
+    def encode(params, x, c, *, key=None):
+        return POOR.encode(params, x - c)
+
+    def decode(params, z, c, *, key=None):
+        px = POOR.decode(params, z)
+        return Normal(px.loc + c, px.scale)
+
+    moved = POOR._replace(encode=encode, decode=decode, prior=lambda params, c: MODEL.prior(params))
+    batch = Batch(X - 1.0 + 2.0, c=np.full((len(X), 5), 2.0, np.float32))
+    key, options = jax.random.key(5), {"steps": 3, "samples": 2}
+    plain = refine(POOR, PARAMS, key, X, **options)
+    found = refine(moved, PARAMS, jax.random.clone(key), batch, transform=shift, **options)
+    np.testing.assert_allclose(found.loc, plain.loc, atol=1e-4)
+    gap = inference_gap(
+        moved, PARAMS, jax.random.key(6), batch, transform=shift, particles=10, **options
+    )
+    assert np.isfinite(gap.log_px).all()
+
+
+def test_the_bounds_are_those_of_evaluate():
+    """At no refinement (a step of size 0) both bounds are that of the encoder."""
+    gap = inference_gap(
+        POOR, PARAMS, jax.random.key(3), X, particles=10, steps=1, samples=7, learning_rate=0.0
+    )
+    np.testing.assert_allclose(gap.elbo, gap.elbo_refined, rtol=1e-4, atol=1e-4)
+    key = jax.random.split(jax.random.key(3), 4)[2]
+    expected = evaluate.elbo_terms(POOR, PARAMS, key, X, samples=7)["elbo"]
+    np.testing.assert_allclose(gap.elbo, expected, rtol=1e-5)
+
+
+def test_what_cannot_be_refined_is_refused():
+    point = MODEL._replace(encode=lambda params, x, c=(), *, key=None: Delta(jnp.zeros(2)))
+    with pytest.raises(TypeError, match="refine: encode: got Delta, expected a Normal or a Multi"):
+        refine(point, PARAMS, jax.random.key(0), X)
+    for name in ("steps", "samples", "batch_size"):
+        with pytest.raises(ValueError, match=f"refine: expected {name} >= 1, got 0"):
+            refine(POOR, PARAMS, jax.random.key(0), X, **{name: 0})
+    with pytest.raises(ValueError, match="particles >= 1, got 0"):
+        inference_gap(POOR, PARAMS, jax.random.key(0), X, particles=0)
+    with pytest.raises(ValueError, match=r"refine: q\* is nan for example 3"):
+        refine(POOR, PARAMS, jax.random.key(0), np.where(np.arange(23)[:, None] == 3, np.nan, X),
+               steps=1, samples=1)  # fmt: skip

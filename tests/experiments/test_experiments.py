@@ -1,0 +1,214 @@
+"""Experiments as their users run them: presets, own files, resume, and what is left behind."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import run, vae
+from tests.conftest import some_slow
+
+ROOT = Path(__file__).resolve().parents[2]
+SUMMARY = {
+    "test_elbo_nats", "test_nll_nats", "test_nll_particles", "test_distortion_nats",
+    "test_rate_nats", "epochs", "seconds_train",
+}  # fmt: skip
+
+
+def smoke(preset, out, **changes):
+    config = replace(vae.PRESETS[preset], smoke=True, progress=False, out=out, **changes)
+    return vae.main(config)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A finished run of the first preset, which no test changes: its folder and its summary."""
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    return folder, smoke("digits", folder)
+
+
+# Each of them differs from digits in what has tests of its own.
+SLOW = ("burda", "conv", "full_covariance", "gaussian", "manifold", "mnist")
+
+
+@pytest.mark.parametrize("preset", some_slow(sorted(vae.PRESETS), SLOW))
+def test_every_preset_runs_and_leaves_what_it_promises(preset, digits, tmp_path):
+    folder = tmp_path / "run"
+    if preset == "digits":
+        folder, summary = digits
+    else:
+        summary = smoke(preset, folder, dataset="digits")
+    assert summary.keys() >= SUMMARY
+    assert summary == json.loads((folder / "summary.json").read_text())
+    bound = -(summary["test_distortion_nats"] + summary["test_rate_nats"])
+    assert summary["test_elbo_nats"] == pytest.approx(bound, rel=1e-4)
+    names = {"curves", "interpolations", "latent", "reconstructions", "samples", "traversals"}
+    names |= {"manifold"} if preset == "manifold" else set()
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == names
+    config = json.loads((folder / "config.json").read_text())
+    assert config["versions"]["jax"] == jax.__version__ and config["options"]["seed"] == 0
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1.0, 2.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(28, 20), (33, 17, 3)], ids=str)
+def test_own_images_of_any_size_train_with_the_convolutional_preset(shape, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", rng.integers(0, 256, (400, *shape)).astype(np.uint8))
+    summary = smoke("conv", tmp_path / "run", dataset=str(tmp_path / "own.npz"))
+    assert np.isfinite(summary["test_elbo_nats"])
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()
+
+
+def test_vectors_train_without_pictures(tmp_path):
+    rows = np.random.default_rng(0).uniform(size=(400, 7)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    smoke("digits", tmp_path / "run", dataset=str(tmp_path / "rows.npy"))
+    assert not list((tmp_path / "run" / "figures").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_mnist_is_read_through_tfds(mnist_prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("VAEJAX_CACHE", str(tmp_path / "cache"))
+    summary = smoke("mnist", tmp_path / "run")
+    assert 100 < -summary["test_elbo_nats"] < 600
+
+
+@pytest.mark.slow
+def test_same_seed_same_numbers_and_another_seed_others(digits, tmp_path):
+    first = digits[1]["test_elbo_nats"]
+    assert smoke("digits", tmp_path / "again")["test_elbo_nats"] == first
+    assert smoke("digits", tmp_path / "other", seed=1)["test_elbo_nats"] != first
+
+
+def test_a_folder_with_another_run_is_not_touched(digits):
+    folder = digits[0]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="not an empty folder.*--resume.*another --out"):
+        smoke("digits", folder)
+    with pytest.raises(SystemExit, match="run with other options: latent: then 10, now 3"):
+        smoke("digits", folder, latent=3, resume=True)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_resumed_experiment_repeats_the_numbers_of_one_go(digits, tmp_path, monkeypatch):
+    whole = digits[1]
+    fit = vae.train.fit
+
+    def cut_short(*arguments, epochs, **options):
+        fit(*arguments, epochs=1, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vae.train, "fit", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        smoke("digits", tmp_path / "cut")
+    monkeypatch.undo()
+    again = smoke("digits", tmp_path / "cut", resume=True)
+    for name in SUMMARY - {"seconds_train"}:
+        assert whole[name] == again[name]
+    first, second = run.rows(tmp_path / "cut")
+    assert (first["epoch"], second["epoch"]) == (1, 2)
+    assert again["seconds_train"] == second["seconds"] > first["seconds"]  # both legs
+
+
+def test_a_failed_start_leaves_the_folder_free(tmp_path):
+    for wrong_option in ({"batch_size": 5000}, {"particles": 0}):
+        with pytest.raises(ValueError, match="batch_size: got 5000|particles >= 1, got 0"):
+            vae.main(replace(vae.Config(), out=tmp_path / "run", **wrong_option))
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_without_a_run_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="needs --out.*no --out was given"):
+        smoke("digits", None, resume=True)
+    with pytest.raises(SystemExit, match="holds no run"):
+        smoke("digits", tmp_path / "typo", resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [(30, 5, 6), (30, 4, 4, 4)], ids=["few", "four channels"])
+def test_few_images_or_channels_that_cannot_be_drawn_do_not_spoil_a_run(images, tmp_path):
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 256, images, np.uint8))
+    config = replace(vae.Config(), dataset=str(tmp_path / "own.npy"), out=tmp_path / "run",
+                     latent=1, epochs=1, batch_size=8, particles=2, progress=False)  # fmt: skip
+    assert np.isfinite(vae.main(config)["test_elbo_nats"])
+
+
+def test_metrics_of_repeated_epochs_give_way(tmp_path):
+    for epochs in [(1, 2, 3), (2, 3, 4)]:
+        log = run.logger(tmp_path)
+        for epoch in epochs:
+            log({"epoch": float(epoch), "loss": float(10 * epochs[0] + epoch)})
+    found = [(row["epoch"], row["loss"]) for row in run.rows(tmp_path)]
+    assert found == [(1, 11), (2, 22), (3, 23), (4, 24)]
+
+
+def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1.0, "seconds": 5.0}\n{"epoch": 2.0, "se')
+    log = run.logger(tmp_path)
+    log({"epoch": 2.0})
+    rows = run.rows(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2] and rows[1]["seconds"] > 5
+
+
+def test_the_command_line_takes_a_preset_and_options():
+    config = run.parse(vae.PRESETS, "about", ["burda", "--epochs", "3", "--resume"])
+    assert config == replace(vae.PRESETS["burda"], epochs=3, resume=True)
+    assert run.parse(vae.PRESETS, "about", []) == vae.PRESETS["digits"]
+    assert run.parse(vae.PRESETS, "about", ["--latent", "3"]).latent == 3
+
+
+def test_a_misspelt_preset_or_option_is_answered_with_the_nearest(capsys):
+    with pytest.raises(SystemExit, match="unknown preset 'mnits'; did you mean 'mnist'"):
+        run.parse(vae.PRESETS, "about", ["mnits"])
+    with pytest.raises(SystemExit):
+        run.parse(vae.PRESETS, "about", ["mnist", "--epcohs", "3"])
+    assert re.search(r"Perhaps you meant:.*--epochs", capsys.readouterr().err, re.DOTALL)
+    with pytest.raises(SystemExit):
+        run.parse(vae.PRESETS, "about", ["mnist", "--network", "con"])
+    assert "mlp" in capsys.readouterr().err
+
+
+def test_help_names_every_option_in_a_word_or_more(capsys):
+    with pytest.raises(SystemExit):
+        run.parse(vae.PRESETS, vae.__doc__, ["--help"])
+    text = capsys.readouterr().out
+    for field in fields(vae.Config):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert "nats per image" in text and "Presets" in text
+    for unit in ("epochs over which", "images per step", "epochs between", "importance samples"):
+        assert unit in text
+
+
+def test_what_a_user_can_mend_ends_without_a_traceback():
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.vae", "--dataset", "mnits"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "perhaps 'mnist'" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_importing_the_library_pulls_in_no_plotting_cli_or_dataset_package():
+    heavy = {"matplotlib", "tyro", "tensorflow_datasets", "tensorflow", "sklearn", "orbax", "PIL"}
+    code = f"import sys, vaejax; print(sorted({heavy} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert printed.stdout.strip() == "[]", printed.stderr
+
+
+def test_images_that_would_train_on_nonsense_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    for images, option, message in [
+        (rng.uniform(0, 16, (200, 5, 6)), {}, r"floats in \[.*16\], expected \[0, 1\]"),
+        (rng.uniform(size=(200, 7)), {"network": "conv"}, "got vectors.*expected images"),
+    ]:
+        np.save(tmp_path / "own.npy", images.astype(np.float32))
+        with pytest.raises(ValueError, match=message):
+            vae.main(replace(vae.Config(), dataset=str(tmp_path / "own.npy"), **option))

@@ -1,0 +1,484 @@
+"""Total correlation, the losses that press on it, and the mutual information gap."""
+
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from jax.flatten_util import ravel_pytree
+from scipy import stats
+
+from tests.oracles import linear_gaussian, poor_posterior
+from vaejax import decomposition, disentangle, objectives, terms, train
+from vaejax.batch import over_batch
+from vaejax.distributions import MultivariateNormal, Normal
+from vaejax.model import Model, draw
+from vaejax.types import Batch
+
+CORRELATION = np.array([[1.0, 0.6, 0.2], [0.6, 1.0, -0.3], [0.2, -0.3, 1.0]])
+TRUTH = -0.5 * np.log(np.linalg.det(CORRELATION))  # 0.413 nats
+SCALE = 0.4
+
+
+def posteriors(seed, n, correlation=CORRELATION):
+    """Diagonal posteriors and a draw of each, whose q(z) is N(0, correlation): z, loc, scale."""
+    rng = np.random.default_rng(seed)
+    d = len(correlation)
+    loc = rng.multivariate_normal(np.zeros(d), correlation - SCALE**2 * np.eye(d), n)
+    z = loc + SCALE * rng.normal(size=(n, d))
+    return [jnp.asarray(one, jnp.float32) for one in (z, loc, np.full((n, d), SCALE))]
+
+
+def exact(z, loc, scale):
+    """TC of q(z), the mixture of all rows, at one draw from each, by scipy and loops."""
+    z, loc, scale = (np.asarray(one, float) for one in (z, loc, scale))
+    total = 0.0
+    for one in z:
+        each = stats.norm(loc, scale).pdf(one)
+        total += np.log(each.prod(axis=1).mean()) - np.log(each.mean(axis=0)).sum()
+    return total / len(z)
+
+
+def model_of(latent=3):
+    """A linear encoder, q(z|x) = N(W x, SCALE^2 I), and p(x|z) = N(z + b, I)."""
+
+    def encode(params, x, c=(), *, key=None):
+        return Normal(params["W"] @ x, jnp.full(latent, SCALE))
+
+    def decode(params, z, c=(), *, key=None):
+        return Normal(params["b"] + z, jnp.ones(latent))
+
+    prior = Normal(jnp.zeros(latent), jnp.ones(latent))
+    params = {"W": jnp.eye(latent) + 0.1, "b": jnp.zeros(latent)}
+    return Model(lambda key, x, c=(): params, lambda params, c=(): prior, encode, decode), params
+
+
+CRITIC = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(1)])
+
+
+@pytest.fixture(scope="module")
+def two_players():
+    """(loss, params, batch) of a FactorVAE, gamma = 3."""
+    model, params = model_of()
+    both = {"model": params, "critic": jax.jit(CRITIC.init)(jax.random.key(1), jnp.zeros(3))}
+    return disentangle.factor_vae(model, CRITIC, gamma=3.0), both, Batch(posteriors(0, 16)[1])
+
+
+def test_total_correlation_of_correlated_gaussians():
+    estimate = jax.jit(jax.vmap(disentangle.total_correlation))
+    stratified = jax.jit(jax.vmap(lambda *q: disentangle.total_correlation(*q, size=1_000_000)))
+    batches = [posteriors(seed, 1000) for seed in range(4)]
+    stacked = [jnp.stack(part) for part in zip(*batches, strict=True)]
+    for found in (estimate(*stacked), stratified(*stacked)):
+        assert float(jnp.mean(found)) == pytest.approx(TRUTH, abs=0.05)
+
+
+def test_the_whole_data_as_one_batch_is_the_full_sum():
+    z, loc, scale = posteriors(1, 6)
+    for size in (None, 6):
+        found = disentangle.total_correlation(z, loc, 0.3 * scale, size=size)
+        assert float(found) == pytest.approx(exact(z, loc, 0.3 * scale), rel=1e-5)
+
+
+def test_it_agrees_with_the_decomposition_of_a_data_set(key):
+    model, params = linear_gaussian()
+    model, x = poor_posterior(model), jnp.asarray(np.random.default_rng(0).normal(size=(30, 5)))
+    parts = decomposition.decompose(model, params, key, x, draws=600)
+    q = jax.vmap(lambda one: model.encode(params, one))(x)
+    noise = jax.random.normal(jax.random.key(3), (200, *q.loc.shape))
+
+    def at(noise):
+        return disentangle.total_correlation(q.loc + q.scale * noise, q.loc, q.scale)
+
+    found = jax.jit(jax.vmap(at))(noise)
+    error = np.hypot(float(jnp.std(found)) / 200**0.5, parts.total_correlation.error)
+    assert abs(float(jnp.mean(found)) - parts.total_correlation.value) < 4 * error
+
+
+def test_mistake_4_the_own_weight_is_on_the_diagonal():
+    """Checked against the weight 1/N in the first column: q(z) has to be unbiased."""
+
+    def check(log_weights, batch=3, size=5):
+        # Example 0 with every choice of the others: each of the N has 1/N of q(z) on average.
+        totals, choices = np.zeros(size), list(combinations(range(1, size), batch - 1))
+        for others in choices:
+            for place in range(batch):
+                members = [*others[:place], 0, *others[place:]]
+                row = np.exp(np.asarray(log_weights(batch, (), size)))[place]
+                assert row.sum() == pytest.approx(1)
+                np.add.at(totals, members, row / (len(choices) * batch))
+        np.testing.assert_allclose(totals, 1 / size, rtol=1e-5)
+
+    def first_column(batch, weight, size):
+        others = (size - 1) / size / (batch - 1)
+        return np.log(np.full((batch, batch), others) + (1 / size - others) * np.eye(batch)[[0]])
+
+    check(disentangle._log_weights)
+    with pytest.raises(AssertionError):
+        check(first_column)
+
+
+def test_mistake_5_total_correlation_of_independent_codes_is_zero():
+    """Checked against the estimator as it stands in the paper: (d - 1) log N too high."""
+
+    def check(estimate):
+        estimate = jax.jit(estimate)
+        z = posteriors(0, 1000)[0]  # collapsed: one q(z) = N(0, I) whatever x
+        assert float(estimate(z, 0 * z, 0 * z + 1)) == pytest.approx(0, abs=1e-5)
+        assert float(estimate(*posteriors(2, 1000, np.eye(3)))) == pytest.approx(0, abs=0.05)
+
+    def with_constant(z, loc, scale):
+        found = disentangle.total_correlation(z, loc, scale)
+        return found + (z.shape[1] - 1) * np.log(60_000)
+
+    check(disentangle.total_correlation)
+    check(lambda z, loc, scale: disentangle.total_correlation(z, loc, scale, size=60_000))
+    with pytest.raises(AssertionError):
+        check(with_constant)
+
+
+def test_mistake_6_a_weight_counts_once_in_the_joint():
+    """Checked against log-weights added to each dimension and then summed: counted d times."""
+
+    def check(estimate):
+        q = posteriors(1, 6)
+        assert float(estimate(*q)) == pytest.approx(exact(*q), rel=1e-5)
+
+    def per_dimension(z, loc, scale):
+        pairs = jax.vmap(lambda one: jax.scipy.stats.norm.logpdf(one[None], loc, scale))(z)
+        weighed = pairs - np.log(len(z))
+        joint = jax.nn.logsumexp(weighed.sum(axis=-1), axis=1)
+        return jnp.mean(joint - jax.nn.logsumexp(weighed, axis=1).sum(axis=-1))
+
+    check(disentangle.total_correlation)
+    with pytest.raises(AssertionError):
+        check(per_dimension)
+
+
+@pytest.mark.parametrize("size", [None, 40])
+def test_masked_examples_leave_no_trace(size):
+    q = posteriors(4, 8)
+    weight = jnp.array([1, 1, 0, 1, 0, 1, 1, 0.0])
+    kept = [one[weight > 0] for one in q]
+
+    def value(loc, rest, weight=()):
+        return disentangle.total_correlation(rest[0], loc, rest[1], weight, size=size)
+
+    gradient = jax.jit(jax.value_and_grad(value))
+    masked = gradient(q[1], (q[0], q[2]), weight)
+    whole = gradient(kept[1], (kept[0], kept[2]))
+    np.testing.assert_allclose(masked[0], whole[0], rtol=1e-5)
+    np.testing.assert_allclose(masked[1][weight > 0], whole[1], atol=1e-6)
+    assert (masked[1][weight == 0] == 0).all()
+
+
+def test_at_beta_1_beta_tcvae_is_the_elbo(key):
+    model, params = model_of()
+    batch = Batch(posteriors(0, 16)[1])
+    tc = disentangle.beta_tcvae(model, beta=optax.linear_schedule(1.0, 6.0, 10))
+
+    def plain(params, key, batch, step):
+        def example(params, key, x, c):
+            d = draw(model, params, key, x, c)
+            return terms.distortion(d) + terms.rate(d)
+
+        return jnp.mean(over_batch(example, params, key, batch)), ()
+
+    def both(params, key, step):
+        return [jax.value_and_grad(loss, has_aux=True)(params, jax.random.clone(key), batch, step)
+                for loss in (tc, plain, objectives.elbo(model))]  # fmt: skip
+
+    both = jax.jit(both)
+    ((value, metrics), gradient), ((bound, _), expected), ((_, of_elbo), _) = both(params, key, 0)
+    assert float(value) == pytest.approx(float(bound), rel=1e-6)
+    assert float(value) == pytest.approx(-float(metrics["elbo"]), rel=1e-6)
+    # Its draws are its own, but the rate is a closed form.
+    assert float(metrics["rate"]) == pytest.approx(float(of_elbo["rate"]), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected)
+
+    (value, metrics), _ = both(params, jax.random.clone(key), 5)[0]
+    assert float(metrics["beta"]) == pytest.approx(3.5)
+    expected = -metrics["elbo"] + 2.5 * metrics["total_correlation"]
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    assert abs(float(metrics["total_correlation"])) > 0.01
+
+
+def test_beta_tcvae_takes_apart_what_is_entangled(key):
+    """From codes turned by 45 degrees; q(z) of a linear encoder is Gaussian, its TC known."""
+    model, params = model_of(2)
+    turned = jnp.array([[1.0, 1.0], [-1.0, 1.0]]) / 2**0.5
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(512, 2)) * [2.0, 0.7], jnp.float32)
+
+    def TC(W):
+        covariance = np.asarray(W @ jnp.diag(jnp.array([4.0, 0.49])) @ W.T) + SCALE**2 * np.eye(2)
+        scale = np.sqrt(np.diag(covariance))
+        return -0.5 * np.log(np.linalg.det(covariance / np.outer(scale, scale)))
+
+    loss = disentangle.beta_tcvae(model, beta=10.0)
+    run = train.make_train(loss, optax.adam(0.02), steps=150, batch_size=128)
+    state, history = jax.jit(run)(key, {**params, "W": turned}, x)
+    assert TC(state.params["W"]) < 0.02 < 0.3 < TC(turned)
+    estimates = np.asarray(history["total_correlation"])
+    assert estimates[0] == pytest.approx(TC(turned), abs=0.2)
+    assert estimates[-20:].mean() == pytest.approx(TC(state.params["W"]), abs=0.05)
+
+
+def test_each_player_has_the_gradient_of_its_own_loss(two_players, key):
+    """Mistake 3: checked against the two losses added up, where one leaks into the other."""
+    loss, params, batch = two_players
+    model, _ = model_of()
+
+    def drawn(model_params, key):
+        draw_key, permute_key = jax.random.split(key)
+
+        def example(params, key, x, c):
+            d = draw(model, params, key, x, c)
+            return terms.distortion(d) + terms.rate(d), d.z
+
+        return *over_batch(example, model_params, draw_key, batch), permute_key
+
+    def f(critic, z):
+        return jax.vmap(lambda one: CRITIC.apply(critic, one)[0])(z)
+
+    def model_loss(model_params, critic, key):
+        bound, z, _ = drawn(model_params, key)
+        return jnp.mean(bound) + 3.0 * jnp.mean(f(critic, z))
+
+    def critic_loss(critic, model_params, key):
+        _, z, permute_key = drawn(model_params, key)
+        permuted = disentangle.permute_dimensions(permute_key, z)
+        true, false = jax.nn.log_sigmoid(f(critic, z)), jax.nn.log_sigmoid(-f(critic, permuted))
+        return -0.5 * jnp.mean(true + false)
+
+    def leaking(params, key, batch, step):
+        again = jax.random.clone(key)
+        own = model_loss(params["model"], params["critic"], key)
+        return own + critic_loss(params["critic"], params["model"], again), {}
+
+    expected = jax.jit(lambda params, key: {
+        "model": jax.grad(model_loss)(params["model"], params["critic"], key),
+        "critic": jax.grad(critic_loss)(params["critic"], params["model"], jax.random.clone(key)),
+    })(params, key)  # fmt: skip
+
+    def check(loss):
+        found = jax.jit(jax.grad(loss, has_aux=True))(params, jax.random.clone(key), batch, 0)[0]
+        for player in ("model", "critic"):
+            one, other = ravel_pytree(found[player])[0], ravel_pytree(expected[player])[0]
+            assert float(jnp.abs(other).max()) > 1e-3
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+    check(loss)
+    with pytest.raises(AssertionError):
+        check(leaking)
+
+
+def test_the_model_pulls_each_code_against_the_critic(key):
+    """By gamma alone, a code moves where the critic takes it less for one of q(z): cosine -1."""
+    model, own = model_of(4)
+    # One-hot examples: the columns of W are the codes, and so are those of its gradient.
+    batch = Batch(jnp.eye(4)[:, :4])
+    critic = jax.jit(CRITIC.init)(jax.random.key(2), jnp.zeros(4))
+    loss = disentangle.factor_vae(model, CRITIC, gamma=lambda step: 2.0 * step)
+
+    @jax.jit
+    def gradient(key, step):
+        both = {"model": own, "critic": critic}
+        return jax.grad(loss, has_aux=True)(both, key, batch, step)[0]["model"]["W"]
+
+    adversarial = gradient(key, 1.0) - gradient(jax.random.clone(key), 0.0)
+
+    def critics(W):
+        draw_key, _ = jax.random.split(jax.random.clone(key))
+
+        def f(params, key, x, c):
+            return CRITIC.apply(critic, draw(model, params, key, x, c).z)[0]
+
+        return jnp.mean(jax.nn.softplus(-over_batch(f, {**own, "W": W}, draw_key, batch)))
+
+    wanted = jax.jit(jax.grad(critics))(own["W"])
+    cosine = jnp.sum(adversarial * wanted, axis=0) / (
+        jnp.linalg.norm(adversarial, axis=0) * jnp.linalg.norm(wanted, axis=0)
+    )
+    np.testing.assert_allclose(cosine, -1, atol=1e-4)
+
+
+def test_the_best_critic_estimates_the_total_correlation(key):
+    class Best:
+        """log q(z) - sum_j log q(z_j) of N(0, CORRELATION)."""
+
+        def init(self, key, z):
+            return {}
+
+        def apply(self, params, z):
+            joint = MultivariateNormal(jnp.zeros(3), jnp.linalg.cholesky(jnp.asarray(CORRELATION)))
+            return joint.log_prob(z) - Normal(jnp.zeros(3), jnp.ones(3)).log_prob(z)
+
+    model, params = model_of()
+    both = {"model": {**params, "W": jnp.eye(3)}, "critic": {}}
+    batch = Batch(posteriors(5, 4000)[1])
+    best = jax.jit(disentangle.factor_vae(model, Best(), gamma=1.0))
+    value, metrics = best(both, key, batch, 0)
+    deviation = np.sqrt(np.sum((CORRELATION - np.eye(3)) ** 2) / 2)  # of f over q(z), nats
+    error = deviation / 4000**0.5
+    assert float(metrics["total_correlation"]) == pytest.approx(TRUTH, abs=4 * error)
+    assert 0.5 < float(metrics["critic/loss"]) < np.log(2) - 0.02
+    assert 0.55 < float(metrics["critic_accuracy"]) < 0.8
+    expected = -metrics["elbo"] + metrics["total_correlation"] + metrics["critic/loss"]
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_mistake_8_permuting_keeps_the_marginals_and_ends_the_dependence(key):
+    """Checked against a permutation of the dimensions within each row."""
+
+    def check(permute):
+        z = np.random.default_rng(0).normal(size=(2000, 1)) * [1.0, 3.0, 9.0]
+        permuted = jax.jit(permute)(jax.random.clone(key), jnp.asarray(z, jnp.float32))
+        found = np.asarray(permuted)
+        np.testing.assert_array_equal(np.sort(found, axis=0), np.sort(np.float32(z), axis=0))
+        assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 4 / 2000**0.5
+
+    def within_rows(key, z):
+        return jax.vmap(jax.random.permutation)(jax.random.split(key, len(z)), z)
+
+    check(disentangle.permute_dimensions)
+    with pytest.raises(AssertionError):
+        check(within_rows)
+
+
+def test_masked_examples_reach_no_other_and_the_others_are_permuted(key):
+    z = jnp.arange(20.0).reshape(10, 2)
+    counted = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1], bool)
+    for one, weight in zip(jax.random.split(key, 3), (1.0, 0.1, 3.0), strict=True):
+        found = jax.jit(disentangle.permute_dimensions)(one, z, jnp.asarray(weight * counted))
+        np.testing.assert_array_equal(np.sort(found[counted], axis=0), z[counted])
+        assert not np.array_equal(found[counted], z[counted])
+
+
+def test_weighted_marginals_are_kept(key):
+    """Checked against a permutation of all that count, whatever their weights."""
+    z = jnp.repeat(jnp.eye(6)[:, :1], 2, axis=1)  # row 0 against the others
+    weight = jnp.array([4.0, 1.0, 0.5, 0.25, 0.0, 0.25])
+
+    def blindly(key, z, weight):
+        order = jnp.argsort(jnp.where(weight > 0, 0, 9) + jax.random.uniform(key, weight.shape))
+        return jnp.zeros_like(z).at[jnp.argsort(weight == 0)].set(z[order])
+
+    def check(permute):
+        keys = jax.random.split(jax.random.clone(key), 3000)
+        found = np.asarray(jax.jit(jax.vmap(permute, (0, None, None)))(keys, z, weight))
+        means = np.tensordot(found, np.asarray(weight) / 6, ((1,), (0,)))  # [draws, 2]
+        error = means.std(axis=0) / 3000**0.5
+        assert (np.abs(means.mean(axis=0) - 4 / 6) < 5 * error).all()
+
+    check(disentangle.permute_dimensions)
+    with pytest.raises(AssertionError):
+        check(blindly)
+
+
+def two_factors(values=10):
+    """All pairs of two factors, `values` each, and 20 times over: `[n, 2]`."""
+    return np.tile(np.indices((values, values)).reshape(2, -1).T, (20, 1))
+
+
+def test_mistake_17_a_perfect_code_has_1_and_a_rotated_one_about_0():
+    """Checked against reshape where a transpose is meant, which mixes examples."""
+    factors = two_factors()
+    noise = np.random.default_rng(0).normal(size=(len(factors), 1))
+    perfect = np.concatenate([noise, np.exp(factors[:, :1]), -factors[:, 1:]], axis=1)
+
+    def check(mig):
+        found = mig(perfect, factors)
+        assert found.value == pytest.approx(1, abs=0.1)  # of the noise: 19 x 9 / 2n = 0.04 nats
+        assert (found.information.argmax(axis=1) == [1, 2]).all()
+
+    check(disentangle.mig)
+    exactly = disentangle.mig(perfect[:, 1:], factors)
+    assert exactly.value == pytest.approx(1, abs=1e-12)
+    np.testing.assert_allclose(exactly.information, np.log(10) * np.eye(2), atol=1e-12)
+    np.testing.assert_allclose(exactly.entropy, np.log(10), rtol=1e-12)
+    with pytest.raises(AssertionError):
+        check(lambda z, v: disentangle.mig(z.reshape(3, -1).T, v))
+
+    rotated = factors @ np.array([[1.0, 1.0], [-1.0, 1.0]]) / 2**0.5
+    assert disentangle.mig(rotated, factors).value < 0.02
+
+
+def test_mistake_17_the_discretisation_is_its_own_and_stays():
+    """Golden values by hand, and checked against bins of equal width, that one code stretches."""
+
+    def check(information):
+        # Bins of two codes each: (2, 0), (1, 1), (0, 2), (0, 2) of a factor that is 3 x 0, 5 x 1.
+        codes, factors = np.arange(8.0)[:, None], np.array([0, 0, 0, 1, 1, 1, 1, 1])[:, None]
+        expected = -(3 / 8 * np.log(3 / 8) + 5 / 8 * np.log(5 / 8)) - np.log(2) / 4
+        for last in (7.0, 1e6):
+            codes[-1] = last
+            assert information(codes, factors)[0, 0] == pytest.approx(expected, rel=1e-12)
+
+    def equal_width(codes, factors):
+        edges = np.histogram_bin_edges(codes, 4)[1:-1]
+        binned = np.searchsorted(edges, codes[:, 0], side="right")
+        return np.array([[disentangle._shared(binned, factors[:, 0])]])
+
+    check(lambda codes, factors: disentangle.mutual_information(codes, factors, bins=4))
+    with pytest.raises(AssertionError):
+        check(equal_width)
+
+
+def test_the_gap_of_codes_that_are_flipped_now_and_then():
+    """A binary factor; two dimensions say it wrongly in 1/8 and 1/4 of cases: closed forms."""
+
+    def shared(p):
+        return np.log(2) + p * np.log(p) + (1 - p) * np.log(1 - p)
+
+    factor = np.tile([0, 1], 32)
+    wrong = [np.arange(64) // 2 % 8 < 1, np.arange(64) // 2 % 4 < 1]
+    codes = np.stack([np.where(one, 1 - factor, factor) for one in wrong], axis=1)
+    found = disentangle.mig(codes, factor[:, None], bins=2)
+    np.testing.assert_allclose(found.information, [[shared(1 / 8), shared(1 / 4)]], rtol=1e-12)
+    assert found.value == pytest.approx((shared(1 / 8) - shared(1 / 4)) / np.log(2), rel=1e-12)
+
+
+def test_bad_input_is_refused(key, two_players):
+    model, params = model_of()
+    loss, both, batch = two_players
+    one = Batch(batch.x[:1])
+    q = posteriors(0, 8)
+    oracle, oracle_params = linear_gaussian()  # its posterior has full covariance
+    wide = disentangle.factor_vae(model, nn.Dense(2), gamma=1.0)
+    wide_params = {**both, "critic": {"params": {"kernel": jnp.ones((3, 2)), "bias": q[0][0, :2]}}}
+    factors = two_factors()
+    codes = factors.astype(float)
+
+    def traced(loss, params, batch):
+        return jax.eval_shape(loss, params, key, batch, 0)
+
+    for call, error, message in (
+        (lambda: disentangle.total_correlation(*(a[:1] for a in q)), ValueError,
+         "total_correlation: batch: got 1 example, expected 2 or more; raise the batch size"),
+        (lambda: disentangle.total_correlation(q[0][0], *q[1:]), ValueError,
+         r"z, loc, scale: got .*expected \[batch, latent\]"),
+        (lambda: disentangle.total_correlation(*q, size=7), ValueError, "size: got 7, expected 8"),
+        (lambda: traced(disentangle.beta_tcvae(model, beta=4.0), params, one), ValueError,
+         "got 1 example, expected 2 or more"),
+        (lambda: traced(disentangle.beta_tcvae(oracle, beta=4.0), oracle_params,
+                        Batch(jnp.zeros((4, 5)))), TypeError,
+         "beta_tcvae: posterior: got MultivariateNormal, expected Normal.*factor_vae"),
+        (lambda: traced(loss, both, one), ValueError, "permute_dimensions: batch: got 1 ex"),
+        (lambda: traced(loss, params, batch), ValueError, "players: params"),
+        (lambda: traced(wide, wide_params, batch), TypeError,
+         r"factor_vae: critic: got an output of shape \(16, 2\).*nn.Dense\(1\)"),
+        (lambda: disentangle.permute_dimensions(key, q[0][0]), ValueError, r"shape \(3,\)"),
+        (lambda: disentangle.mig(codes[:, :1], factors), ValueError, "got 1 dimension"),
+        (lambda: disentangle.mig(codes, factors * [1, 0]), ValueError,
+         "got factor 1 with one value in all 2000 rows"),
+        (lambda: disentangle.mig(codes[1:], factors), ValueError, "codes and factors: got"),
+        (lambda: disentangle.mig(codes, factors / 3), ValueError, "got fractions or NaN"),
+        (lambda: disentangle.mig(np.where(codes == 3, np.nan, codes), factors), ValueError,
+         "mig: the sum of the code is nan for example"),
+        (lambda: disentangle.mig(codes, factors, bins=1), ValueError, "bins: got 1, expected 2"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            call()

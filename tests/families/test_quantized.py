@@ -1,0 +1,449 @@
+"""Vector quantisation against brute force, enumeration, and moving averages by hand."""
+
+from functools import partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from vaejax import (
+    Batch,
+    Model,
+    autoencoder,
+    evaluate,
+    generate,
+    heads,
+    networks,
+    objectives,
+    quantized,
+    reconstruct,
+    train,
+)
+from vaejax.distributions import Bernoulli, Categorical, Delta, Normal
+
+ENTRIES, SIZE, PLACES, SHAPE = 4, 3, (2, 1), (3, 2, 1)
+GAMMA = 0.9
+
+
+def plain(code=None):
+    return autoencoder(
+        nn.Sequential([networks.MLP((8,)), code or heads.Code((*PLACES, SIZE))]),
+        nn.Sequential([networks.MLP((8,)), heads.Bernoulli(SHAPE)]),
+    )
+
+
+MODEL = quantized.quantize(plain(), entries=ENTRIES)
+LOSS = quantized.vq_vae(MODEL, beta=0.5)
+
+
+class Independent(nn.Module):
+    """A prior of independent indices: the simplest network over a map of codes."""
+
+    shape: tuple[int, ...] = PLACES
+    classes: int = ENTRIES
+
+    @nn.compact
+    def __call__(self):
+        shape = (*self.shape, self.classes)
+        return Categorical(self.param("logits", nn.initializers.normal(1.0), shape))
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jax.random.bernoulli(jax.random.key(1), 0.5, (12, *SHAPE)).astype(jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def params(x):
+    key, codebook_key = jax.random.split(jax.random.key(2))
+    params = MODEL.init(key, x[0])
+    return {**params, "codebook": 0.7 * jax.random.normal(codebook_key, (ENTRIES, SIZE))}
+
+
+@pytest.fixture(scope="module")
+def features(params, x):
+    return np.asarray(jax.jit(jax.vmap(lambda one: MODEL.encode(params, one).features))(x))
+
+
+GRADIENT = jax.jit(jax.value_and_grad(LOSS, has_aux=True))
+
+
+def nearest(features, codebook):
+    """By all distances, in double precision."""
+    apart = np.asarray(features, float)[..., None, :] - np.asarray(codebook, float)
+    return (apart**2).sum(axis=-1).argmin(axis=-1)
+
+
+def test_each_place_takes_the_nearest_entry_exactly(params, x, features):
+    q = jax.jit(jax.vmap(partial(MODEL.encode, params)))(x)
+    index = nearest(features, params["codebook"])
+    assert len(np.unique(index)) > 1
+    np.testing.assert_array_equal(q.index, index)
+    np.testing.assert_array_equal(q.value, np.asarray(params["codebook"])[index])
+    np.testing.assert_array_equal(quantized.indices(MODEL, params, jax.random.key(0), x), index)
+    one = MODEL.encode(params, x[0])
+    assert one.event_shape == (*PLACES, SIZE) and one.index.dtype == jnp.int32
+    assert one.log_prob(one.sample(jax.random.key(0))) == 0
+    decoded = MODEL.decode(params, one.value).mean
+    np.testing.assert_allclose(reconstruct(MODEL, params, x[0]), decoded, rtol=1e-6)
+
+
+def test_the_gradient_passes_straight_through_and_misses_the_codebook():
+    features, codebook, slope = (
+        jax.random.normal(k, shape)
+        for k, shape in zip(
+            jax.random.split(jax.random.key(0), 3), [(5, 2), (4, 2), (5, 2)], strict=True
+        )
+    )
+
+    def value(features, codebook):
+        q = quantized.VectorQuantized.nearest(features, codebook)
+        return jnp.sum(slope * q.value)
+
+    of_features, of_codebook = jax.grad(value, argnums=(0, 1))(features, codebook)
+    np.testing.assert_array_equal(of_features, slope)
+    np.testing.assert_array_equal(of_codebook, 0)
+
+
+def test_the_loss_is_its_three_terms(params, x, features):
+    (value, metrics), _ = GRADIENT(params, jax.random.key(3), Batch(x), 0)
+    codebook = np.asarray(params["codebook"], float)
+    index = nearest(features, codebook)
+    px = jax.jit(jax.vmap(lambda z, x: MODEL.decode(params, z).log_prob(x)))
+    distortion = -float(px(jnp.asarray(codebook)[index], x).mean())
+    commitment = ((features - codebook[index]) ** 2).sum(axis=(1, 2, 3)).mean()
+    means = {k: features[index == k].mean(axis=0) for k in np.unique(index)}
+    term = 0.5 * sum(((codebook[k] - m) ** 2).sum() for k, m in means.items())
+    share = np.bincount(index.ravel(), minlength=ENTRIES) / index.size
+    entropy = -sum(s * np.log(s) for s in share if s > 0)
+    expected = [distortion, commitment, term, np.exp(entropy)]
+    names = ["distortion", "commitment", "codebook", "perplexity"]
+    np.testing.assert_allclose([metrics[n] for n in names], expected, rtol=1e-5)
+    np.testing.assert_allclose(value, distortion + 0.5 * commitment + term, rtol=1e-5)
+
+
+def test_each_parameter_hears_of_its_own_terms_alone(params, x):
+    """The encoder of distortion and commitment, the decoder of the distortion, the codebook of its
+    own term; compared with losses that have nothing else in them.
+    """
+    key, batch = jax.random.key(3), Batch(x)
+    _, found = GRADIENT(params, key, batch, 0)
+    held = jax.lax.stop_gradient
+
+    def model_only(part):
+        whole = {"model": part, "codebook": held(params["codebook"])}
+        metrics = LOSS(whole, key, batch, 0)[1]
+        return metrics["distortion"] + 0.5 * metrics["commitment"]
+
+    def codebook_only(codebook):
+        whole = {"model": held(params["model"]), "codebook": codebook}
+        return LOSS(whole, key, batch, 0)[1]["codebook"]
+
+    own = {
+        "model": jax.jit(jax.grad(model_only))(params["model"]),
+        "codebook": jax.jit(jax.grad(codebook_only))(params["codebook"]),
+    }
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(own), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(own["codebook"]))
+
+
+def test_a_step_of_plain_sgd_is_the_moving_average_of_each_entry(params, x, features):
+    """e_k <- gamma e_k + (1 - gamma) mean of its codes, by numpy, for several steps; entries that
+    no code chose stay to the last bit.
+    """
+    codebook = np.asarray(params["codebook"])
+    far = np.concatenate([codebook[:-1], np.full((1, SIZE), 50.0, np.float32)])
+    state = {**params, "codebook": jnp.asarray(far)}
+    optimizer = optax.partition(
+        {"model": optax.set_to_zero(), "codebook": optax.sgd(1 - GAMMA)},
+        {"model": "model", "codebook": "codebook"},
+    )
+    opt_state, expected = optimizer.init(state), far.astype(float)
+    for step in range(3):
+        index = nearest(features, expected)
+        for k in np.unique(index):
+            expected[k] = GAMMA * expected[k] + (1 - GAMMA) * features[index == k].mean(axis=0)
+        _, grads = GRADIENT(state, jax.random.key(step), Batch(x), step)
+        updates, opt_state = optimizer.update(grads, opt_state, state)
+        state = optax.apply_updates(state, updates)
+    np.testing.assert_allclose(state["codebook"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(state["codebook"][-1], far[-1])
+    assert np.abs(expected[:-1] - far[:-1]).max() > 0.05
+
+
+def test_the_plain_codebook_loss_has_its_gradient(params, x, features):
+    codebook = np.asarray(params["codebook"], float)
+    index = nearest(features, codebook)
+    rows, flat = jnp.asarray(features).reshape(len(x), -1, SIZE), index.reshape(len(x), -1)
+    weight = jnp.ones(len(x))
+    value, slope = jax.value_and_grad(quantized.codebook_loss)(
+        params["codebook"], rows, flat, weight
+    )
+    apart = codebook[index] - features
+    np.testing.assert_allclose(value, (apart**2).sum() / len(x), rtol=1e-5)
+    expected = np.stack([2 * apart[index == k].sum(axis=0) / len(x) for k in range(ENTRIES)])
+    np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
+
+
+def summed_over_the_batch(codebook, features, index, weight):
+    """The mistake: the codes' distances added up, over examples too."""
+    return 0.5 * jnp.sum((codebook[index] - jax.lax.stop_gradient(features)) ** 2)
+
+
+def check_tiling_changes_nothing(loss, params, x):
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    key = jax.random.key(0)
+    one, one_slope = gradient(params, key, Batch(x), 0)
+    four, four_slope = gradient(params, jax.random.clone(key), Batch(jnp.tile(x, (4, 1, 1, 1))), 0)
+    for a, b in zip(jax.tree.leaves((one, one_slope)), jax.tree.leaves((four, four_slope)),
+                    strict=True):  # fmt: skip
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_mistake_15_tiled_batch(params, x):
+    """Checked against a codebook term that grows with the batch."""
+    check_tiling_changes_nothing(LOSS, params, x)
+    plain = quantized.vq_vae(MODEL, learn=quantized.codebook_loss)
+    check_tiling_changes_nothing(plain, params, x)
+    mistaken = quantized.vq_vae(MODEL, learn=summed_over_the_batch)
+    with pytest.raises(AssertionError):
+        check_tiling_changes_nothing(mistaken, params, x)
+
+
+def test_masked_examples_count_for_nothing(params, x):
+    key = jax.random.key(0)
+    weight = jnp.where(jnp.arange(len(x)) < 9, 1.0, 0.0)
+    masked = GRADIENT(params, key, Batch(x.at[9:].set(jnp.nan), weight=weight), 0)
+    without = GRADIENT(params, jax.random.clone(key), Batch(x[:9]), 0)
+    for a, b in zip(jax.tree.leaves(masked), jax.tree.leaves(without), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_perplexity_and_usage():
+    assert quantized.perplexity(jnp.full(7, 3.0)) == pytest.approx(7)
+    assert quantized.perplexity(jnp.array([0.0, 5.0, 0.0])) == pytest.approx(1)
+    share = quantized.usage(np.array([[0, 2], [2, 2]]), 4)
+    np.testing.assert_array_equal(share, [0.25, 0, 0.75, 0])
+    with pytest.raises(ValueError, match=r"usage: index: got 2 codes in 0..4, expected some, in 0"):
+        quantized.usage([0, 4], 4)
+    with pytest.raises(ValueError, match="got 0 codes"):
+        quantized.usage([], 4)
+
+
+@pytest.fixture(scope="module")
+def full(params, x):
+    """The model with a prior over its codes, and its parameters."""
+    model = quantized.with_prior(MODEL, Independent())
+    prior = model.init(jax.random.key(5), x[0])["prior"]
+    return model, {**params, "prior": prior}
+
+
+def enumerated(params):
+    """Every code: its entries `[codes, ...]`, and log p(code) by hand."""
+    logits = np.asarray(params["prior"]["params"]["logits"], float)
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    maps = np.array(list(product(range(ENTRIES), repeat=2))).reshape(-1, *PLACES)
+    prior = np.array([sum(log_p[i, 0, k[i, 0]] for i in range(PLACES[0])) for k in maps])
+    return jnp.asarray(params["codebook"])[maps], prior
+
+
+def test_the_prior_over_entries_is_that_of_their_indices(full):
+    model, params = full
+    values, expected = enumerated(params)
+    pz = model.prior(params)
+    log_p = jax.jit(jax.vmap(pz.log_prob))(values)
+    np.testing.assert_allclose(log_p, expected, rtol=1e-5)
+    assert np.exp(np.asarray(log_p, float)).sum() == pytest.approx(1, abs=1e-5)
+    assert pz.log_prob(values[0] + 1e-3) == -jnp.inf
+    drawn = jax.jit(jax.vmap(pz.sample))(jax.random.split(jax.random.key(0), 4000))
+    first = (np.asarray(drawn)[:, None] == np.asarray(values)[None]).all(axis=(2, 3, 4))
+    assert (first.sum(axis=1) == 1).all()
+    error = np.sqrt(np.exp(expected) / 4000)
+    assert (np.abs(first.mean(axis=0) - np.exp(expected)) < 5 * error).all()
+    made = jax.jit(partial(generate, model, params))(jax.random.key(1))
+    assert made.x.shape == SHAPE and jnp.any(jnp.all(made.z[None] == values, axis=(1, 2, 3)))
+    with pytest.raises(ValueError, match=r"Entries.log_prob: x: got \(16, 2, 1, 3\)"):
+        pz.log_prob(values)
+
+
+def test_entries_that_lie_close_are_told_apart():
+    codebook = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    codebook[1] = codebook[0] * (1 + 2e-7)  # the next numbers
+    logits = np.arange(8, dtype=np.float32)
+    p = quantized.Entries(Categorical(jnp.asarray(logits)), jnp.asarray(codebook))
+    found = jax.jit(jax.vmap(p.log_prob))(jnp.asarray(codebook))
+    np.testing.assert_allclose(found, logits - np.log(np.exp(logits).sum()), rtol=1e-5)
+
+
+def test_the_code_length_bounds_log_px(full, x):
+    """-log p(code) + distortion against log p(x), summed over all codes."""
+    model, params = full
+    values, prior = enumerated(params)
+    each = jax.vmap(lambda z, x: model.decode(params, z).log_prob(x), (0, None))
+    decoded = np.asarray(jax.jit(jax.vmap(each, (None, 0)))(values, x), float)
+    log_px = np.log(np.exp(decoded + prior).sum(axis=1))
+    found = evaluate.elbo_terms(model, params, jax.random.key(0), x)
+    index = np.asarray(quantized.indices(model, params, jax.random.key(0), x))
+    place = (np.asarray(values)[None] == np.asarray(params["codebook"])[index][:, None]).all(
+        axis=(2, 3, 4)
+    )
+    np.testing.assert_allclose(found["rate"], -prior[place.argmax(axis=1)], rtol=1e-5)
+    assert (found["elbo"] < log_px + 1e-5).all()
+    assert (log_px - found["elbo"]).mean() > 0.1
+
+
+def test_the_codebook_starts_at_different_encodings(params, x, features):
+    start = quantized.from_data(MODEL, params, jax.random.key(0), x)
+    rows = features.reshape(-1, SIZE)
+    apart = np.abs(np.asarray(start["codebook"])[:, None] - rows[None]).max(axis=2)
+    assert (apart.min(axis=1) < 1e-6).all()
+    assert len(np.unique(apart.argmin(axis=1))) == ENTRIES
+    assert start["model"] is params["model"]
+
+
+def test_entries_start_different_where_most_codes_are_equal(key):
+    """As those of an empty background; drawn blindly, most entries were one and the same."""
+    codes = jnp.concatenate([jnp.zeros((200, 2)), jnp.arange(12.0).reshape(6, 2)])
+    draw = jax.jit(quantized._different, static_argnums=2)
+    assert len(np.unique(draw(key, codes, 7), axis=0)) == 7
+    assert len(np.unique(draw(jax.random.clone(key), codes, 20), axis=0)) == 7
+
+
+def test_dead_entries_revive_at_encodings_and_the_others_stay(params, x, features):
+    far = params["codebook"].at[1].set(40.0).at[3].set(-40.0)
+    init, _ = train.make_step(LOSS, optax.sgd(0.1))
+    state = init(jax.random.key(0), {**params, "codebook": far})
+    hook = quantized.revive(MODEL, x, examples=8)
+    revived = hook(state).params["codebook"]
+    alive = np.isin(np.arange(ENTRIES), nearest(features, far))
+    assert alive.sum() == 2 and not alive[1] and not alive[3]
+    np.testing.assert_array_equal(revived[alive], far[alive])
+    apart = np.abs(np.asarray(revived)[~alive][:, None] - features.reshape(-1, SIZE)[None])
+    assert (apart.max(axis=2).min(axis=1) < 1e-6).all()
+    assert np.any(revived[1] != revived[3])
+    np.testing.assert_array_equal(hook(state).params["codebook"], revived)
+    rare = quantized.revive(MODEL, x, share=0.99)(state).params["codebook"]
+    assert (rare != far).any(axis=1).all()
+
+
+def test_rows_of_weight_0_give_no_entries(params, x):
+    masked = Batch(np.where(np.arange(12)[:, None, None, None] < 3, x, np.nan),
+                   weight=(np.arange(12) < 3).astype(np.float32))  # fmt: skip
+    start = quantized.from_data(MODEL, params, jax.random.key(0), masked)
+    assert np.isfinite(start["codebook"]).all()
+    init, _ = train.make_step(LOSS, optax.sgd(0.1))
+    state = init(jax.random.key(0), {**params, "codebook": params["codebook"] + 40})
+    revived = quantized.revive(MODEL, masked)(state).params["codebook"]
+    assert np.isfinite(revived).all() and (np.abs(revived).max(axis=1) < 30).sum() == ENTRIES - 1
+    one = masked._replace(weight=np.eye(12)[0])
+    with pytest.raises(ValueError, match="a codebook of 4 entries for 2 codes"):
+        quantized.from_data(MODEL, params, jax.random.key(0), one)
+
+
+def fitted(x):
+    params = quantized.from_data(MODEL, MODEL.init(jax.random.key(0), x[0]), jax.random.key(1), x)
+    optimizer = optax.partition(
+        {"model": optax.adam(1e-2), "codebook": optax.sgd(1 - GAMMA)},
+        {"model": "model", "codebook": "codebook"},
+    )
+    return train.fit(LOSS, optimizer, params, x, key=jax.random.key(2), epochs=60, batch_size=6,
+                     progress=False, hook=quantized.revive(MODEL, x))  # fmt: skip
+
+
+def test_training_in_two_stages(x):
+    first = fitted(x)
+    assert first.history["distortion"][-1] < 0.8 * first.history["distortion"][0]
+    maps = quantized.indices(MODEL, first.params, jax.random.key(3), x)
+    network = Independent()
+    second = train.fit(objectives.maximum_likelihood(network), optax.adam(0.1),
+                       network.init(jax.random.key(4)), maps, key=jax.random.key(5),
+                       epochs=80, batch_size=12, progress=False)  # fmt: skip
+    share = np.stack([np.bincount(np.asarray(maps)[:, i, 0], minlength=ENTRIES) for i in (0, 1)])
+    entropy = -sum(s * np.log(s) for s in (share / len(x)).ravel() if s > 0)
+    assert -second.history["log_px"][-1] == pytest.approx(entropy, abs=0.05)
+    full = quantized.with_prior(MODEL, network)
+    params = {**first.params, "prior": second.params}
+    bound = evaluate.log_likelihood(full, params, jax.random.key(6), x, particles=1)
+    parts = evaluate.elbo_terms(full, params, jax.random.key(7), x)
+    np.testing.assert_allclose(bound.log_px, parts["elbo"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        (heads.Normal((2, SIZE)), r"quantize: the encoder: got Normal over \(2, 3\), expected a D"),
+        (heads.Code(()), r"quantize: the encoder: got Delta over \(\)"),
+    ],
+)
+def test_encoders_that_give_no_vectors_are_refused(code, message, x):
+    with pytest.raises(TypeError, match=message):
+        quantized.quantize(plain(code), entries=2).init(jax.random.key(0), x[0])
+
+
+def test_bad_codebooks_are_refused(params, x):
+    with pytest.raises(ValueError, match="quantize: entries: got 1, expected 2 or more"):
+        quantized.quantize(plain(), entries=1)
+    with pytest.raises(ValueError, match=r"params\['codebook'\]: got \(4, 2\), expected \(4, 3\)"):
+        MODEL.encode({**params, "codebook": jnp.ones((4, 2))}, x[0])
+    large = quantized.quantize(plain(), entries=25)
+    many = {**params, "codebook": jnp.ones((25, SIZE))}
+    message = "from_data: data: got a codebook of 25 entries for 24 codes, expected no more"
+    with pytest.raises(ValueError, match=message):
+        quantized.from_data(large, many, jax.random.key(0), x)
+    state = train.TrainState(many, (), jax.random.key(0), jnp.zeros((), int))
+    with pytest.raises(ValueError, match="revive: data: got a codebook of 25 entries for 24 codes"):
+        quantized.revive(large, x)(state)
+    with pytest.raises(ValueError, match=r"revive: share: got 1.0, expected a share in \[0, 1\)"):
+        quantized.revive(MODEL, x, share=1.0)
+    with pytest.raises(TypeError, match=r"vq_vae: q\(z\|x\): got Delta, expected VectorQuantized"):
+        quantized.vq_vae(plain())(params["model"], jax.random.key(0), Batch(x), 0)
+
+
+class Other(nn.Module):
+    """A prior of whatever distribution."""
+
+    p: object
+
+    @nn.compact
+    def __call__(self):
+        self.param("unused", nn.initializers.zeros, ())
+        return self.p
+
+
+@pytest.mark.parametrize(
+    "network, error, message",
+    [
+        (Independent((1, 2)), ValueError, r"with_prior: network: got shape \(1, 2\), expected"),
+        (Independent(classes=5), ValueError, "got another number of classes, expected 4"),
+        (Independent(classes=3), ValueError, "got another number of classes, expected 4"),
+        (Other(Normal(jnp.zeros(PLACES), 1.0)), TypeError, "with_prior: network: got Normal"),
+    ],
+)
+def test_priors_over_something_else_are_refused(network, error, message, x):
+    with pytest.raises(error, match=message):
+        quantized.with_prior(MODEL, network).init(jax.random.key(0), x[0])
+
+
+def test_one_code_for_the_whole_example_and_a_condition():
+    """A code without a map, by hand: z_e = c - x, entries -1, 0 and 1, p(x|z) by the entry."""
+    plain = Model(
+        lambda key, x, c: {"scale": jnp.ones(())},
+        lambda params, c=(): None,
+        lambda params, x, c, *, key=None: Delta(params["scale"] * (c - x)),
+        lambda params, z, c, *, key=None: Bernoulli(z + c),
+    )
+    model = quantized.quantize(plain, entries=3)
+    params = model.init(jax.random.key(0), jnp.ones(1), jnp.ones(1))
+    params["codebook"] = jnp.array([[-1.0], [0.0], [1.0]])
+    q = model.encode(params, jnp.zeros(1), jnp.full(1, 0.8))
+    assert (q.index.shape, int(q.index)) == ((), 2)
+    np.testing.assert_array_equal(q.value, [1.0])
+    batch = Batch(jnp.zeros((4, 1)), jnp.full((4, 1), 0.8))
+    value, metrics = jax.jit(quantized.vq_vae(model))(params, jax.random.key(1), batch, 0)
+    assert metrics["commitment"] == pytest.approx(0.04, rel=1e-4)
+    assert value == pytest.approx(np.log1p(np.exp(1.8)) + 0.25 * 0.04 + 0.5 * 0.04, rel=1e-5)

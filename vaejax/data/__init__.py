@@ -1,0 +1,48 @@
+"""Data: by name, from files, from disk while training; transforms and corruptions."""
+
+from vaejax.data import corruption, feed, sources, sprites, text, tfds
+from vaejax.data._load import (
+    NAMES,
+    SPLITS,
+    PathLike,
+    binarize,
+    cache_folder,
+    check_file,
+    check_rows,
+    checked,
+    dequantize,
+    every_nth,
+    labels,
+    load,
+    npz_keys,
+    scale,
+    split_of,
+    stored,
+    stream,
+)
+
+__all__ = [
+    "NAMES",
+    "SPLITS",
+    "PathLike",
+    "binarize",
+    "cache_folder",
+    "check_file",
+    "check_rows",
+    "checked",
+    "corruption",
+    "dequantize",
+    "every_nth",
+    "feed",
+    "labels",
+    "load",
+    "npz_keys",
+    "scale",
+    "sources",
+    "split_of",
+    "sprites",
+    "stored",
+    "stream",
+    "text",
+    "tfds",
+]

@@ -1,0 +1,221 @@
+"""Batches of a Source on the device before a step asks for them, in the order of the trainer.
+
+    order = feed.in_order(train.shuffled(source.size, batch_size), key)
+    with feed.feed(source, order, start=0, stop=steps) as batches:
+        for batch in batches:
+            state, metrics = step(state, batch)
+            batches.dispatched(metrics)
+    share = batches.waited / seconds
+
+Which examples a step sees depends on its number alone, never on threads or on where a run began: a
+streamed run trains on the batches of one on data in memory, and goes on at `start=state.step`.
+Where rows cost much one by one (HDF5, Zarr, slow disks), `data.stream` reads them by blocks.
+"""
+
+import contextlib
+import functools
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vaejax.data.sources import Source
+from vaejax.errors import at_least_one, wrong
+from vaejax.types import Array, Batch, Key
+
+Order = Callable[[np.ndarray], Any]
+_CHUNK = 256  # steps whose order is computed at a time
+_TICK = 1e-3  # seconds between two looks at whether the device is idle
+_END = object()
+
+
+def feed(
+    source: Source,
+    indices: np.ndarray | Order,
+    *,
+    start: int,
+    stop: int,
+    workers: int = 4,
+    prefetch: int = 2,
+    place: Callable[[Batch], Any] = jax.device_put,
+) -> "Feed":
+    """The batches of the steps from `start` to `stop - 1`, read ahead in threads by Grain.
+
+    Args:
+      source: what is read, by one call of `source.read` for each batch.
+      indices: which examples each step sees: integers `[steps, batch]`, whose row s is step s's, or
+        a function `steps [k] -> [k, batch]` that is asked for some hundred steps at a time, such
+        as `in_order(indices, key)`.
+      start, stop: numbers of the first step, and of the one after the last.
+      workers: threads that read, a batch each; prefetch: batches on the device, or on their way,
+        while a step computes. Up to `workers + prefetch + 1` batches are held at any time.
+      place: puts a numpy Batch on the device, for instance with a sharding:
+        `lambda batch: jax.device_put(batch, sharding)`. One thread calls it, in the order of steps.
+
+    Returns: a Feed, an iterator over the placed batches. What `source.read` or `place` raises is
+    raised where its batch is due.
+    Raises: ImportError without Grain (`pip install "vaejax[streaming]"`); ValueError for an order
+    of another shape, or steps that it does not have.
+    """
+    at_least_one("feed", workers=workers, prefetch=prefetch)
+    if not 0 <= start <= stop:
+        raise wrong("feed: start, stop", f"{start}, {stop}", "0 <= start <= stop", "exchange them")
+    grain, chosen = _grain(), _chosen(indices, stop)
+    steps = grain.MapDataset.range(start, stop).map(lambda step: source.read(chosen(step)))
+    # Threads and not processes: memory maps and Pillow's decoders leave Python's lock alone, while
+    # a process needs a Source that can be pickled (a pickled memory map holds the whole file), a
+    # second import of the program, and a copy of each batch.
+    reading = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers)
+    return Feed(iter(steps.to_iter_dataset(reading)), place, prefetch)
+
+
+def in_order(indices: Callable[[Key, Array], Array], key: Key) -> Order:
+    """A trainer's order, `indices(key, step) -> [batch]`, as what `feed` takes.
+
+    Some hundred steps are evaluated by one program. It is a loop over them, whose body is that of
+    `train.make_scan`, and not `vmap`, under which some generators of random bits give others.
+    """
+
+    @jax.jit
+    def program(first: Array) -> Array:
+        steps = first + jnp.arange(_CHUNK, dtype=jnp.int32)
+        return lax.map(lambda step: indices(key, step), steps)
+
+    return lambda steps: np.asarray(program(jnp.int32(steps[0])))[: len(steps)]
+
+
+class Feed(Iterator[Any]):
+    """An iterator over batches on the device, which measures how long the device waited for them.
+
+    Call `dispatched(result)` after each step. Close it, by `with`, `close()` or collection as
+    garbage: its threads end. `waited`: seconds in which no step was on the device because no batch
+    was there, the first batch included, to a millisecond a step; without calls of `dispatched`, all
+    in which the caller was kept waiting.
+    """
+
+    waited: float = 0.0
+
+    def __init__(self, host: Any, place: Callable[[Batch], Any], prefetch: int):
+        self._ready: queue.Queue[Any] = queue.Queue(prefetch)
+        self._closed = threading.Event()
+        self._latest: Any = ()
+        # The thread must not hold this object, or it would never be collected.
+        arguments = host, place, self._ready, self._closed
+        self._thread = threading.Thread(target=_fill, args=arguments, name="vaejax-feed")
+        self._thread.start()
+        weakref.finalize(self, self._closed.set)
+
+    def __next__(self) -> Any:
+        if self._closed.is_set():
+            raise StopIteration
+        batch, error = self._take()
+        if batch is not _END:
+            return batch
+        self.close()
+        raise error
+
+    def _take(self) -> tuple[Any, Any]:
+        """The next batch, counting the looks at whose end the device was idle."""
+        with contextlib.suppress(queue.Empty):
+            return self._ready.get_nowait()
+        item = None
+        while item is None and not self._closed.is_set():
+            began = perf_counter()
+            with contextlib.suppress(queue.Empty):
+                item = self._ready.get(timeout=_TICK)
+            if _is_ready(self._latest):
+                self.waited += perf_counter() - began
+        return item or (_END, StopIteration())
+
+    def dispatched(self, result: Any) -> None:
+        """Say that the step on the latest batch is under way; waits until the one before is done.
+
+        So no more than two steps are in flight. `result`: arrays that the step returns and nobody
+        deletes, such as its metrics (not a state that the next step takes as donated).
+        """
+        previous, self._latest = self._latest, result
+        jax.block_until_ready(previous)
+
+    def close(self) -> None:
+        """End the threads, after the batch that each is at; idempotent."""
+        self._closed.set()
+        self._thread.join()
+
+    def __enter__(self) -> "Feed":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def _fill(
+    host: Any, place: Callable[[Batch], Any], ready: queue.Queue[Any], closed: threading.Event
+) -> None:
+    """Read and place batches until there are no more, one fails, or nobody wants them."""
+
+    def put(item: Any) -> bool:
+        # A program may end without closing the feed, and waits for this thread when it does.
+        while not closed.is_set() and threading.main_thread().is_alive():
+            try:
+                ready.put(item, timeout=0.05)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    try:
+        while put((place(next(host)), None)):
+            pass
+    except BaseException as error:
+        put((_END, error))
+    finally:
+        host.close()
+
+
+def _chosen(indices: np.ndarray | Order, stop: int) -> Callable[[int], np.ndarray]:
+    """`step -> [batch]`, from any thread."""
+    if not callable(indices):
+        order = _order(indices, stop)
+        return lambda step: order[step]
+    lock = threading.Lock()
+
+    @functools.lru_cache(maxsize=2)
+    def chunk(number: int) -> np.ndarray:
+        steps = np.arange(number * _CHUNK, min((number + 1) * _CHUNK, stop))
+        return _order(indices(steps), len(steps))
+
+    def chosen(step: int) -> np.ndarray:
+        with lock:  # computed by one, needed by all
+            return chunk(step // _CHUNK)[step % _CHUNK]
+
+    return chosen
+
+
+def _order(indices: Any, steps: int) -> np.ndarray:
+    order = np.asarray(indices)
+    if order.ndim != 2 or len(order) < steps or order.dtype.kind not in "iu":
+        got = f"{order.dtype} of shape {order.shape}"
+        fix = "give the examples of every step, or in_order(indices, key)"
+        raise wrong("feed: indices", got, f"integers [{steps} steps, batch]", fix)
+    return order
+
+
+def _is_ready(result: Any) -> bool:
+    leaves: list[Any] = [x for x in jax.tree.leaves(result) if isinstance(x, jax.Array)]
+    return all(leaf.is_ready() for leaf in leaves)
+
+
+def _grain() -> Any:
+    try:
+        import grain
+    except ImportError as error:
+        got, fix = "no Grain", 'pip install "vaejax[streaming]"'
+        raise wrong("feed", got, "it for reading in threads", fix, ImportError) from error
+    return grain

@@ -1,0 +1,356 @@
+"""Data that stay on the disk: opened at once whatever their size, and read by whole batches.
+
+`open` knows sets of TFDS, files and folders; `vaejax.feed` takes their batches to the device in the
+order that a trainer asks for.
+"""
+
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vaejax.batch import size_of
+from vaejax.data import _load as data
+from vaejax.data import tfds
+from vaejax.errors import wrong
+from vaejax.trees import digest
+from vaejax.types import Batch
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_ARRAYS = (".npy", ".npz")
+
+
+class Source(NamedTuple):
+    """Examples that need not fit memory: how many, how to read them, and what identifies them.
+
+    `size`: how many there are; `read(indices [k]) -> Batch`: those examples in numpy arrays, all of
+    one batch by one call, in any order, with repetitions, and from several threads at once;
+    `digest`: `digest` of the first 256, the same as for the same data in memory. Any
+    function that keeps to this makes a Source.
+    """
+
+    size: int
+    read: Callable[[np.ndarray], Batch]
+    digest: str
+
+
+def in_memory(batch: Batch) -> Source:
+    """A Batch of arrays `[n, ...]`, or of memory maps of them, as a Source."""
+    size = size_of(batch)
+
+    def read(indices: np.ndarray) -> Batch:
+        inside = _inside(indices, size)
+        return jax.tree.map(lambda leaf: np.asarray(leaf[inside]), batch)
+
+    return Source(size, read, digest(jax.tree.map(lambda leaf: leaf[:256], batch)))
+
+
+def in_arrays(function: str, data: Any) -> Any:
+    """`data` as they are; TypeError for a Source, which `function` does not read."""
+    if isinstance(data, Source):
+        fix = "read it, where it fits: source.read(np.arange(source.size))"
+        raise wrong(f"{function}: data", "a Source", "arrays in memory", fix, TypeError)
+    return data
+
+
+class _Stored(NamedTuple):
+    """What lies on the disk: rows as they are stored, and how messages name one of them.
+
+    `split`: whether the split was chosen by name already, or is still to be cut from all.
+    """
+
+    size: int
+    read: Callable[[np.ndarray], Batch]
+    place: Callable[[int], tuple[str, int]]
+    split: bool
+
+
+def open(source: Any, split: str = "train", *, data_dir: data.PathLike | None = None) -> Source:
+    """Open one split of a data set of any size, reading no more than its first 256 examples.
+
+    The examples, their types and their splits are those of `data.load`, bit for bit, where both
+    read a source.
+
+    Args:
+      source: what `data.load` takes, of which these stay on the disk: `"mnist"` or `"tfds:NAME"`,
+        prepared by TFDS; a path to a `.npy` file (or its memory map), or to an `.npz` file that
+        `np.savez` wrote; and, only here, a path to a folder, which holds one of
+        - images of one size, grey or RGB; or subfolders of them, one for each class: `y` is the
+          place of its name among the sorted names;
+        - `.npz` files, alike, each with a part of the examples, in the order of their names;
+        - `.npy` files, the same: `images-00.npy`, `images-01.npy`, `labels-00.npy`, ... are an
+          `.npz` whose arrays are cut into pieces, and files of any other names are all `x`.
+        A folder may name its splits by subfolders, `train`, `test` and so on.
+      split, data_dir: as in `data.load`.
+
+    Returns: a Source. Its `read` raises ValueError for NaN or infinity, naming the row and the
+    file, and for an image that cannot be read or is of another size, naming the file.
+    Raises: ValueError for what is empty, mixed, compressed or of an unsupported type or value, and
+    for an unknown name or split; FileNotFoundError for a path or a prepared set that is missing.
+    """
+    name, window = data.split_of("open", split)
+    if isinstance(source, str) and (source in data.NAMES[1:] or source.startswith("tfds:")):
+        where = f"open: source {source!r}"
+        found = _tfds(source.removeprefix("tfds:"), name, data_dir, where)
+    elif isinstance(source, np.memmap):
+        where = "open: source"
+        found = _pieces({str(source.filename): source}, {}, where)
+    elif isinstance(source, data.PathLike) and source != "digits":
+        path = Path(source).expanduser()
+        where = f"open: source {str(path)!r}"
+        if path.is_dir():
+            found = _folder(path, name, where)
+        else:
+            data.check_file(path, where, "a path to .npz, .npy or a folder")
+            found = (
+                _archives([path], name, where) if path.suffix == ".npz" else _arrays([path], where)
+            )
+    else:
+        return in_memory(data.load(source, split))
+    count, rows = found.size, lambda i: i
+    if not found.split:
+        count, rows = data.every_nth("open", 10, name, found.size)
+    chosen = range(count)[window(count)]
+
+    def read(indices: np.ndarray) -> Batch:
+        return _checked_rows(found, rows(chosen.start + _inside(indices, len(chosen))), where)
+
+    head = data.checked(read(np.arange(min(256, len(chosen)))), where)
+    return Source(len(chosen), read, digest(head))
+
+
+def _inside(indices: Any, size: int) -> np.ndarray:
+    """The indices, if there are such examples: beyond a split lie those of another."""
+    found = np.asarray(indices, np.int64)
+    if found.size and not 0 <= found.min() <= found.max() < size:
+        got, fix = f"{found.min()} to {found.max()}", "make the order for this split's size"
+        raise wrong("read: indices", got, f"0 to {size - 1}, the examples", fix, IndexError)
+    return found
+
+
+def _checked_rows(found: _Stored, rows: np.ndarray, where: str) -> Batch:
+    """A batch by the convention of `data.load`."""
+    batch = found.read(rows)
+    x = data.stored(batch.x)
+    if x.dtype == np.float32:
+        data.check_rows(x, rows, found.place)
+    y = batch.y if isinstance(batch.y, tuple) else data.labels(batch.y, where)
+    return Batch(x[..., None] if x.ndim == 3 else x, y=y)
+
+
+def _tfds(name: str, split: str, data_dir: Any, where: str) -> _Stored:
+    builder = tfds.open_set("open", name, split, data_dir)
+    size, read = tfds.reader("open", builder, name, split)
+    head = read(range(min(256, size))).x
+    binary = head.dtype == np.uint8 and head.max() == 1
+
+    def levels(rows: np.ndarray) -> Batch:
+        batch = read(rows.tolist())
+        if binary and batch.x.max() > 1:  # else an image of levels would turn to black and white
+            row = rows[np.argmax(batch.x.reshape(len(rows), -1).max(axis=1) > 1)]
+            got, fix = f"levels up to {batch.x.max()} in row {row}", "read it with data.load"
+            raise wrong(where, got, "0 and 1, as in its first 256", fix)
+        return batch._replace(x=batch.x.astype(bool)) if binary else batch
+
+    return _Stored(size, levels, lambda row: (where, row), True)
+
+
+def _arrays(paths: Sequence[Path], where: str) -> _Stored:
+    """`.npy` files, each a part of x."""
+    return _pieces({str(path): _mapped(path) for path in paths}, {}, where)
+
+
+def _named_arrays(paths: Sequence[Path], split: str, where: str) -> _Stored:
+    """`.npy` files that are pieces of the arrays of an `.npz`, by their names, or all x."""
+    known = {*data.DATA, *data.LABELS, *data.SPLITS}
+    parts: dict[str, list[Path]] = {}
+    for path in paths:  # images-0003.npy, x_train_7-of-9.npy: the name of an array, and a number
+        stem = path.stem.split("-of-")[0].rstrip("0123456789").rstrip("-_.")
+        parts.setdefault(stem, []).append(path)
+    if not any(known.issuperset(name.lower().split("_")) for name in parts):
+        return _arrays(paths, where)
+    key, label, own = data.npz_keys(list(parts), split, where)
+    x, y = ({str(path): _mapped(path) for path in parts.get(k or "", [])} for k in (key, label))
+    return _pieces(x, y, where, own)
+
+
+def _archives(paths: Sequence[Path], split: str, where: str) -> _Stored:
+    """`.npz` files, each a part of the examples."""
+    x: dict[str, np.ndarray] = {}
+    y: dict[str, np.ndarray] = {}
+    for path in paths:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            key, label, own = data.npz_keys(list(members), split, f"open: source {str(path)!r}")
+            x[str(path)] = _member(path, members[key])
+            if label:
+                y[str(path)] = _member(path, members[label])
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            if str(error).startswith("open:"):
+                raise
+            raise _unreadable(path, error) from error
+    return _pieces(x, y, where, own)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
+    """An array within an archive, mapped where it lies, which numpy itself does not do."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        got, fix = "a compressed file", "write it by np.savez, not np.savez_compressed"
+        raise wrong(f"open: source {str(path)!r}", got, "one that can be mapped", fix)
+    with path.open("rb") as file:
+        file.seek(info.header_offset + 26)  # the local header ends with the name and extra bytes
+        file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
+        version = np.lib.format.read_magic(file)
+        headers = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = headers[version > (1, 0)](file)
+        if dtype.hasobject:
+            raise ValueError(f"{info.filename} holds objects")
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        order: Any = "F" if fortran else "C"
+        return np.memmap(path, dtype, "r", file.tell(), shape, order)
+
+
+def _unreadable(path: Path, error: Exception) -> Exception:
+    fix = "write it anew: np.save(path, images.astype(np.uint8))"
+    return wrong(f"open: source {str(path)!r}", f"({error})", "plain numpy arrays", fix)
+
+
+def _pieces(
+    x: dict[str, np.ndarray], y: dict[str, np.ndarray], where: str, own_split: bool = False
+) -> _Stored:
+    """Arrays that lie one after the other, by the names of their files."""
+    size, read_x, place = _joined(x)
+    if not y:
+        return _Stored(size, lambda rows: Batch(read_x(rows)), place, own_split)
+    labels, read_y, _ = _joined(y)
+    if labels != size:
+        got, fix = f"{labels} labels for {size} examples", "one file of labels for each of examples"
+        raise wrong(where, got, "as many", fix)
+    return _Stored(size, lambda rows: Batch(read_x(rows), y=read_y(rows)), place, own_split)
+
+
+def _joined(maps: dict[str, np.ndarray]) -> tuple[int, Any, Any]:
+    """How many rows there are in all, `read(rows)`, and `place(row)`: the file, and the row there.
+
+    Raises ValueError unless the arrays are alike.
+    """
+    names, arrays = list(maps), list(maps.values())
+    for name, array in maps.items():
+        got = f"{array.dtype} of shape {array.shape}"
+        if array.ndim == 0 or not array.size:
+            fix = "remove the file, or write its rows"
+            raise wrong(f"open: source {name!r}", got, "an array [n, ...] that is not empty", fix)
+        if (array.dtype, array.shape[1:]) != (arrays[0].dtype, arrays[0].shape[1:]):
+            expected = f"{arrays[0].dtype} [n, {str(arrays[0].shape[1:])[1:-1]}] as in {names[0]!r}"
+            raise wrong(f"open: source {name!r}", got, expected, "put other data elsewhere")
+    ends = np.cumsum([len(array) for array in arrays])
+    starts = ends - [len(array) for array in arrays]
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        which = np.searchsorted(ends, rows, side="right")
+        out = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
+        for piece in np.unique(which):
+            mine = which == piece
+            out[mine] = arrays[piece][rows[mine] - starts[piece]]  # np.take could copy it whole
+        return out
+
+    def place(row: int) -> tuple[str, int]:
+        piece = np.searchsorted(ends, row, side="right")
+        return f"open: source {names[piece]!r}", int(row - starts[piece])
+
+    return int(ends[-1]), read, place
+
+
+def _folder(path: Path, split: str, where: str) -> _Stored:
+    files, folders = _listed(path)
+    named = {name.lower(): name for name in folders}
+    if named and not files and set(named) <= set(data.SPLITS):
+        if split not in named:
+            raise wrong(f"{where}: split", repr(split), sorted(named), "choose one of these")
+        return _folder_of(path / named[split], where)._replace(split=True)
+    return _folder_of(path, where, split)
+
+
+def _folder_of(path: Path, where: str, split: str = "all") -> _Stored:
+    files, folders = _listed(path)
+    kinds = {Path(name).suffix.lower() for name in files}
+    kinds = {"images" if kind in IMAGES else kind for kind in kinds}
+    kinds |= {"subfolders"} if folders else set()
+    if len(kinds) != 1:
+        got = f"a folder of {' and '.join(sorted(kinds))}" if kinds else "an empty folder"
+        expected = "images, subfolders of images, .npy files or .npz files"
+        raise wrong(where, got, expected, "put each kind into a folder of its own")
+    if kinds <= set(_ARRAYS):
+        kind = _archives if kinds == {".npz"} else _named_arrays
+        return kind([path / name for name in files], split, where)
+    if not folders:
+        return _images([str(path / name) for name in files], ())
+    paths: list[str] = []
+    y: list[int] = []
+    for label, folder in enumerate(folders):
+        images = [n for n in _listed(path / folder)[0] if Path(n).suffix.lower() in IMAGES]
+        if not images:
+            fix = "a subfolder is a class: fill it or remove it"
+            raise wrong(f"open: source {str(path / folder)!r}", "no images", "some", fix)
+        paths += [str(path / folder / name) for name in images]
+        y += [label] * len(images)
+    return _images(paths, np.array(y, np.int32))
+
+
+def _listed(path: Path) -> tuple[list[str], list[str]]:
+    """The names of images and arrays in a folder, and of its subfolders, sorted."""
+    with os.scandir(path) as entries:
+        seen = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(".")]
+    files = [n for n, folder in seen if not folder and Path(n).suffix.lower() in IMAGES + _ARRAYS]
+    return sorted(files), sorted(name for name, folder in seen if folder)
+
+
+def _images(paths: list[str], y: Any) -> _Stored:
+    shape = _pixels(paths[0]).shape
+
+    def read(rows: np.ndarray) -> Batch:
+        x = np.empty((len(rows), *shape), np.uint8)
+        for place, row in zip(x, rows, strict=True):
+            pixels = _pixels(paths[row])
+            if pixels.shape != shape:
+                expected = f"{list(shape)} as in {paths[0]!r}"
+                fix = "resize them, or give all as many channels (Pillow: resize, convert)"
+                got = f"an image {list(pixels.shape)}"
+                raise wrong(f"open: source {paths[row]!r}", got, expected, fix)
+            place[...] = pixels
+        return Batch(x, y=y if isinstance(y, tuple) else y[rows])
+
+    return _Stored(len(paths), read, lambda row: (paths[row], 0), False)
+
+
+def _pixels(path: str) -> np.ndarray:
+    """A grey image as `[height, width, 1]`, a coloured one as `[height, width, 3]`: uint8."""
+    from PIL import Image
+
+    # Only what loses nothing: no dropped transparency, no 16 bits cut to 8.
+    modes = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
+    try:
+        with Image.open(path) as image:
+            mode = image.mode + (" with transparency" if "transparency" in image.info else "")
+            pixels = np.asarray(image.convert(modes[mode])) if mode in modes else None
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for damaged files
+        fix = "remove it, or write it anew"
+        raise wrong(f"open: source {path!r}", f"({error})", "an image", fix) from error
+    if pixels is None:
+        fix = 'convert it with Pillow: image.convert("RGB")'
+        raise wrong(f"open: source {path!r}", f"mode {mode}", "grey or RGB of 8 bits", fix)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,0 +1,95 @@
+"""TFDS sets that lie prepared on disk: found, and read by whole batches without TensorFlow."""
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vaejax.errors import wrong
+from vaejax.types import Batch
+
+
+def open_set(function: str, name: str, split: str, data_dir: Any) -> Any:
+    """TFDS's builder, read-only, of a set that lies prepared on the disk and has the split.
+
+    `function`: the caller, for messages; `name`: as TFDS has it; `data_dir`: where sets lie, else
+    as `folder` finds it. Asks no network. Raises FileNotFoundError for a set that is not prepared,
+    ValueError for an unknown name or split.
+    """
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    try:  # from files alone: TFDS's front door asks the network about a set it does not find
+        builder = read_only_builder.builder_from_files(name, data_dir=folder(data_dir))
+    except registered.DatasetNotFoundError as error:
+        check_name(function, name)
+        where = folder(data_dir) or "~/tensorflow_datasets"
+        fix = (
+            'prepare it once: pip install "vaejax[prepare]" (TensorFlow and importlib_resources, '
+            f"not needed later), then: python -m vaejax.data.prepare {name} --data_dir {where}; if "
+            "it lies elsewhere, set TFDS_DATA_DIR or pass data_dir"
+        )
+        expected = f"a prepared set under {where}"
+        where = f"{function}: source {name!r}"
+        raise wrong(where, "none", expected, fix, FileNotFoundError) from error
+    if split not in builder.info.splits:
+        splits = ", ".join(builder.info.splits)
+        raise wrong(f"{function}: split of {name}", repr(split), splits, "choose one of these")
+    return builder
+
+
+def reader(
+    function: str, builder: Any, name: str, split: str
+) -> tuple[int, Callable[[Sequence[int]], Batch]]:
+    """How many examples a prepared split has, and `read(rows)`: those, with labels, as stored."""
+    import tensorflow_datasets as tfds
+
+    def only(usual: str, kind: type) -> str | None:
+        found = [k for k, feature in builder.info.features.items() if isinstance(feature, kind)]
+        return usual if usual in found else found[0] if len(found) == 1 else None
+
+    image = only("image", tfds.features.Image)
+    label = only("label", tfds.features.ClassLabel)
+    where, kept = f"{function}: source {name!r}", builder.info.file_format.value
+    if image is None or kept != "array_record":
+        got = f"features {list(builder.info.features)} stored as {kept}"
+        fix = f"python -m vaejax.data.prepare {name} --data_dir NEW_FOLDER, or pass its arrays"
+        raise wrong(where, got, "one image, stored as array_record", fix)
+    examples = builder.as_data_source(split=split)
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)  # the first decoded image brings advice to install OpenCV
+    shape = examples[0][image].shape
+    log.setLevel(level)
+
+    def read(rows: Sequence[int]) -> Batch:
+        found = examples.__getitems__([int(row) for row in rows])
+        shapes = {example[image].shape for example in found} | {shape}
+        if len(shapes) > 1:
+            got, fix = f"images of sizes {sorted(shapes)[:3]}", "resize them and pass the array"
+            raise wrong(where, got, "one size", fix)
+        y = np.array([example[label] for example in found], np.int32) if label else ()
+        return Batch(np.stack([example[image] for example in found]), y=y)
+
+    return len(examples), read
+
+
+def folder(data_dir: Any) -> str | None:
+    """Where TFDS sets lie: `data_dir`, else $TFDS_DATA_DIR, else None for the default of TFDS."""
+    # TFDS reads the variable once, when it is imported; a notebook may set it later.
+    place = data_dir or os.environ.get("TFDS_DATA_DIR")
+    return str(Path(place).expanduser()) if place else None
+
+
+def check_name(function: str, name: str) -> None:
+    """Raise ValueError, with the nearest names, unless TFDS knows a set of this name."""
+    import tensorflow_datasets as tfds
+
+    known, base = tfds.list_builders(with_community_datasets=False), re.split("[/:]", name)[0]
+    if base not in known:
+        near = ", ".join(difflib.get_close_matches(base, known, 3)) or "see tfds.list_builders()"
+        raise wrong(f"{function}: name", repr(name), "the name of a TFDS set", f"perhaps {near}")

@@ -1,0 +1,314 @@
+"""Disentangled codes: total correlation in the loss, and the gap in mutual information.
+
+    KL(q(z|x) || p(z)), averaged over x, = I(x; z) + TC + sum_j KL(q(z_j) || p(z_j))
+    TC = KL(q(z) || prod_j q(z_j)),  q(z) = 1/N sum_n q(z|x_n)
+
+`elbo(model, beta=...)` presses on all three parts; `beta_tcvae` and `factor_vae` on TC alone, which
+is 0 where the dimensions are independent. `decomposition.decompose` measures all parts on a data
+set, with q(z) exact: that is the number to report.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vaejax.batch import batch_mean, over_batch
+from vaejax.distributions import Normal
+from vaejax.errors import finite_values, wrong
+from vaejax.evaluate.decomposition import dimensions_of
+from vaejax.model import Model, draw, terms
+from vaejax.objectives import Schedule, players, schedule
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
+
+
+class InformationGap(NamedTuple):
+    """What `mig` returns; information and entropy in nats.
+
+    `value`: the mean of the `gaps` `[factors]`, each a share of its factor's entropy, 0 to 1;
+    `information` `[factors, latent]`: I(v_k; z_j); `entropy` `[factors]`: H(v_k).
+    """
+
+    value: float
+    gaps: np.ndarray
+    information: np.ndarray
+    entropy: np.ndarray
+
+
+def total_correlation(
+    z: Array, loc: Array, scale: Array, weight: Any = (), *, size: int | None = None
+) -> Array:
+    """The total correlation KL(q(z) || prod_j q(z_j)) by the posteriors of one batch, nats, `()`.
+
+    `TC = mean_i [log q(z_i) - sum_j log q(z_ij)]`,
+    `q(z_i) = sum_m w_im q(z_i|x_m)`, `q(z_ij) = sum_m w_im q(z_ij|x_m)`, z_i ~ q(z|x_i).
+
+    - `size` None, minibatch-weighted: w_im = 1/M, the batch of M is all the data there is. The
+      estimator has 1/(N M) for data of N, which moves no gradient but the value, by (d-1) log N;
+      that constant is left out here, and TC of independent dimensions is about 0.
+    - `size` = N, minibatch-stratified: w_ii = 1/N and w_im = (N-1)/N/(M-1), for which q(z_i) is
+      unbiased over the choice of the others. (The paper gives one of them a weight of its own; the
+      mean over which one that is has these.) M = N is the data set's TC, at one z for each x.
+
+    **Both are too high where a code tells its x among more than M**: I(x; z) is at most log M for
+    the first, while that of each dimension is not capped; `decompose` has all the data.
+
+    `z`, `loc`, `scale`: draws, means and standard deviations of diagonal Normal posteriors
+    `[batch, latent]`; `weight`: how much each example counts, `[batch]` or `()`.
+    Raises ValueError for other shapes, a batch of 1, whose only z is always independent, and a size
+    below the batch's. Chen, Li, Grosse and Duvenaud, 2018, arXiv:1802.04942.
+    """
+    shapes = [jnp.shape(one) for one in (z, loc, scale)]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 2:
+        fix = "give one row for each example, and flatten codes of several axes"
+        raise wrong("total_correlation: z, loc, scale", shapes, "[batch, latent] for all", fix)
+    batch = shapes[0][0]
+    _several("total_correlation", batch)
+    if size is not None and size < batch:
+        fix = "it is the number of examples that the batch comes from"
+        raise wrong("total_correlation: size", size, f"{batch} or more, the batch", fix)
+
+    def log_q(one: Array, loc: Array, scale: Array) -> Array:
+        each = jax.vmap(lambda q, value: q.log_prob(value))(dimensions_of(Normal(loc, scale)), one)
+        return jnp.append(jnp.sum(each), each)  # jointly, then of each dimension
+
+    pairs = jax.vmap(jax.vmap(log_q, (None, 0, 0)), (0, None, None))(z, loc, scale)
+    log_w = _log_weights(batch, weight, size)
+    log_qz = jax.nn.logsumexp(log_w[..., None] + pairs, axis=1)
+    return batch_mean(log_qz[:, 0] - jnp.sum(log_qz[:, 1:], axis=1), weight)
+
+
+def beta_tcvae(
+    model: Model,
+    *,
+    beta: Schedule,
+    size: int | None = None,
+    draw: Callable[..., Any] = draw,
+) -> Loss:
+    """The negative ELBO with beta on the total correlation alone, nats per example.
+
+    `L = D + I(x; z) + beta TC + sum_j KL(q(z_j) || p(z_j)) = D + R + (beta - 1) TC`, TC by
+    `total_correlation`: beta = 1 is the ELBO. A TC shifted by the estimator's constant has the same
+    gradient; the value is right with the one here.
+
+    `beta`: a number or a schedule of the step; `size`: None for minibatch-weighted sampling, or the
+    number of training examples, for stratified; `draw`: how a Draw is made.
+    The metrics are `elbo`, `distortion`, `rate`, `total_correlation` and `beta`. Raises TypeError
+    for a posterior other than a diagonal Normal, ValueError for a batch of 1.
+    Chen, Li, Grosse and Duvenaud, 2018, arXiv:1802.04942.
+    """
+
+    def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array, Array, Normal]:
+        d = draw(model, params, key, x, c)
+        if not isinstance(d.q, Normal):
+            expected, fix = "Normal, whose q(z_j|x) are known", "factor_vae takes any posterior"
+            raise wrong("beta_tcvae: posterior", type(d.q).__name__, expected, fix, TypeError)
+        return terms.distortion(d), terms.rate(d), d.z.ravel(), dimensions_of(d.q)
+
+    def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        D, R, z, q = over_batch(example, params, key, batch)
+        D, R = batch_mean((D, R), batch.weight)
+        TC = total_correlation(z, q.loc, q.scale, batch.weight, size=size)
+        weight = schedule(beta, step)
+        metrics = {"elbo": -(D + R), "distortion": D, "rate": R, "total_correlation": TC}
+        return D + R + (weight - 1) * TC, {**metrics, "beta": weight}
+
+    return loss
+
+
+def factor_vae(
+    model: Model, critic: Any, *, gamma: Schedule, draw: Callable[..., Any] = draw
+) -> Loss:
+    """The negative ELBO plus gamma times the total correlation as a critic sees it.
+
+    Two players (`adversarial.players`), whose params are {"model": ..., "critic": ...}:
+
+        model   D + R + gamma E_q(z)[f(z)]
+        critic  1/2 E_q(z)[-log s(f(z))] + 1/2 E_prod_j q(z_j)[-log(1 - s(f(z)))],  s the sigmoid
+
+    The best critic is f = log q(z) - sum_j log q(z_j), whose mean over q(z) is TC. It tells codes
+    from codes with every dimension permuted over the batch (`permute_dimensions`). Both are of the
+    same batch, where the paper takes a second one for the permuted: the mean of the critic's loss
+    is a sum over single codes, so that it is the same, up to the 1/M of codes that meet themselves.
+
+    `critic`: a network from z `[latent]` to one logit, any object with `.init(key, z)` and
+    `.apply(params, z)`; `gamma`: a number or a schedule of the step; `draw`: how a Draw is made.
+    The metrics are `elbo`, `distortion`, `rate`, `total_correlation` (the critic's estimate, mean
+    f), `gamma`, `critic_accuracy`, and each player's loss. A critic that is no better than chance
+    has the loss log 2 and the accuracy 1/2; one with an accuracy near 1 has won, and its estimate
+    of TC is then of no use. Raises ValueError for a batch of 1, TypeError for a critic whose output
+    is not one number. Kim and Mnih, 2018, arXiv:1802.05983.
+    """
+
+    def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array, Array]:
+        d = draw(model, params, key, x, c)
+        return terms.distortion(d), terms.rate(d), d.z.ravel()
+
+    def logits(params: Params, z: Array) -> Array:
+        found = jax.vmap(lambda one: critic.apply(params["critic"], one))(z)
+        if not isinstance(found, jax.Array) or found.size != len(z):
+            got = f"an output of shape {jax.tree.map(jnp.shape, found)} for {len(z)} codes"
+            raise wrong("factor_vae: critic", got, "one logit each", "end it with nn.Dense(1)",
+                        TypeError)  # fmt: skip
+        return found.reshape(len(z))
+
+    def model_loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        draw_key, _ = jax.random.split(key)
+        D, R, z = over_batch(example, params["model"], draw_key, batch)
+        D, R, TC = batch_mean((D, R, logits(params, z)), batch.weight)
+        weight = schedule(gamma, step)
+        metrics = {"elbo": -(D + R), "distortion": D, "rate": R, "total_correlation": TC}
+        return D + R + weight * TC, {**metrics, "gamma": weight}
+
+    def critic_loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        draw_key, permute_key = jax.random.split(key)  # the same codes as the model's
+        _, _, z = over_batch(example, params["model"], draw_key, batch)
+        true = logits(params, z)
+        permuted = logits(params, permute_dimensions(permute_key, z, batch.weight))
+        losses = (jax.nn.softplus(-true) + jax.nn.softplus(permuted)) / 2
+        right = (jnp.where(true > 0, 1.0, 0.0) + jnp.where(permuted > 0, 0.0, 1.0)) / 2
+        loss, accuracy = batch_mean((losses, right), batch.weight)
+        return loss, {"critic_accuracy": accuracy}
+
+    return players({"model": model_loss, "critic": critic_loss})
+
+
+def permute_dimensions(key: Key, z: Array, weight: Any = ()) -> Array:
+    """Codes whose dimensions are independent: each is permuted over the batch by itself.
+
+    `z'_ij = z_{p_j(i) j}` with a random permutation p_j of the batch for every dimension j: draws
+    of about prod_j q(z_j) from draws of q(z).
+
+    `z`: `[batch, latent]`; `weight`: `[batch]` or `()`. Under weights row i's share of [0, sum w]
+    meets the shares of the rows in a random order, and p_j(i) is the row at a random place in it:
+    E[sum_i w_i f(z'_ij)] = sum_i w_i f(z_ij). Where all weights are equal or 0, p_j permutes those
+    that count; nothing of a row of weight 0 reaches another. Returns `[batch, latent]`. Raises
+    ValueError for another rank or a batch of 1. Kim and Mnih, 2018, arXiv:1802.05983, algorithm 1.
+    """
+    if jnp.ndim(z) != 2:
+        fix = "give one row for each example, and flatten codes of several axes"
+        raise wrong("permute_dimensions: z", f"shape {jnp.shape(z)}", "[batch, latent]", fix)
+    _several("permute_dimensions", len(z))
+    share = jnp.ones(len(z)) if isinstance(weight, tuple) else weight
+    share = share / jnp.max(share)  # equal weights are then 1, and their sums exact
+    ends = jnp.cumsum(share)
+
+    def permuted(key: Key, values: Array) -> Array:
+        order_key, place_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, len(z))
+        bounds = jnp.cumsum(share[order])
+        place = ends - share * jax.random.uniform(place_key, share.shape, share.dtype)
+        place = jnp.maximum(place, jnp.nextafter(ends - share, ends))  # in its own part, rounded
+        return values[order[jnp.searchsorted(bounds, jnp.minimum(place, bounds[-1]))]]
+
+    return jax.vmap(permuted, (0, 1), 1)(jax.random.split(key, z.shape[1]), z)
+
+
+def mig(codes: Any, factors: Any, *, bins: int = 20) -> InformationGap:
+    """The mutual information gap: how much more of a factor the best dimension says than the next.
+
+    `MIG = mean_k (I(v_k; z_j(k)) - max_{j != j(k)} I(v_k; z_j)) / H(v_k)`, j(k) the dimension that
+    says most of v_k. A code with each factor in a dimension of its own has 1, the same code rotated
+    by 45 degrees about 0.
+
+    `codes` `[n, latent]`: draws z ~ q(z|x), as in the paper; a mean code is not noisy, and even a
+    dimension that has collapsed moves with x a little; `factors` `[n, factors]`: whole numbers,
+    which of its values each factor has; `bins`: see `mutual_information`, more than a factor's
+    values for a perfect code to have 1. Returns an InformationGap. Raises as `mutual_information`
+    does, and ValueError for fewer than two dimensions or a factor that never changes.
+    Chen, Li, Grosse and Duvenaud, 2018, arXiv:1802.04942.
+    """
+    information = mutual_information(codes, factors, bins=bins)
+    if information.shape[1] < 2:
+        raise wrong("mig: codes", "1 dimension", "2 or more", "a gap is one between two")
+    entropy = np.array(
+        [_entropy(np.unique(v, return_counts=True)[1]) for v in np.asarray(factors).T]
+    )
+    if not entropy.all():
+        got = (
+            f"factor {int(np.argmin(entropy))} with one value in all {len(np.asarray(codes))} rows"
+        )
+        raise wrong("mig: factors", got, "two values or more", "leave that factor out")
+    second, first = np.sort(information, axis=1)[:, -2:].T
+    gaps = (first - second) / entropy
+    return InformationGap(float(gaps.mean()), gaps, information, entropy)
+
+
+def mutual_information(codes: Any, factors: Any, *, bins: int = 20) -> np.ndarray:
+    """I(v_k; z_j) of every factor and every dimension of a code, `[factors, latent]`, nats.
+
+    `I = sum_{b, v} p(b, v) log(p(b, v) / (p(b) p(v)))` of the counts, b the bin of z_j. The bins
+    hold equally many codes (equal codes stay together): a monotone map of a dimension changes
+    nothing, nor does one code far from the others. Of independent pairs it is too high by about
+    (bins - 1) (values - 1) / (2 n).
+
+    `codes` `[n, latent]`; `factors` `[n, factors]`, whole numbers; `bins`: at most so many.
+    Raises ValueError for other shapes or lengths, codes that are not finite, factors that are not
+    whole, and bins < 2 or above n.
+    """
+    codes, factors = np.asarray(codes, float), np.asarray(factors)
+    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
+        got, fix = f"{codes.shape} and {factors.shape}", "give one row for each example"
+        raise wrong("mig: codes and factors", got, "[n, latent] and [n, factors]", fix)
+    finite_values("mig", "the sum of the code", codes.sum(axis=1), codes)
+    if not np.array_equal(factors, np.round(factors)):
+        fix = "pass which of its values a factor has, as sprites.sample gives it"
+        raise wrong("mig: factors", "fractions or NaN", "whole numbers", fix)
+    if not 2 <= bins <= len(codes):
+        raise wrong("mig: bins", bins, f"2 to {len(codes)}, the examples", "20 are usual")
+    binned = [_binned(column, bins) for column in codes.T]
+    places = [np.unique(column, return_inverse=True)[1] for column in factors.T]
+    return np.array([[_shared(b, v) for b in binned] for v in places])
+
+
+def _log_weights(batch: int, weight: Any, size: int | None) -> Array:
+    """log w_im of `total_correlation`, `[batch, batch]`; the rows sum to 1."""
+    share = jnp.ones(batch) if isinstance(weight, tuple) else weight
+    total = jnp.sum(share)
+    if size is None:
+        return jnp.broadcast_to(jnp.log(share / total)[None], (batch, batch))
+    own = jnp.eye(batch, dtype=bool)
+    # A row is without others only where a single example counts: no 0 / 0 then.
+    rest = jnp.where(total > share, total - share, 1.0)
+    others = jnp.log(share)[None] - jnp.log(rest)[:, None] + np.log1p(-1 / size).item()
+    return jnp.where(own, -np.log(size).item(), others)
+
+
+def _several(function: str, batch: int) -> None:
+    if batch < 2:
+        fix = "raise the batch size; a term of the batch compares its examples"
+        raise wrong(f"{function}: batch", f"{batch} example", "2 or more", fix)
+
+
+def _binned(column: np.ndarray, bins: int) -> np.ndarray:
+    """The bin of each value `[n]`: how many of the bins - 1 inner edges are not above it."""
+    ranked = np.sort(column)
+    # Edges are values, not means of two: no quantile's convention, of which numpy has nine.
+    edges = ranked[(np.arange(1, bins) * len(column)) // bins]
+    return np.searchsorted(edges, column, side="right")
+
+
+def _shared(b: np.ndarray, v: np.ndarray) -> float:
+    """The mutual information of two columns of places, nats: H(b) + H(v) - H(b, v)."""
+    table = np.zeros((b.max() + 1, v.max() + 1))
+    np.add.at(table, (b, v), 1)
+    return max(0.0, _entropy(table.sum(axis=0)) + _entropy(table.sum(axis=1)) - _entropy(table))
+
+
+def _entropy(counts: np.ndarray) -> float:
+    """The entropy of the shares that counts are of their sum, nats."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-np.sum(shares * np.log(shares)))
+
+
+__all__ = [
+    "InformationGap",
+    "beta_tcvae",
+    "factor_vae",
+    "mig",
+    "mutual_information",
+    "permute_dimensions",
+    "total_correlation",
+]

@@ -1,0 +1,29 @@
+"""A model as four pure functions, what one pass of it draws, and the terms of its objectives."""
+
+from vaejax.model import terms
+from vaejax.model._model import (
+    Draw,
+    Generated,
+    Model,
+    autoencoder,
+    deterministic,
+    draw,
+    generate,
+    interpolate,
+    reconstruct,
+    tied,
+)
+
+__all__ = [
+    "Draw",
+    "Generated",
+    "Model",
+    "autoencoder",
+    "deterministic",
+    "draw",
+    "generate",
+    "interpolate",
+    "reconstruct",
+    "terms",
+    "tied",
+]

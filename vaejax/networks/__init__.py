@@ -1,0 +1,34 @@
+"""Networks: layers, heads that return distributions, flows, causal and autoregressive networks."""
+
+from vaejax.networks import autoregressive, causal, flows, heads
+from vaejax.networks._layers import (
+    MLP,
+    Conv,
+    ConvDecoder,
+    ConvEncoder,
+    conv,
+    conv_as_product,
+    conv_native,
+    depth_to_space,
+    has_condition,
+    join,
+    kernels,
+)
+
+__all__ = [
+    "MLP",
+    "Conv",
+    "ConvDecoder",
+    "ConvEncoder",
+    "autoregressive",
+    "causal",
+    "conv",
+    "conv_as_product",
+    "conv_native",
+    "depth_to_space",
+    "flows",
+    "has_condition",
+    "heads",
+    "join",
+    "kernels",
+]

@@ -1,0 +1,41 @@
+"""Training: one step, a scan of steps, and `fit`, the loop with checkpoints and exact resume."""
+
+from vaejax.train import checkpoint, devices, memory, population, precision
+from vaejax.train._faults import NonFiniteError
+from vaejax.train._fit import (
+    TrainState,
+    fit,
+    gradient,
+    key_for,
+    make_scan,
+    make_step,
+    make_train,
+    skipping,
+    update,
+)
+from vaejax.train._loop import Fitted, Interrupted, Terminated
+from vaejax.train._order import Order, permute, shuffled
+
+__all__ = [
+    "Fitted",
+    "Interrupted",
+    "NonFiniteError",
+    "Order",
+    "Terminated",
+    "TrainState",
+    "checkpoint",
+    "devices",
+    "fit",
+    "gradient",
+    "key_for",
+    "make_scan",
+    "make_step",
+    "make_train",
+    "memory",
+    "permute",
+    "population",
+    "precision",
+    "shuffled",
+    "skipping",
+    "update",
+]

@@ -1,0 +1,421 @@
+"""Many runs as one compiled program: seeds, and hyperparameters that are arrays, side by side.
+
+`make(hyper) -> (loss, optimizer)` says what a member is, for numbers (a beta, a learning rate) or
+arrays (a mask of latents) of its own; `fit` trains all members at once, each with the parameters
+that it would reach alone, up to the order of floating-point sums.
+"""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from vaejax.batch import as_batch, batch_mean, over_examples, size_of
+from vaejax.data.sources import in_arrays
+from vaejax.errors import at_least_one, warn_of_levels, wrong
+from vaejax.train import _faults as faults
+from vaejax.train import _fit as train
+from vaejax.train import _loop as loop
+from vaejax.train import devices
+from vaejax.train._fit import TrainState
+from vaejax.train._order import Order, shuffled
+from vaejax.trees import digest, finite, on_host
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
+
+Make = Callable[[Any], tuple[Loss, optax.GradientTransformation]]
+"""`make(hyper) -> (loss, optimizer)`, of one member; traced, so `hyper` holds arrays."""
+
+
+class Population(NamedTuple):
+    """What `fit` returns; every array of `state` and `best` has a leading axis of members.
+
+    `hyper`: as given; `state`, `best`, `stopped`: as in `train.Fitted`, `best` for each member by
+    itself; `history`: arrays `[epochs, members]` (and `epoch`, `step` `[epochs]`), of a frozen
+    member not finite from the epoch of that step or the next one on; `frozen` `[members]`: the
+    step before which a member was frozen because its loss, metrics, gradient or new parameters
+    were not finite there, -1 for the others.
+    """
+
+    hyper: Any
+    state: TrainState
+    best: TrainState
+    history: dict[str, np.ndarray]
+    stopped: str
+    frozen: np.ndarray
+
+    @property
+    def params(self) -> Params:
+        """Parameters of all members after the last step."""
+        return self.state.params
+
+    def member(self, index: int, *, best: bool = False) -> TrainState:
+        """The state of one member, as its own run would have it; -1 is the last.
+
+        Raises IndexError where there is no such member.
+        """
+        members = len(self.frozen)
+        if not -members <= index < members:
+            raise wrong("member: index", index, f"{-members} to {members - 1}",
+                        f"the population has {members} members", IndexError)  # fmt: skip
+        state = self.best if best else self.state
+        state = state._replace(key=jax.random.clone(state.key))
+        return jax.tree.map(lambda leaf: leaf[index], state)
+
+    def best_member(self, metric: str | None = None) -> int:
+        """The member with the lowest value of a metric in any epoch, frozen ones left out.
+
+        By default of `eval/loss` where it was evaluated, else of `loss`.
+
+        Raises ValueError where every member was frozen, and for a metric that there is not for each
+        member, or that is to be maximised.
+        """
+        name = metric or ("eval/loss" if "eval/loss" in self.history else "loss")
+        if name.endswith("elbo"):
+            fix = f"metric {name[:-4] + 'loss'!r}, its negative"
+            raise wrong("best_member: metric", repr(name), "what is minimised", fix)
+        known = [n for n, v in self.history.items() if v.ndim == 2 and not n.endswith("elbo")]
+        if name not in known:
+            fix = "evaluate returns what eval/... is to be"
+            raise wrong("best_member: metric", repr(name), f"one of {known}", fix)
+        values = np.where(self.frozen >= 0, np.inf, np.nan_to_num(self.history[name], nan=np.inf))
+        if np.isinf(values).all():
+            raise wrong("best_member", f"no finite {name!r}", "a member that was not frozen",
+                        "lower the learning rate")  # fmt: skip
+        return int(values.min(axis=0).argmin())
+
+
+def grid(**values: Iterable[Any]) -> dict[str, np.ndarray]:
+    """Every combination of the values: arrays `[members]` by name, the last name changing first.
+
+    `grid(beta=[1.0, 4.0], seed=range(8))` has 16 members, the first eight of beta 1.
+
+    Raises ValueError where a value comes twice: the same member again would count as a seed.
+    """
+    lists = {name: list(one) for name, one in values.items()}
+    at_least_one("population.grid", **{name: len(one) for name, one in lists.items()})
+    for name, one in lists.items():
+        if len({value.tobytes() for value in np.array(one)}) < len(one):
+            fix = "leave out what is there already; seed=range(8) makes eight runs of each setting"
+            raise wrong(f"population.grid: {name}", one, "each value once", fix)
+    members = list(itertools.product(*lists.values()))
+    return {name: np.array([m[i] for m in members]) for i, name in enumerate(lists)}
+
+
+def make_scan(
+    make: Make, *, steps: int, indices: Order, transform: Transform | None = None
+) -> Callable[[TrainState, Any, Array, Any], tuple[TrainState, Metrics]]:
+    """`steps` updates of all members as one pure program: `(state, hyper, start, data) -> ...`.
+
+    `state`, `hyper`: with a leading axis of members; `start`: the number of the first step, one
+    for all: what depends on it alone is computed once. Returns the new state and each metric for
+    every step, `[steps, members]`. A member whose loss, gradient or new parameters are not finite
+    stays at the state before (its `step` tells which), and its metrics are NaN from the next step
+    on.
+    """
+
+    def gradient(hyper: Any, state: TrainState, number: Array, data: Batch) -> Any:
+        chosen = indices(train.key_for(state.key, "order"), number)
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], data)
+        now = state._replace(step=number)
+        return train.gradient(make(hyper)[0], now, batch, transform=transform)
+
+    def update(hyper: Any, state: TrainState, grads: Params) -> TrainState:
+        return train.update(make(hyper)[1], state, grads)
+
+    def scan(state: TrainState, hyper: Any, start: Array, data: Any) -> tuple[TrainState, Metrics]:
+        data = as_batch(data)
+
+        def body(state: TrainState, number: Array) -> tuple[TrainState, Metrics]:
+            going = state.step == number
+            found = jax.vmap(gradient, (0, 0, None, None))(hyper, state, number, data)
+            grads, fine, metrics = found
+            old = state._replace(key=())
+            new = jax.vmap(update)(hyper, old, grads)
+            fine = fine & jax.vmap(finite)(new.params)  # an optimizer can spoil them too
+            new = loop.chosen(fine & going, new, old)
+            metrics = {name: jnp.where(going, value, jnp.nan) for name, value in metrics.items()}
+            return new._replace(key=state.key), metrics
+
+        return lax.scan(body, state, start + jnp.arange(steps, dtype=jnp.int32))
+
+    return scan
+
+
+def fit(
+    make: Make,
+    hyper: Any,
+    params: Params,
+    data: Any,
+    *,
+    keys: Key,
+    epochs: int,
+    batch_size: int = 128,
+    indices: Order | None = None,
+    transform: Transform | None = None,
+    evaluate: Callable[[Any, Params, Key], Metrics] | None = None,
+    evaluate_every: int = 1,
+    monitor: str = "loss",
+    patience: int | None = None,
+    directory: str | Path | None = None,
+    keep: int = 2,
+    checkpoint_every: int = 1,
+    resume: bool = False,
+    chunk: int = 500,
+    mesh: Mesh | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    progress: bool = True,
+) -> Population:
+    """Train a population with progress, evaluation, checkpoints and exact resume.
+
+    - `make(hyper) -> (loss, optimizer)`, of one member, is traced; `hyper`: a tree of arrays
+      `[members, ...]`, such as `grid` makes (`make` need not use all of it, seeds for instance).
+    - `params`: with a leading axis of members, `jax.vmap(model.init, (0, None))(keys, x)`; `keys`
+      `[members]`, of JAX's default kind, threefry2x32: of each member's run. A member ends with
+      what `train.fit` with its loss, optimizer, parameters and key gives, up to the order of
+      floating-point sums.
+    - `evaluate(hyper, params, key) -> {name: number}`, of one member, is traced too: `mean_loss`
+      makes one. `best` is kept for each member; all have to be out of `patience` to stop.
+    - A member that is not finite is frozen before that step, with a warning, and the rest go on.
+    - `mesh`: the members are split over its devices, which must divide their number.
+    - With `resume` a directory that is missing or empty starts a run anew.
+    - The rest as for `train.fit`; rows of `log` and checkpoints hold lists of the members' numbers.
+
+    Raises NonFiniteError once every member is frozen; else as `train.fit`.
+    """
+    members = _members(hyper, params, keys)
+    data = as_batch(in_arrays("population.fit", data))
+    size = size_of(data)
+    faults.check_finite_data(data)
+    warn_of_levels(data.x, transform, "population.fit")
+    order = indices or shuffled(size, batch_size)
+    if indices is not None:
+        first = train.key_for(jax.random.clone(keys)[0], "order")
+        faults.check_order(order, first, size, batch_size)
+    hyper = jax.tree.map(jnp.asarray, hyper)
+    state = jax.jit(jax.vmap(_member_init(make)))(hyper, keys, params)
+    everywhere: Any
+    if mesh is None:
+        everywhere = jax.tree.map(jnp.asarray, data)
+    else:
+        devices.check_divides("population.fit: members", members, mesh)
+        state, hyper = devices.put((state, hyper), devices.split(mesh))
+        everywhere = devices.put(data, devices.copied(mesh))
+    scan = partial(make_scan, make, indices=order, transform=transform)
+    run_chunk = jax.jit(
+        lambda state, hyper, start, data, count: scan(steps=count)(state, hyper, start, data),
+        static_argnums=4,
+        donate_argnums=0,
+    )
+
+    def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
+        number = jnp.asarray(start, jnp.int32)
+        state, history = run_chunk(state, hyper, number, everywhere, count)
+        return state, on_host(history)
+
+    def measure(state: TrainState) -> Metrics:
+        return on_host(measured(hyper, state))
+
+    @jax.jit
+    def measured(hyper: Any, state: TrainState) -> Metrics:
+        def one(hyper: Any, params: Params, key: Key) -> Metrics:
+            assert evaluate is not None
+            return evaluate(hyper, params, train.key_for(key, "evaluation"))
+
+        found = jax.vmap(one)(hyper, state.params, state.key)
+        going = state.step == state.step.max()  # a frozen member's numbers are not a run's
+        return {name: jnp.where(going, value, jnp.nan) for name, value in found.items()}
+
+    fitted = loop.drive(
+        state,
+        advance=advance,
+        inspect=partial(_inspect, hyper, members),
+        evaluate=None if evaluate is None else measure,
+        identity={
+            "examples": size,
+            "data": digest(jax.tree.map(lambda leaf: leaf[:256], data)),
+            "batch_size": batch_size,
+            "members": members,
+            "hyper": digest(hyper),
+            "keys": digest(jax.random.key_data(keys)),
+        },
+        epochs=epochs,
+        steps=size // batch_size,
+        chunk=chunk,
+        evaluate_every=evaluate_every,
+        monitor=monitor,
+        patience=patience,
+        directory=directory,
+        keep=keep,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        hook=None,
+        log=log,
+        progress=progress,
+    )
+    reached = on_host(fitted.state.step)
+    frozen = np.where(reached < reached.max(), reached, -1)
+    return Population(hyper, *fitted, frozen)
+
+
+def mean_loss(
+    make: Make,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+    step: int = 2**30,
+) -> Callable[[Any, Params, Key], Metrics]:
+    """`evaluate(hyper, params, key)` for `fit`: a member's loss and metrics over a whole data set.
+
+    The same numbers at the same scale as in training, nats per example, the ragged end included;
+    `data`, `transform`, `batch_size` and `step` as for `evaluate.mean_loss`. The data become part
+    of the compiled program, so a part of a large set is enough.
+    """
+    data = as_batch(in_arrays("population.mean_loss", data))
+    size = size_of(data)
+    at_least_one("mean_loss", batch_size=batch_size, examples=size)
+    width = min(batch_size, size)
+    parts = -(-size // width)
+    # Filled up by examples of weight 0: one shape, one program.
+    at = np.arange(parts * width).reshape(parts, width)
+    weight = np.ones(size, np.float32) if isinstance(data.weight, tuple) else data.weight
+    inside = (at < size).astype(np.float32)
+    at = np.minimum(at, size - 1)
+
+    def evaluate(hyper: Any, params: Params, key: Key) -> Metrics:
+        loss, _ = make(hyper)
+
+        def part(number: Array, at: Array, inside: Array) -> tuple[Metrics, Array]:
+            batch: Batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[at], data)
+            transform_key, loss_key = jax.random.split(jax.random.fold_in(key, number))
+            if transform is not None:
+                batch = batch._replace(x=over_examples(transform, transform_key, batch.x))
+            weights = inside * jnp.asarray(weight)[at]
+            value, metrics = loss(params, loss_key, batch._replace(weight=weights), step)
+            return {"loss": value, **metrics}, weights.sum()
+
+        found, counts = lax.map(lambda arguments: part(*arguments), (jnp.arange(parts), at, inside))
+        return batch_mean(found, counts)
+
+    return evaluate
+
+
+def summarize(
+    hyper: Mapping[str, Any], values: Mapping[str, Any], *, over: str = "seed"
+) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds for each setting of the other hyperparameters.
+
+    `hyper`: arrays `[members]` by name, as `grid` makes them; `values`: numbers `[members]` by
+    name; `over`: what is averaged over. One row for each setting: its hyperparameters, `members`,
+    how many of them have all values finite (`finite`, over which alone the rest is taken), and
+    `NAME` and `NAME_sd` (with n - 1; NaN for one member), in the units of the values.
+    """
+    names = [name for name in hyper if name != over]
+    columns = [np.asarray(hyper[name]) for name in names]
+    found = {name: np.asarray(value, float) for name, value in values.items()}
+    settings: dict[tuple[Any, ...], list[int]] = {}
+    for i in range(size_of((*columns, *found.values()))):
+        settings.setdefault(tuple(str(column[i]) for column in columns), []).append(i)
+    rows = []
+    for chosen in settings.values():
+        row: dict[str, Any] = {
+            n: c[chosen[0]].tolist() for n, c in zip(names, columns, strict=True)
+        }
+        fine = [i for i in chosen if all(np.isfinite(value[i]) for value in found.values())]
+        row |= {"members": len(chosen), "finite": len(fine)}
+        for name, value in found.items():
+            row[name] = float(value[fine].mean()) if fine else np.nan
+            row[f"{name}_sd"] = float(value[fine].std(ddof=1)) if len(fine) > 1 else np.nan
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `summarize` as text: settings, members that are finite, mean (sd)."""
+    values = [name[:-3] for name in rows[0] if name.endswith("_sd")]
+    counts = ("members", "finite")
+    spread = {name + "_sd" for name in values}
+    settings = [n for n in rows[0] if n not in (*counts, *values) and n not in spread]
+    lines = [[*settings, "finite", *values]]
+    for row in rows:
+        numbers = [f"{row[name]:.5g} ({row[name + '_sd']:.2g})" for name in values]
+        finite = f"{row['finite']} of {row['members']}"
+        lines.append([*(f"{row[name]}" for name in settings), finite, *numbers])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def _member_init(make: Make) -> Callable[[Any, Key, Params], TrainState]:
+    def init(hyper: Any, key: Key, params: Params) -> TrainState:
+        return train.make_step(*make(hyper))[0](key, params)
+
+    return init
+
+
+def _members(hyper: Any, params: Params, keys: Key) -> int:
+    """How many members there are, which all arguments have to agree on."""
+    members = size_of(jax.random.key_data(keys)) if jnp.ndim(keys) else 0
+    at_least_one("population.fit", keys=members)
+    if (kind := str(jax.random.key_impl(keys))) != "threefry2x32":
+        # Mapped over, the others draw other numbers for a member than for its run alone.
+        fix = 'make them by jax.random.key(seed, impl="threefry2x32")'
+        raise wrong("population.fit: keys", f"{kind} keys", "threefry2x32 keys", fix)
+    for name, tree in (("hyper", hyper), ("params", params)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if np.shape(leaf)[:1] != (members,):
+                where = f"population.fit: {name}{jax.tree_util.keystr(path)}"
+                expected = f"a leading axis of {members}, the keys"
+                fix = (
+                    "make it with jax.vmap(model.init, (0, None))(keys, x)"
+                    if name == "params"
+                    else "give one value for each member: population.grid"
+                )
+                raise wrong(where, f"shape {np.shape(leaf)}", expected, fix)
+    return members
+
+
+def _inspect(
+    hyper: Any,
+    members: int,
+    run: loop.Run,
+    history: Metrics,
+    start: int,
+    last: Callable[[], Path | None],
+) -> None:
+    """Warn of members that were frozen in this chunk; raise once all are."""
+    faults.check_metrics(history, 2)
+    reached = on_host(run.state.step)
+    steps = len(next(iter(history.values())))
+    for member in np.flatnonzero((reached >= start) & (reached < start + steps)):
+        first = int(reached[member])
+        terms = {name: float(values[first - start, member]) for name, values in history.items()}
+        setting = {
+            jax.tree_util.keystr(path): np.asarray(on_host(leaf))[member].tolist()
+            for path, leaf in jax.tree_util.tree_leaves_with_path(hyper)
+        }
+        warnings.warn(
+            f"population.fit: member {member} of {members} ({setting}) is frozen before step "
+            f"{first}, whose loss, gradient or new parameters are not finite ({terms}); the others "
+            "go on",
+            stacklevel=4,
+        )
+    if (reached < start + steps).all():
+        raise faults.NonFiniteError(
+            f"population.fit: none of the {members} members is finite any more; the last was "
+            f"frozen before step {int(reached.max())}. {faults.last_good(last())}",
+            int(reached.max()),
+            {},
+            last(),
+        )
