@@ -100,8 +100,9 @@ def main(config: Config) -> dict[str, Any]:
         "rows_per_second": i * config.batch_size / seconds,
     }
     if config.code == "batch_top_k":
-        theta = sparsity.threshold(model, final, theta_key, seen, k=config.k,
-                                   batch_size=config.batch_size)  # fmt: skip
+        theta = sparsity.threshold(
+            model, final, theta_key, seen, k=config.k, batch_size=config.batch_size
+        )
         model, summary["threshold"] = sparsity.thresholded(model, theta), theta
     z, r = sparse.codes(model, final, seen)
     summary |= sparse.measured(config, z, seen, r, name="squared_error") | {
@@ -113,11 +114,13 @@ def main(config: Config) -> dict[str, Any]:
     missed = [row["distortion"] - seen[0].size * np.log(np.pi) / 2 for row in history]
     drawn = {
         "curves": plot.curves(
-            {"batch": missed}, steps=[row["step"] for row in history], xlabel="step",
+            {"batch": missed},
+            steps=[row["step"] for row in history],
+            xlabel="step",
             ylabel="share of the variance missed",
         ),
         "units": sparse.drawn_units(config, z),
-    }  # fmt: skip
+    }
     run.save_figures(folder, drawn)
     run.report(folder, summary, f"over {len(seen)} rows, which were also trained on")
     return summary

@@ -56,8 +56,9 @@ DIGITS_GAN = replace(
     DIGITS, family="gan", latent=10, critic=(16, 32), learning_rate=3e-3, momentum=0.0
 )
 MNIST = replace(DIGITS, dataset="mnist", hidden=(512, 512), weight=5.0, batch_size=128, epochs=20)
-MNIST_GAN = replace(DIGITS_GAN, dataset="mnist", latent=16, hidden=(512, 256), epochs=12,
-                    critic_rate=1e-3)  # fmt: skip
+MNIST_GAN = replace(
+    DIGITS_GAN, dataset="mnist", latent=16, hidden=(512, 256), epochs=12, critic_rate=1e-3
+)
 PRESETS = {
     "digits": DIGITS,
     "digits_mixture": replace(DIGITS, prior="ring"),
@@ -153,8 +154,15 @@ def beside(z: Any, y: Any, prior: Any) -> Any:
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, batch_size=16, samples=50, hidden=config.hidden[-2:],
-                         train_split="train[:64]", test_split="test[:32]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            batch_size=16,
+            samples=50,
+            hidden=config.hidden[-2:],
+            train_split="train[:64]",
+            test_split="test[:32]",
+        )
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split)
     at_least_one("adversarial", epochs=config.epochs, samples=config.samples)
@@ -175,23 +183,37 @@ def main(config: Config) -> dict[str, Any]:
 
     measure = partial(evaluate.mean_loss, loss, data=test.x, transform=transform)
     fitted = run.fit(
-        config, folder, loss, adam_for(config, steps), params, images,
-        key=keys[4], epochs=config.epochs, batch_size=config.batch_size, transform=transform,
-        evaluate=measure, evaluate_every=config.evaluate_every,
+        config,
+        folder,
+        loss,
+        adam_for(config, steps),
+        params,
+        images,
+        key=keys[4],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=transform,
+        evaluate=measure,
+        evaluate_every=config.evaluate_every,
         checkpoint_every=max(1, config.epochs // 4),
-    )  # fmt: skip
+    )
 
     draw = jax.jit(jax.vmap(partial(generate, model, fitted.params)))
     samples = draw(jax.random.split(keys[5], config.samples))
     seen = np.clip(samples.mean, 0, 1)
-    last = {name.removeprefix("eval/"): float(values[-1])
-            for name, values in fitted.history.items() if name.startswith("eval/")}  # fmt: skip
-    summary = {f"test_{name.replace('/', '_')}": value
-               for name, value in last.items() if name != "loss"}  # fmt: skip
+    last = {
+        name.removeprefix("eval/"): float(values[-1])
+        for name, values in fitted.history.items()
+        if name.startswith("eval/")
+    }
+    summary = {
+        f"test_{name.replace('/', '_')}": value for name, value in last.items() if name != "loss"
+    }
     summary["critic_has_won"] = last["critic_accuracy"] > 0.95
     if not isinstance(test.y, tuple):
-        classify, error = judge(config.dataset, train_split=config.train_split,
-                                test_split=config.test_split)  # fmt: skip
+        classify, error = judge(
+            config.dataset, train_split=config.train_split, test_split=config.test_split
+        )
         summary |= shown(classify, seen, int(np.max(test.y)) + 1) | {"judge_error": error}
     drawn = {"samples": plot.images(seen[:100], columns=10, title="samples, z ~ p(z)")}
     if config.family != "gan":
@@ -232,8 +254,10 @@ def note(summary: dict[str, Any]) -> str:
     """A word on the units, and a warning where a player has lost."""
     text = "nats per test image; accuracy 1/2 is a coin's"
     if summary["critic_has_won"]:
-        text += ("; WARNING: the critic has won (accuracy above 0.95): the generator learns "
-                 "little: lower --critic-rate, or make the critic smaller")  # fmt: skip
+        text += (
+            "; WARNING: the critic has won (accuracy above 0.95): the generator learns "
+            "little: lower --critic-rate, or make the critic smaller"
+        )
     if summary.get("classes_shown", 0) < len(summary.get("class_histogram", [])):
         text += "; WARNING: the samples do not show every class (mode collapse?)"
     return text

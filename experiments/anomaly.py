@@ -37,10 +37,17 @@ class Config:
     classes: tuple[int, ...] = ()  # classes to train on; by default each in turn
     # the score of the claim, chosen on held-out training images; every score is recorded
     score: Literal[
-        "pca", "pca_blurred", "linear_ae", "dae_reconstruction", "vae_reconstruction",
-        "vae_distortion", "vae_negative_elbo", "vae_negative_log_px", "vae_typicality",
+        "pca",
+        "pca_blurred",
+        "linear_ae",
+        "dae_reconstruction",
+        "vae_reconstruction",
+        "vae_distortion",
+        "vae_negative_elbo",
+        "vae_negative_log_px",
+        "vae_typicality",
         "vae_likelihood_ratio",
-    ] = "vae_distortion"  # fmt: skip
+    ] = "vae_distortion"
     blur: float = 0.0  # standard deviation, in pixels, of the blur before the dae and the vae
     components: int = 32  # of PCA, and the code of the linear autoencoder
     hidden: tuple[int, ...] = (256,)  # units of the encoder's layers (dae, vae)
@@ -152,10 +159,15 @@ def scorer(config: Config, shape: Any, size: int, x_test: Any) -> Any:
         }
         background = Normal(smooth.mean(axis=0), np.maximum(smooth.std(axis=0), config.scale))
         by_vae = anomaly.scores(
-            model, fit_vae(keys[4], smooth_cycled), keys[5], smooth_test,
-            train=smooth_cycled[:1000], background=anomaly.independent_pixels(background),
-            samples=config.samples, particles=config.particles,
-        )  # fmt: skip
+            model,
+            fit_vae(keys[4], smooth_cycled),
+            keys[5],
+            smooth_test,
+            train=smooth_cycled[:1000],
+            background=anomaly.independent_pixels(background),
+            samples=config.samples,
+            particles=config.particles,
+        )
         return found | {f"vae_{name}": score for name, score in by_vae.items()}
 
     return fit_and_score
@@ -194,9 +206,17 @@ def extremes(x: Any, score: Any, normal: Any, label: int) -> Any:
 def main(config: Config) -> dict[str, Any]:
     """Train, score, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, steps=5, batch_size=8, samples=2, particles=2, components=4,
-                         train_split="train[:300]", test_split="test[:100]",
-                         classes=(0, 1))  # fmt: skip
+        config = replace(
+            config,
+            steps=5,
+            batch_size=8,
+            samples=2,
+            particles=2,
+            components=4,
+            train_split="train[:300]",
+            test_split="test[:100]",
+            classes=(0, 1),
+        )
     at_least_one("anomaly", steps=config.steps, batch_size=config.batch_size)
     images, test = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))
     if isinstance(images.y, tuple) or isinstance(test.y, tuple):

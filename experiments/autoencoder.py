@@ -84,8 +84,15 @@ def build(config: Config, shape: tuple[int, ...]) -> Model:
 def main(config: Config) -> dict[str, Any]:
     """Train, compare with PCA, and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, batch_size=16, latent=4, probe_images=64,
-                         train_split="train[:64]", test_split="test[:32]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            batch_size=16,
+            latent=4,
+            probe_images=64,
+            train_split="train[:64]",
+            test_split="test[:32]",
+        )
     init_key, fit_key, draw_key = jax.random.split(jax.random.key(config.seed), 3)
     images = data.load(config.dataset, config.train_split)
     test = data.load(config.dataset, config.test_split)
@@ -101,13 +108,20 @@ def main(config: Config) -> dict[str, Any]:
     loss = autoencoders.reconstruction(model)
     steps = config.epochs * (len(x) // config.batch_size)
     fitted = run.fit(
-        config, folder,
-        loss, optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
-        params, images.x,
-        key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.scale,
+        config,
+        folder,
+        loss,
+        optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
+        params,
+        images.x,
+        key=fit_key,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=data.scale,
         evaluate=partial(evaluate.mean_loss, loss, data=test.x, transform=data.scale),
-        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
-    )  # fmt: skip
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+    )
 
     unused = jax.random.key(0)  # evaluation draws nothing here
     errors = evaluate.squared_error(model, fitted.params, unused, x_test)

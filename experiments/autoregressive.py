@@ -46,16 +46,24 @@ class Config(run.Options):
 
 
 DIGITS = Config()
-MNIST = replace(DIGITS, dataset="mnist", hidden=(500,), epochs=50, batch_size=100,
-                learning_rate=2e-3)  # fmt: skip
+MNIST = replace(
+    DIGITS, dataset="mnist", hidden=(500,), epochs=50, batch_size=100, learning_rate=2e-3
+)
 PRESETS = {
     "digits": DIGITS,
     "digits_pixelcnn": replace(DIGITS, network="pixelcnn", epochs=50),
     "digits_levels": replace(DIGITS, levels=17, network="pixelcnn", epochs=25),
     "mnist": MNIST,
-    "mnist_pixelcnn": replace(MNIST, network="pixelcnn", first_kernel=11, epochs=3, batch_size=16,
-                              learning_rate=3e-3, evaluate_every=1),
-}  # fmt: skip
+    "mnist_pixelcnn": replace(
+        MNIST,
+        network="pixelcnn",
+        first_kernel=11,
+        epochs=3,
+        batch_size=16,
+        learning_rate=3e-3,
+        evaluate_every=1,
+    ),
+}
 
 # Published for dynamically binarised MNIST, nats per test image, in the curves for comparison.
 PUBLISHED = {"made": 84.87, "pixelcnn": 81.5}
@@ -116,21 +124,32 @@ def pictures(network: Causal, params: Any, key: Any, x: Any, levels: int) -> dic
     return {
         "samples": plot.images(samples, title="ancestral samples"),
         "expected": plot.images(
-            np.concatenate([grey(x), grey(jax.vmap(expected)(x))]), columns=len(x),
-            labels=["image", "expected"], title="pixels, and what was expected from those before",
+            np.concatenate([grey(x), grey(jax.vmap(expected)(x))]),
+            columns=len(x),
+            labels=["image", "expected"],
+            title="pixels, and what was expected from those before",
         ),
         "completions": plot.images(
-            shown.reshape(-1, *network.shape), columns=shown.shape[1],
+            shown.reshape(-1, *network.shape),
+            columns=shown.shape[1],
             title=f"given half | six of {draws} answers | their average | image",
         ),
-    }  # fmt: skip
+    }
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, batch_size=16, train_split="train[:64]",
-                         test_split="test[:32]", hidden=(20,), features=4, layers=2)  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            batch_size=16,
+            train_split="train[:64]",
+            test_split="test[:32]",
+            hidden=(20,),
+            features=4,
+            layers=2,
+        )
     at_least_one("autoregressive", epochs=config.epochs, batch_size=config.batch_size)
     if config.levels < 2:
         fix = "2 binarises"
@@ -152,15 +171,26 @@ def main(config: Config) -> dict[str, Any]:
     )
     measure = partial(evaluate.log_prob, network, transform=transform, batch_size=20)
     fitted = run.fit(
-        config, folder, objectives.maximum_likelihood(network), optax.adam(rate), params, images,
-        key=keys[1], epochs=config.epochs, batch_size=config.batch_size, transform=transform,
+        config,
+        folder,
+        objectives.maximum_likelihood(network),
+        optax.adam(rate),
+        params,
+        images,
+        key=keys[1],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=transform,
         evaluate=lambda params, key: {"loss": -measure(params, key, test[:1000]).mean()},
-        evaluate_every=config.evaluate_every, checkpoint_every=config.evaluate_every,
-    )  # fmt: skip
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.evaluate_every,
+    )
 
     log_px = measure(fitted.params, keys[2], test)
-    seen = [np.asarray(jax.vmap(transform)(jax.random.split(key, len(x)), x))
-            for key, x in zip(keys[3:5], (images, test), strict=True)]  # fmt: skip
+    seen = [
+        np.asarray(jax.vmap(transform)(jax.random.split(key, len(x)), x))
+        for key, x in zip(keys[3:5], (images, test), strict=True)
+    ]
     summary = {
         "test_nll_nats": float(-log_px.mean()),
         "test_nll_standard_error": float(log_px.std() / math.sqrt(len(test))),

@@ -119,11 +119,17 @@ def main(config: Config) -> dict[str, Any]:
     # The characters just before the split are the context of the first behind it.
     measure = partial(validation, net, codes[max(split - config.context, 0) :], config.context)
     fitted = run.fit(
-        config, folder, objectives.maximum_likelihood(net),
+        config,
+        folder,
+        objectives.maximum_likelihood(net),
         optax.chain(optax.clip_by_global_norm(config.window), optax.adam(rate)),
-        params, windows,
-        key=keys[1], epochs=config.epochs, batch_size=config.batch_size, evaluate=measure,
-    )  # fmt: skip
+        params,
+        windows,
+        key=keys[1],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluate=measure,
+    )
 
     grams = witten_bell(codes, split, len(characters), config.order)
     nats = fitted.history["eval/loss"][-1]
@@ -163,9 +169,11 @@ def _figures(history: Any, window: int, grams: list[np.ndarray], by_place: np.nd
     last = np.unique(np.geomspace(1, len(by_place), 25).astype(int))
     context = plot.curves(
         {"GRU": [part.mean() for part in np.split(by_place, last[:-1])]},
-        steps=last, xlabel="place in the sequence (characters before, plus one)",
-        ylabel="nats per character (validation)", title="what more characters before are worth",
-    )  # fmt: skip
+        steps=last,
+        xlabel="place in the sequence (characters before, plus one)",
+        ylabel="nats per character (validation)",
+        title="what more characters before are worth",
+    )
     context.axes[0].set_xscale("log")
     context.axes[0].axvline(window, color="0.8", label="length of training windows")
     for axes in (curves.axes[0], context.axes[0]):

@@ -43,8 +43,14 @@ PRESETS = {
 def main(config: Config) -> dict[str, Any]:
     """Train, report and draw; returns what summary.json holds: lists in the order of the betas."""
     if config.smoke:
-        config = replace(config, epochs=2, particles=2, betas=config.betas[-2:],
-                         train_split="train[:64]", test_split="test[:32]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            particles=2,
+            betas=config.betas[-2:],
+            train_split="train[:64]",
+            test_split="test[:32]",
+        )
     at_least_one("collapse", epochs=config.epochs, betas=len(config.betas))
     base = vae.PRESETS[config.model]
     base = replace(base, batch_size=min(base.batch_size, 16) if config.smoke else base.batch_size)
@@ -67,15 +73,27 @@ def main(config: Config) -> dict[str, Any]:
         name = f"beta {beta:g}"
         # The same start, noise and draws at every beta: they differ by beta alone.
         params = run.fit(
-            config, folder / name.replace(" ", "-"),
-            objectives.elbo(model, beta=beta), optax.adam(decay, eps=base.adam_epsilon),
-            start, images, key=jax.random.clone(train_key), epochs=config.epochs,
-            batch_size=base.batch_size, transform=transform, checkpoint_every=config.epochs,
-        ).params  # fmt: skip
+            config,
+            folder / name.replace(" ", "-"),
+            objectives.elbo(model, beta=beta),
+            optax.adam(decay, eps=base.adam_epsilon),
+            start,
+            images,
+            key=jax.random.clone(train_key),
+            epochs=config.epochs,
+            batch_size=base.batch_size,
+            transform=transform,
+            checkpoint_every=config.epochs,
+        ).params
         reports[name] = diagnostics.inference_report(
-            model, params, jax.random.clone(report_key), test, train=images, transform=transform,
+            model,
+            params,
+            jax.random.clone(report_key),
+            test,
+            train=images,
+            transform=transform,
             particles=config.particles,
-        )  # fmt: skip
+        )
         print(f"\n{name}: {reports[name]}")
         if "normal" in base.likelihood:
             calibrated[name] = diagnostics.calibration(
@@ -86,8 +104,10 @@ def main(config: Config) -> dict[str, Any]:
     run.write_text(folder / "reports.txt", text + "\n")
     summary = _summary(config, reports)
     run.write_json(folder / "summary.json", summary)
-    rates = {name: [part.value for part in report.decomposition.dimension_rate or []]
-             for name, report in reports.items()}  # fmt: skip
+    rates = {
+        name: [part.value for part in report.decomposition.dimension_rate or []]
+        for name, report in reports.items()
+    }
     drawn = {
         "rate_distortion": plot.rate_distortion(
             summary["rate_nats"], summary["distortion_nats"], list(reports)

@@ -67,9 +67,18 @@ class Config:
 
 PRESETS = {
     "digits": Config(),
-    "mnist": Config("mnist", "train[:10000]", units=1000, nu=0.5, noise=0.5, weight=3.0, epochs=20,
-                    labels=1000, seeds=5),
-}  # fmt: skip
+    "mnist": Config(
+        "mnist",
+        "train[:10000]",
+        units=1000,
+        nu=0.5,
+        noise=0.5,
+        weight=3.0,
+        epochs=20,
+        labels=1000,
+        seeds=5,
+    ),
+}
 
 
 def build(config: Config, mean: np.ndarray) -> Model:
@@ -148,9 +157,10 @@ def draw(model: Model, trained: dict[str, Params], x: Any) -> dict[str, Any]:
     tangents = jax.jit(jax.vmap(partial(contraction.tangents, model, count=7), (None, 0)))
     curves = plot.curves(
         {method: spectrum(params, x[:20]).mean(axis=0) for method, params in trained.items()},
-        xlabel="index", ylabel="singular value of df/dx (white = 1)",
+        xlabel="index",
+        ylabel="singular value of df/dx (white = 1)",
         title="mean spectrum over 20 test images",
-    )  # fmt: skip
+    )
     curves.axes[0].set_yscale("log")
     shown, filters = [], []
     for params in trained.values():
@@ -173,8 +183,14 @@ def draw(model: Model, trained: dict[str, Params], x: Any) -> dict[str, Any]:
 def main(config: Config) -> dict[str, Any]:
     """Train by every method and seed, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, train_split="train[:200]", test_split="test[:50]",
-                         labels=100, units=10)  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            train_split="train[:200]",
+            test_split="test[:50]",
+            labels=100,
+            units=10,
+        )
     at_least_one("contractive", seeds=config.seeds, epochs=config.epochs, labels=config.labels)
     splits = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))
     scaled = partial(data.scale, jax.random.key(0))

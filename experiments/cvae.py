@@ -60,8 +60,18 @@ class Config(run.Options):
 
 
 DIGITS = Config()
-MNIST = replace(DIGITS, dataset="mnist", block=16, hidden=(400,), latent=5, batch_size=128,
-                epochs=20, learning_rate=1e-3, evaluate_every=5, checkpoint_every=5)  # fmt: skip
+MNIST = replace(
+    DIGITS,
+    dataset="mnist",
+    block=16,
+    hidden=(400,),
+    latent=5,
+    batch_size=128,
+    epochs=20,
+    learning_rate=1e-3,
+    evaluate_every=5,
+    checkpoint_every=5,
+)
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
@@ -89,16 +99,21 @@ def class_figures(
     config: Config, model: Model, params: Any, key: Any, classes: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The share of samples that are recognised as their class, and a row of them for each."""
-    check, error = judge.judge(config.dataset, train_split=config.train_split,
-                               test_split=config.test_split)  # fmt: skip
+    check, error = judge.judge(
+        config.dataset, train_split=config.train_split, test_split=config.test_split
+    )
     y = np.repeat(np.arange(classes), max(1, config.samples // classes))
     c = conditional.one_hot(y, classes)
     sample = jax.jit(jax.vmap(lambda key, c: generate(model, params, key, c).mean))
     means = np.asarray(sample(jax.random.split(key, len(y)), c))
     shown = means.reshape(classes, -1, *means.shape[1:])[:, :10]
     title = "samples of each class: z ~ p(z|c), mean of p(x|z, c)"
-    figure = plot.images(shown.reshape(-1, *means.shape[1:]), columns=shown.shape[1], title=title,
-                         labels=[f"class {i}" for i in range(classes)])  # fmt: skip
+    figure = plot.images(
+        shown.reshape(-1, *means.shape[1:]),
+        columns=shown.shape[1],
+        title=title,
+        labels=[f"class {i}" for i in range(classes)],
+    )
     numbers = {"samples_recognised": float(np.mean(check(means) == y)), "judge_error": error}
     return numbers, {"samples": figure}
 
@@ -124,9 +139,18 @@ def block_figures(
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, batch_size=16, hidden=(16,), particles=4, samples=20,
-                         evaluate_every=2, checkpoint_every=2,
-                         train_split="train[:128]", test_split="test[:32]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            batch_size=16,
+            hidden=(16,),
+            particles=4,
+            samples=20,
+            evaluate_every=2,
+            checkpoint_every=2,
+            train_split="train[:128]",
+            test_split="test[:32]",
+        )
     stored, test = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))
     at_least_one("cvae", epochs=config.epochs, particles=config.particles, samples=config.samples)
     train.shuffled(len(stored.x), config.batch_size)  # refuses a batch larger than the data
@@ -144,32 +168,42 @@ def main(config: Config) -> dict[str, Any]:
     mean = stored.x.mean(axis=0) / (255 if stored.x.dtype == np.uint8 else 1)
     model, plain = build(config, stored.x.shape[1:], mean)
     first = jax.tree.map(lambda leaf: leaf[0], batch)
-    params = {"model": model.init(keys[2], first.x, first.c),
-              "plain": jax.jit(plain.init)(keys[3], first.c)}  # fmt: skip
+    params = {
+        "model": model.init(keys[2], first.x, first.c),
+        "plain": jax.jit(plain.init)(keys[3], first.c),
+    }
     folder = run.open_folder(config, name=f"cvae-{config.condition}-{Path(config.dataset).stem}")
 
     elbo, likelihood = (
         objectives.elbo(model, beta=config.beta),
         objectives.maximum_likelihood(plain),
     )
-    both = objectives.players({  # each trained as if alone: Adam goes entry by entry
-        "model": lambda params, *rest: elbo(params["model"], *rest),
-        "plain": lambda params, *rest: likelihood(params["plain"], *rest),
-    })  # fmt: skip
+    both = objectives.players(
+        {  # each trained as if alone: Adam goes entry by entry
+            "model": lambda params, *rest: elbo(params["model"], *rest),
+            "plain": lambda params, *rest: likelihood(params["plain"], *rest),
+        }
+    )
     steps = config.epochs * (len(stored.x) // config.batch_size)
     fitted = run.fit(
-        config, folder,
+        config,
+        folder,
         both if config.condition == "class" else conditional.conditioned(both, hide),
-        optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)), params, images,
-        key=keys[4], epochs=config.epochs, batch_size=config.batch_size, transform=data.binarize,
+        optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
+        params,
+        images,
+        key=keys[4],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=data.binarize,
         evaluate=partial(evaluate.mean_loss, both, data=batch),
-        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
-    )  # fmt: skip
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+    )
 
     trained = fitted.params["model"]
     parts = evaluate.elbo_terms(model, trained, keys[5], batch)
-    importance = evaluate.log_likelihood(model, trained, keys[6], batch,
-                                         particles=config.particles)  # fmt: skip
+    importance = evaluate.log_likelihood(model, trained, keys[6], batch, particles=config.particles)
     summary = {
         "test_elbo_nats": float(parts["elbo"].mean()),
         "test_nll_nats": float(-importance.log_px.mean()),

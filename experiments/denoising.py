@@ -48,8 +48,16 @@ class Config(run.Options):
 
 
 DIGITS = Config()
-MNIST = replace(DIGITS, dataset="mnist", hidden=(1000,), code=500, epochs=12, batch_size=128,
-                evaluate_every=2, checkpoint_every=5)  # fmt: skip
+MNIST = replace(
+    DIGITS,
+    dataset="mnist",
+    hidden=(1000,),
+    code=500,
+    epochs=12,
+    batch_size=128,
+    evaluate_every=2,
+    checkpoint_every=5,
+)
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
@@ -63,8 +71,10 @@ def build(config: Config, shape: tuple[int, ...], mean: Any) -> Any:
     """Dense layers, a linear code, and cross-entropy of grey levels, whose best mean is E[x|x~]."""
     layers = partial(networks.MLP, kernel_init=nn.initializers.he_normal())
     likelihood = heads.Bernoulli(shape, bias_init=heads.logit_of(mean))
-    return autoencoder(nn.Sequential([layers(config.hidden), heads.Code(config.code)]),
-                       nn.Sequential([layers(config.hidden[::-1]), likelihood]))  # fmt: skip
+    return autoencoder(
+        nn.Sequential([layers(config.hidden), heads.Code(config.code)]),
+        nn.Sequential([layers(config.hidden[::-1]), likelihood]),
+    )
 
 
 def corruption_of(config: Config) -> Any:
@@ -93,8 +103,16 @@ def psnr(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, batch_size=16, hidden=(32,), code=16, evaluate_every=1,
-                         train_split="train[:64]", test_split="test[:32]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            batch_size=16,
+            hidden=(32,),
+            code=16,
+            evaluate_every=1,
+            train_split="train[:64]",
+            test_split="test[:32]",
+        )
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split).x
     at_least_one("denoising", epochs=config.epochs, batch_size=config.batch_size)
@@ -115,11 +133,20 @@ def main(config: Config) -> dict[str, Any]:
     plain, denoising = autoencoders.reconstruction, autoencoders.denoising
     loss = together({"denoising": denoising(model, corrupt=corrupt), "plain": plain(model)})
     fitted = run.fit(
-        config, folder, loss, adam, {"plain": start, "denoising": start}, images,
-        key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.scale,
+        config,
+        folder,
+        loss,
+        adam,
+        {"plain": start, "denoising": start},
+        images,
+        key=fit_key,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=data.scale,
         evaluate=partial(evaluate.mean_loss, loss, data=test, transform=data.scale),
-        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
-    )  # fmt: skip
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+    )
 
     clean = np.asarray(data.scale(test_key, test))
     seen = over_examples(corrupt, test_key, clean)
@@ -130,11 +157,15 @@ def main(config: Config) -> dict[str, Any]:
         rows[name] = np.asarray(evaluate.reconstructions(model, fitted.params[name], again, seen))
     found = {f"{name}_psnr_db": psnr(clean, row).mean() for name, row in rows.items()}
     # Not moved by images that lose nothing, such as those erased where they are blank.
-    pooled = {f"{name}_psnr_of_mean_error_db": psnr(clean[None], row[None]).item()
-              for name, row in rows.items()}  # fmt: skip
+    pooled = {
+        f"{name}_psnr_of_mean_error_db": psnr(clean[None], row[None]).item()
+        for name, row in rows.items()
+    }
     of_clean = np.asarray(evaluate.reconstructions(model, fitted.params["plain"], unused, clean))
-    gain = {f"gain_over_{name}_db": found["denoising_psnr_db"] - found[f"{name}_psnr_db"]
-            for name in ("corrupted", "plain")}  # fmt: skip
+    gain = {
+        f"gain_over_{name}_db": found["denoising_psnr_db"] - found[f"{name}_psnr_db"]
+        for name in ("corrupted", "plain")
+    }
     summary = {k: float(v) for k, v in {**found, **gain, **pooled}.items()} | {
         "plain_psnr_of_clean_db": float(psnr(clean, of_clean).mean()),
         "test_images": len(test),
@@ -142,8 +173,11 @@ def main(config: Config) -> dict[str, Any]:
         "seconds_train": run.seconds(folder),
     }
     run.write_json(folder / "summary.json", summary)
-    curves = {f"{name}, {part}": fitted.history[prefix + name] for name in fitted.params
-              for part, prefix in (("train", ""), ("test", "eval/"))}  # fmt: skip
+    curves = {
+        f"{name}, {part}": fitted.history[prefix + name]
+        for name in fitted.params
+        for part, prefix in (("train", ""), ("test", "eval/"))
+    }
     drawn = {"curves": plot.curves(curves, ylabel="cross-entropy, nats per image")}
     if images.ndim == 4 and images.shape[-1] in (1, 3):
         labels = ["clean"] + [f"{n}, {pooled[f'{n}_psnr_of_mean_error_db']:.1f} dB" for n in rows]

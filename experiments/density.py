@@ -65,8 +65,9 @@ def drawn(panels: dict[str, Any], side: Any) -> Any:
             axis.scatter(values[:, 0], values[:, 1], s=1, linewidths=0)
         else:
             extent = side[0], side[-1], side[0], side[-1]
-            shown = axis.imshow(values, origin="lower", extent=extent, vmin=0, vmax=top,
-                                cmap="viridis")  # fmt: skip
+            shown = axis.imshow(
+                values, origin="lower", extent=extent, vmin=0, vmax=top, cmap="viridis"
+            )
         axis.set(title=title, xlabel="x1", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal")
     axes[0].set_ylabel("x2")
     figure.colorbar(shown, ax=axes[-1], label="density, 1 / unit²", shrink=0.7)
@@ -76,8 +77,9 @@ def drawn(panels: dict[str, Any], side: Any) -> Any:
 def main(config: Config) -> dict[str, Any]:
     """Train, measure against the truth, integrate and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, layers=2, hidden=(8,), examples=200, batch_size=50, epochs=2,
-                         spacing=0.1)  # fmt: skip
+        config = replace(
+            config, layers=2, hidden=(8,), examples=200, batch_size=50, epochs=2, spacing=0.1
+        )
     at_least_one("density", layers=config.layers, epochs=config.epochs)
     if not config.noise > 0:
         raise wrong("density: --noise", config.noise, "> 0", "a curve without width has no density")
@@ -93,11 +95,17 @@ def main(config: Config) -> dict[str, Any]:
     network = flows.Density(flows.coupling(2, layers=config.layers, hidden=config.hidden))
     steps = config.epochs * (len(x) // config.batch_size)
     fitted = run.fit(
-        config, folder, objectives.maximum_likelihood(network),
+        config,
+        folder,
+        objectives.maximum_likelihood(network),
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
-        network.init(init_key), x, key=fit_key, epochs=config.epochs,
-        batch_size=config.batch_size, checkpoint_every=config.epochs,
-    )  # fmt: skip
+        network.init(init_key),
+        x,
+        key=fit_key,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        checkpoint_every=config.epochs,
+    )
     q = network.apply(fitted.params)
     side = np.arange(-config.width, config.width, config.spacing) + config.spacing / 2
     grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2).astype(np.float32)
@@ -106,8 +114,11 @@ def main(config: Config) -> dict[str, Any]:
     def each(distribution: Any, at: Any) -> Any:
         return np.asarray(jax.jit(lambda at: jax.vmap(distribution.log_prob)(at))(at), float)
 
-    found = {"flow": -evaluate.log_prob(network, fitted.params, test_key, test),
-             "truth": -each(p, test), "one_normal": -each(normal, test)}  # fmt: skip
+    found = {
+        "flow": -evaluate.log_prob(network, fitted.params, test_key, test),
+        "truth": -each(p, test),
+        "one_normal": -each(normal, test),
+    }
     density = np.exp(each(q, grid)).reshape(len(side), -1)
     excess = found["flow"] - found["truth"]
     summary = {f"{name}_test_nats": float(np.mean(values)) for name, values in found.items()} | {
@@ -129,10 +140,13 @@ def main(config: Config) -> dict[str, Any]:
         "flow": -fitted.history["loss"],
         "truth": np.full(config.epochs, np.mean(-found["truth"])),
     }
-    run.save_figures(folder, {
-        "density": drawn(panels, side),
-        "curves": plot.curves(curve, ylabel="log p(x), nats per point"),
-    })  # fmt: skip
+    run.save_figures(
+        folder,
+        {
+            "density": drawn(panels, side),
+            "curves": plot.curves(curve, ylabel="log p(x), nats per point"),
+        },
+    )
     run.report(folder, summary, "nats per point; the truth's is the least that any density reaches")
     return summary
 

@@ -33,8 +33,11 @@ from vaejax.types import Batch, Key, Params
 class Config(run.Options):
     # what is added to the negative ELBO, one model each
     methods: tuple[Literal["vae", "beta_vae", "beta_tcvae", "factor_vae"], ...] = (
-        "vae", "beta_vae", "beta_tcvae", "factor_vae"
-    )  # fmt: skip
+        "vae",
+        "beta_vae",
+        "beta_tcvae",
+        "factor_vae",
+    )
     dataset: str = "sprites"  # sprites; or mnist, digits, a FILE: images without known factors
     examples: int = 4096  # sprites to train on, drawn from the grid
     size: int = 16  # pixels along a side of a sprite
@@ -57,10 +60,19 @@ class Config(run.Options):
 
 PRESETS = {
     "small": Config(),
-    "sprites": Config(examples=24_576, size=32, scales=6, rotations=8, positions=16,
-                      hidden=(256, 256), latent=10, critic=(256, 256, 256), epochs=60),
+    "sprites": Config(
+        examples=24_576,
+        size=32,
+        scales=6,
+        rotations=8,
+        positions=16,
+        hidden=(256, 256),
+        latent=10,
+        critic=(256, 256, 256),
+        epochs=60,
+    ),
     "mnist": Config(dataset="mnist", hidden=(400,), latent=10, learning_rate=1e-3, epochs=20),
-}  # fmt: skip
+}
 
 
 def images_of(config: Config, key: Key) -> tuple[Batch, Batch]:
@@ -70,16 +82,20 @@ def images_of(config: Config, key: Key) -> tuple[Batch, Batch]:
         return data.load(config.dataset, few[0]), data.load(config.dataset, few[1])
     counts = {"scales": config.scales, "rotations": config.rotations}
     grid = sprites.grid(**counts, positions=config.positions, turn=config.turn)
-    batches = (sprites.sample(key, config.examples, grid=grid, size=config.size),
-               sprites.every(grid=grid, size=config.size))  # fmt: skip
+    batches = (
+        sprites.sample(key, config.examples, grid=grid, size=config.size),
+        sprites.every(grid=grid, size=config.size),
+    )
     # Black and white, no greys: the Bernoulli likelihood is then that of the images themselves.
-    train_set, test_set = (Batch(np.where(b.x > 0.5, 255, 0).astype(np.uint8), y=np.asarray(b.y))
-                           for b in batches)  # fmt: skip
+    train_set, test_set = (
+        Batch(np.where(b.x > 0.5, 255, 0).astype(np.uint8), y=np.asarray(b.y)) for b in batches
+    )
     return train_set, test_set
 
 
-def trained(config: Config, method: str, model: Model, start: Params, key: Key, x: Any,
-            folder: Path) -> tuple[Params, dict[str, Any]]:  # fmt: skip
+def trained(
+    config: Config, method: str, model: Model, start: Params, key: Key, x: Any, folder: Path
+) -> tuple[Params, dict[str, Any]]:
     """Parameters of the model by one method, and the history of its training."""
     critic = nn.Sequential([networks.MLP(config.critic, activation=nn.leaky_relu), nn.Dense(1)])
     start_key, train_key = jax.random.split(key)
@@ -96,10 +112,18 @@ def trained(config: Config, method: str, model: Model, start: Params, key: Key, 
         of_critic = optax.adam(config.critic_learning_rate, b1=0.5, b2=0.9)
         adam = optax.partition({"model": adam, "critic": of_critic}, names)
     fitted = run.fit(
-        config, folder / method, loss, adam, start, x,
-        key=train_key, epochs=config.epochs, batch_size=config.batch_size,
-        transform=data.binarize, checkpoint_every=max(1, config.epochs // 4),
-    )  # fmt: skip
+        config,
+        folder / method,
+        loss,
+        adam,
+        start,
+        x,
+        key=train_key,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=data.binarize,
+        checkpoint_every=max(1, config.epochs // 4),
+    )
     params = fitted.params["model"] if method == "factor_vae" else fitted.params
     return params, fitted.history
 
@@ -129,23 +153,31 @@ def measured(config: Config, model: Model, params: Params, key: Key, test: Batch
 def summarised(config: Config, found: dict[str, Any], critic: dict[str, float]) -> dict[str, Any]:
     """What summary.json holds: lists in the order of the methods."""
     every, numbers = list(found.values()), ("elbo_nats", "distortion_nats", "rate_nats")
-    notes = [f"{method}: {one['collapsed_dimensions']} of {config.latent} dimensions have "
-             "collapsed: KL below 0.1 nats"
-             for method, one in found.items() if one["collapsed_dimensions"]]  # fmt: skip
+    notes = [
+        f"{method}: {one['collapsed_dimensions']} of {config.latent} dimensions have "
+        "collapsed: KL below 0.1 nats"
+        for method, one in found.items()
+        if one["collapsed_dimensions"]
+    ]
     if critic and (critic["critic_accuracy"] > 0.95 or critic["critic/loss"] < 0.1):
-        notes.append("factor_vae: the critic has won, its total correlation says nothing; raise "
-                     "gamma, or lower the critic's step size")  # fmt: skip
+        notes.append(
+            "factor_vae: the critic has won, its total correlation says nothing; raise "
+            "gamma, or lower the critic's step size"
+        )
     left = found["factor_vae"]["total_correlation_nats"].value if critic else 0.0
     if critic and critic["critic_accuracy"] < 0.55 and left > 0.5:
-        notes.append("factor_vae: the critic sees nothing: its accuracy is "
-                     f"{critic['critic_accuracy']:.2f}, the total correlation {left:.1f} nats; "
-                     "lower gamma, or raise the critic's step size")  # fmt: skip
+        notes.append(
+            "factor_vae: the critic sees nothing: its accuracy is "
+            f"{critic['critic_accuracy']:.2f}, the total correlation {left:.1f} nats; "
+            "lower gamma, or raise the critic's step size"
+        )
     summary: dict[str, Any] = {"methods": list(found)}
     if "gap" in every[0]:
         summary["mig"] = [one["gap"].value for one in every]
         gaps = np.stack([one["gap"].gaps for one in every]).T
-        summary |= {f"gap_{name}": row.tolist()
-                    for name, row in zip(sprites.FACTORS, gaps, strict=True)}  # fmt: skip
+        summary |= {
+            f"gap_{name}": row.tolist() for name, row in zip(sprites.FACTORS, gaps, strict=True)
+        }
     summary |= {name: [one[name] for one in every] for name in numbers}
     correlations = [one["total_correlation_nats"] for one in every]
     summary["total_correlation_nats"] = [one.value for one in correlations]
@@ -165,8 +197,15 @@ def drawn_information(config: Config, found: dict[str, Any]) -> Any:
         shown = one["gap"].information[:, one["order"]]
         image = axis.imshow(shown, cmap="viridis", vmin=0, vmax=top, aspect="auto")
         for (row, column), nats in np.ndenumerate(shown):
-            axis.text(column, row, f"{nats:.1f}", ha="center", va="center", fontsize=7,
-                      color="white" if nats < 0.6 * top else "black")  # fmt: skip
+            axis.text(
+                column,
+                row,
+                f"{nats:.1f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if nats < 0.6 * top else "black",
+            )
         axis.set(title=f"{method}, MIG {one['gap'].value:.2f}", xlabel="dimension, by its KL")
         axis.set_xticks(range(config.latent), [f"z{j + 1}" for j in one["order"]])
         axis.set_yticks(range(len(shown)), sprites.FACTORS)
@@ -198,9 +237,20 @@ def traversed(model: Model, params: Params, x: Any, order: Any, values: Any) -> 
 def main(config: Config) -> dict[str, Any]:
     """Train each method, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, methods=config.methods[-2:], epochs=1, batch_size=16, size=8,
-                         examples=64, scales=2, rotations=2, positions=3, hidden=(16,),
-                         critic=(16,), draws=100)  # fmt: skip
+        config = replace(
+            config,
+            methods=config.methods[-2:],
+            epochs=1,
+            batch_size=16,
+            size=8,
+            examples=64,
+            scales=2,
+            rotations=2,
+            positions=3,
+            hidden=(16,),
+            critic=(16,),
+            draws=100,
+        )
     at_least_one("disentangle", methods=len(config.methods), epochs=config.epochs)
     data_key, seen_key, start_key, train_key, test_key = jax.random.split(
         jax.random.key(config.seed), 5

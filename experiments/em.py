@@ -47,28 +47,51 @@ class Config(run.Options):
 
 PRESETS = {
     "digits": Config(),
-    "mnist": Config(dataset="mnist", components=50, restarts=1, hidden=(200, 200), latent=20,
-                    epochs=20, evaluate_every=2, batch_size=128),
-}  # fmt: skip
+    "mnist": Config(
+        dataset="mnist",
+        components=50,
+        restarts=1,
+        hidden=(200, 200),
+        latent=20,
+        epochs=20,
+        evaluate_every=2,
+        batch_size=128,
+    ),
+}
 
 
 def main(config: Config) -> dict[str, Any]:
     """Fit the mixture, train the VAE, measure and draw; returns what summary.json holds."""
     cut = ("", "")
     if config.smoke:
-        config = replace(config, components=3, half_steps=3, epochs=2, evaluate_every=1, images=3,
-                         batch_size=16, particles=4, refine_steps=2, hidden=(8,))  # fmt: skip
+        config = replace(
+            config,
+            components=3,
+            half_steps=3,
+            epochs=2,
+            evaluate_every=1,
+            images=3,
+            batch_size=16,
+            particles=4,
+            refine_steps=2,
+            hidden=(8,),
+        )
         cut = ("[:64]", "[:32]")
-    images, test = (data.load(config.dataset, name + end).x
-                    for name, end in zip(("train", "test"), cut, strict=True))  # fmt: skip
+    images, test = (
+        data.load(config.dataset, name + end).x
+        for name, end in zip(("train", "test"), cut, strict=True)
+    )
     at_least_one("em", images=config.images, half_steps=config.half_steps)
     keys = jax.random.split(jax.random.key(config.seed), 6)
-    x, seen = (jax.jit(over_examples, static_argnums=0)(data.binarize, key, stored)
-               for key, stored in zip(keys[:2], (images, test), strict=True))  # fmt: skip
+    x, seen = (
+        jax.jit(over_examples, static_argnums=0)(data.binarize, key, stored)
+        for key, stored in zip(keys[:2], (images, test), strict=True)
+    )
     folder = run.open_folder(config, name=f"em-{Path(config.dataset).stem}", free={"epochs"})
 
-    fitted = mixtures.fit_bernoulli(x, config.components, key=keys[2], floor=config.floor,
-                                    restarts=config.restarts)  # fmt: skip
+    fitted = mixtures.fit_bernoulli(
+        x, config.components, key=keys[2], floor=config.floor, restarts=config.restarts
+    )
     steps = half_steps(x, config, keys[3])
     gaps = gap_over_training(config, folder, images, x, seen[: config.images], keys[4], keys[5])
     summary = {
@@ -85,17 +108,26 @@ def main(config: Config) -> dict[str, Any]:
     log_px, bound = np.array(steps).T
     names = ["start", *["E" if i % 2 else "M" for i in range(1, len(bound))]]
     drawn = {
-        "em": plot.bound({"ELBO": bound, "KL(q || posterior)": log_px - bound}, places=names,
-                         xlabel="step", title=f"EM for {config.components} components"),
-        "em_gap": plot.curves({"KL(q || posterior)": (log_px - bound)[::2]},
-                              steps=np.arange(len(bound[::2])), xlabel="M steps so far",
-                              ylabel="nats per image", title="the gap that the next E step closes"),
+        "em": plot.bound(
+            {"ELBO": bound, "KL(q || posterior)": log_px - bound},
+            places=names,
+            xlabel="step",
+            title=f"EM for {config.components} components",
+        ),
+        "em_gap": plot.curves(
+            {"KL(q || posterior)": (log_px - bound)[::2]},
+            steps=np.arange(len(bound[::2])),
+            xlabel="M steps so far",
+            ylabel="nats per image",
+            title="the gap that the next E step closes",
+        ),
         "vae": plot.bound(
-            {"ELBO": gaps["elbo"]} | {name: np.maximum(gaps[name], 0)
-                                      for name in ("amortisation", "approximation")},
+            {"ELBO": gaps["elbo"]}
+            | {name: np.maximum(gaps[name], 0) for name in ("amortisation", "approximation")},
             places=[f"{e:g}" for e in gaps["epoch"]],
-            title=f"VAE on {min(config.images, len(seen))} test images"),
-    }  # fmt: skip
+            title=f"VAE on {min(config.images, len(seen))} test images",
+        ),
+    }
     drawn["em_gap"].axes[0].set_yscale("log")
     if images.ndim == 4:
         means = jax.nn.sigmoid(fitted.mixture.components.logits)
@@ -126,32 +158,51 @@ def gap_over_training(
     config: Config, folder: Path, images: Any, x: Any, seen: Any, init_key: Any, key: Any
 ) -> dict[str, list[float]]:
     """A VAE's bound and the parts of its gap on the images `seen`, before and during training."""
-    options = replace(vae.DIGITS, hidden=config.hidden, latent=config.latent,
-                      likelihood="bernoulli")  # fmt: skip
+    options = replace(
+        vae.DIGITS, hidden=config.hidden, latent=config.latent, likelihood="bernoulli"
+    )
     model = vae.build(options, images.shape[1:], np.asarray(x.mean(axis=0)))
     params = model.init(init_key, seen[0])
 
     def measure(params: Any, key: Any) -> dict[str, float]:
-        gap = inference.inference_gap(model, params, key, seen, particles=config.particles,
-                                      steps=config.refine_steps)  # fmt: skip
-        found = {"loss": -gap.elbo.mean(), "elbo": gap.elbo.mean(), "log_px": gap.log_px.mean(),
-                 "ess_median": np.median(gap.ess),
-                 "amortisation": gap.amortisation.value, "approximation": gap.approximation.value,
-                 "amortisation_error": gap.amortisation.error,
-                 "approximation_error": gap.approximation.error}  # fmt: skip
+        gap = inference.inference_gap(
+            model, params, key, seen, particles=config.particles, steps=config.refine_steps
+        )
+        found = {
+            "loss": -gap.elbo.mean(),
+            "elbo": gap.elbo.mean(),
+            "log_px": gap.log_px.mean(),
+            "ess_median": np.median(gap.ess),
+            "amortisation": gap.amortisation.value,
+            "approximation": gap.approximation.value,
+            "amortisation_error": gap.amortisation.error,
+            "approximation_error": gap.approximation.error,
+        }
         return {name: float(value) for name, value in found.items()}
 
     untrained_key, train_key = jax.random.split(key)
     untrained = measure(params, untrained_key)
     fitted = run.fit(
-        config, folder, objectives.elbo(model), optax.adam(config.learning_rate), params, images,
-        key=train_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.binarize,
-        evaluate=measure, evaluate_every=config.evaluate_every,
+        config,
+        folder,
+        objectives.elbo(model),
+        optax.adam(config.learning_rate),
+        params,
+        images,
+        key=train_key,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=data.binarize,
+        evaluate=measure,
+        evaluate_every=config.evaluate_every,
         checkpoint_every=config.evaluate_every,
-    )  # fmt: skip
+    )
     known = ~np.isnan(fitted.history["eval/elbo"])
-    rows = {name: [value, *fitted.history[f"eval/{name}"][known].tolist()]
-            for name, value in untrained.items() if name != "loss"}  # fmt: skip
+    rows = {
+        name: [value, *fitted.history[f"eval/{name}"][known].tolist()]
+        for name, value in untrained.items()
+        if name != "loss"
+    }
     return {"epoch": [0.0, *fitted.history["epoch"][known].tolist()], **rows}
 
 

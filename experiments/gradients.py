@@ -48,9 +48,10 @@ TOY = Config()
 PRESETS = {
     "toy": TOY,
     "digits": replace(TOY, dataset="digits", latent=10, samples=1000),
-    "mnist": replace(TOY, dataset="mnist", hidden=(200, 200), latent=50, epochs=3, images=4,
-                     samples=400),
-}  # fmt: skip
+    "mnist": replace(
+        TOY, dataset="mnist", hidden=(200, 200), latent=50, epochs=3, images=4, samples=400
+    ),
+}
 
 
 def toy(key: Key, dimension: int, images: int) -> tuple[Model, Params, Any]:
@@ -70,14 +71,18 @@ def toy(key: Key, dimension: int, images: int) -> tuple[Model, Params, Any]:
         "prior": m + 0.01 * near(mu_key, (dimension,)),
     }
     wide = jnp.full(dimension, (2 / 3) ** 0.5)
-    return Model(
-        lambda key, x, c=(): params,
-        lambda params, c=(): Normal(params["prior"], jnp.ones(dimension)),
-        lambda params, x, c=(), *, key=None: Normal(
-            params["encoder"]["A"] @ x + params["encoder"]["b"], wide
+    return (
+        Model(
+            lambda key, x, c=(): params,
+            lambda params, c=(): Normal(params["prior"], jnp.ones(dimension)),
+            lambda params, x, c=(), *, key=None: Normal(
+                params["encoder"]["A"] @ x + params["encoder"]["b"], wide
+            ),
+            lambda params, z, c=(), *, key=None: Normal(z, jnp.ones(dimension)),
         ),
-        lambda params, z, c=(), *, key=None: Normal(z, jnp.ones(dimension)),
-    ), params, x  # fmt: skip
+        params,
+        x,
+    )
 
 
 def trained(config: Config, key: Key) -> tuple[Model, Params, Any]:
@@ -94,9 +99,16 @@ def trained(config: Config, key: Key) -> tuple[Model, Params, Any]:
     x = jax.vmap(transform)(keys, images[-config.images :])
     params = model.init(init_key, x[0])
     fitted = train.fit(
-        objectives.elbo(model), optax.adam(1e-3), params, images[: -config.images],
-        key=fit_key, epochs=config.epochs, batch_size=64, transform=transform, progress=False,
-    )  # fmt: skip
+        objectives.elbo(model),
+        optax.adam(1e-3),
+        params,
+        images[: -config.images],
+        key=fit_key,
+        epochs=config.epochs,
+        batch_size=64,
+        transform=transform,
+        progress=False,
+    )
     return model, fitted.params, x
 
 
@@ -109,8 +121,10 @@ def weighted(model: Model, particles: int) -> dict[str, Any]:
 def elbos(model: Model, samples: int) -> dict[str, Any]:
     """Estimators of the gradient of the same ELBO."""
     score = partial(objectives.score_function, model, samples=samples)
-    found = {"pathwise": objectives.elbo(model, samples=samples),
-             "score function": score(baseline=jnp.zeros_like)}  # fmt: skip
+    found = {
+        "pathwise": objectives.elbo(model, samples=samples),
+        "score function": score(baseline=jnp.zeros_like),
+    }
     return found | ({"score function, leave-one-out": score()} if samples > 1 else {})
 
 
@@ -142,8 +156,9 @@ def panels(curves: dict[str, Any], xlabels: list[str], *, share: bool = True) ->
 def main(config: Config) -> dict[str, Any]:
     """Measure every estimator at one point; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=1, images=2, samples=20, particles=(2, 4), draws=(2,),
-                         dimensions=(2,))  # fmt: skip
+        config = replace(
+            config, epochs=1, images=2, samples=20, particles=(2, 4), draws=(2,), dimensions=(2,)
+        )
     at_least_one("gradients", images=config.images, **{"smallest K": min(config.particles)})
     if len(set(config.particles)) < 2:
         raise wrong("gradients: --particles", config.particles, "two values of K", "add another")
@@ -152,22 +167,34 @@ def main(config: Config) -> dict[str, Any]:
         jax.random.key(config.seed), 5
     )
     is_toy = config.dataset == "toy"
-    model, params, x = (partial(toy, dimension=config.latent, images=config.images) if is_toy
-                        else partial(trained, config))(point_key)  # fmt: skip
+    model, params, x = (
+        partial(toy, dimension=config.latent, images=config.images)
+        if is_toy
+        else partial(trained, config)
+    )(point_key)
     found: dict[str, Any] = {"particles": {}, "draws": {}, "dimensions": {}}
 
     def measure(what: str, at: int, losses: Any, params: Params, key: Key, x: Any) -> None:
         found[what][at] = gradients.compare(
-            losses, params, jax.random.fold_in(key, at), Batch(x),
-            samples=config.samples, reference_samples=2 * config.samples,
+            losses,
+            params,
+            jax.random.fold_in(key, at),
+            Batch(x),
+            samples=config.samples,
+            reference_samples=2 * config.samples,
             groups={name: "encoder" if name == "encoder" else "decoder" for name in params},
-        )  # fmt: skip
+        )
 
     def over(what: str, number: str, group: str = "encoder") -> dict[str, dict[int, float]]:
         names = dict.fromkeys(name for one in found[what].values() for name in one)
-        return {name: {at: getattr(one[name][group], number)
-                       for at, one in found[what].items() if name in one}
-                for name in names}  # fmt: skip
+        return {
+            name: {
+                at: getattr(one[name][group], number)
+                for at, one in found[what].items()
+                if name in one
+            }
+            for name in names
+        }
 
     for k in config.particles:
         measure("particles", k, weighted(model, k), params, weighted_key, x)
@@ -177,9 +204,12 @@ def main(config: Config) -> dict[str, Any]:
         small, near, point = toy(jax.random.fold_in(small_key, d), d, 1)
         near["encoder"]["b"] += 0.5  # close to the optimum the score function has no noise either
         measure("dimensions", d, elbos(small, 4), near, toy_key, point)
-    run.write_json(folder / "measurements.json", jax.tree.map(
-        lambda one: one._asdict(), found, is_leaf=lambda one: isinstance(one, gradients.Quality)
-    ))  # fmt: skip
+    run.write_json(
+        folder / "measurements.json",
+        jax.tree.map(
+            lambda one: one._asdict(), found, is_leaf=lambda one: isinstance(one, gradients.Quality)
+        ),
+    )
 
     summary: dict[str, Any] = {"samples": config.samples}
     for group in ("encoder", "decoder"):
@@ -190,25 +220,46 @@ def main(config: Config) -> dict[str, Any]:
         ratio = last[name]["encoder"].variance / last["pathwise"]["encoder"].variance
         summary[f"variance_{name.replace(', ', '_').replace(' ', '_')}_to_pathwise"] = ratio
     run.write_json(folder / "summary.json", summary)
-    floor = {"floor (noise alone)": {k: one["iwae"]["encoder"].snr_floor
-                                     for k, one in found["particles"].items()}}  # fmt: skip
+    floor = {
+        "floor (noise alone)": {
+            k: one["iwae"]["encoder"].snr_floor for k, one in found["particles"].items()
+        }
+    }
     per_K = "draws per image K"
-    run.save_figures(folder, {
-        "snr": panels({f"{group}, signal-to-noise ratio per parameter":
-                       over("particles", "snr", group) | floor
-                       for group in ("encoder", "decoder")}, [per_K] * 2),
-        "bias": panels({
-            "encoder: measured, |bias| (nats per parameter)": over("particles", "bias"),
-            "encoder: what noise alone would give, |bias| (nats per parameter)":
-                over("particles", "bias_error"),
-        }, [per_K] * 2),
-        "variance": panels({
-            "ELBO of the model, variance of the encoder's gradient (nats²)":
-                over("draws", "variance"),
-            "ELBO of a toy with q off centre (K = 4), variance of the encoder's gradient (nats²)":
-                over("dimensions", "variance"),
-        }, [per_K, "latent dimensions"], share=False),
-    })  # fmt: skip
+    run.save_figures(
+        folder,
+        {
+            "snr": panels(
+                {
+                    f"{group}, signal-to-noise ratio per parameter": over("particles", "snr", group)
+                    | floor
+                    for group in ("encoder", "decoder")
+                },
+                [per_K] * 2,
+            ),
+            "bias": panels(
+                {
+                    "encoder: measured, |bias| (nats per parameter)": over("particles", "bias"),
+                    "encoder: what noise alone would give, |bias| (nats per parameter)": over(
+                        "particles", "bias_error"
+                    ),
+                },
+                [per_K] * 2,
+            ),
+            "variance": panels(
+                {
+                    "ELBO of the model, variance of the encoder's gradient (nats²)": over(
+                        "draws", "variance"
+                    ),
+                    "Toy ELBO, q off centre, K = 4: variance of its gradient (nats²)": over(
+                        "dimensions", "variance"
+                    ),
+                },
+                [per_K, "latent dimensions"],
+                share=False,
+            ),
+        },
+    )
     run.report(folder, summary, "slopes: exponents of K in the signal-to-noise ratio")
     return summary
 

@@ -70,9 +70,17 @@ def build(config: Config, shape: tuple[int, ...], mean: Any) -> Model:
 def main(config: Config) -> dict[str, Any]:
     """Train by either objective, measure both in the same way; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=1, batch_size=16, particles=2, test_particles=4,
-                         hidden=(16, 8), latent=(6, 3),
-                         train_split="train[:64]", test_split="test[:32]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=1,
+            batch_size=16,
+            particles=2,
+            test_particles=4,
+            hidden=(16, 8),
+            latent=(6, 3),
+            train_split="train[:64]",
+            test_split="test[:32]",
+        )
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split).x
     init_key, fit_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed), 4)
@@ -95,17 +103,28 @@ def main(config: Config) -> dict[str, Any]:
     for name in config.objectives:
         # Both objectives get the same keys on purpose: their differences are paired.
         fitted = run.fit(
-            config, folder / name,
-            losses[name], optax.adam(cosine, eps=1e-4), params, images,
-            key=jax.random.clone(fit_key), epochs=config.epochs, batch_size=config.batch_size,
-            transform=data.binarize, evaluate=partial(
-                evaluate.mean_loss, yardstick, data=test, transform=data.binarize),
-            evaluate_every=config.evaluate_every, checkpoint_every=config.evaluate_every,
-        )  # fmt: skip
+            config,
+            folder / name,
+            losses[name],
+            optax.adam(cosine, eps=1e-4),
+            params,
+            images,
+            key=jax.random.clone(fit_key),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            transform=data.binarize,
+            evaluate=partial(evaluate.mean_loss, yardstick, data=test, transform=data.binarize),
+            evaluate_every=config.evaluate_every,
+            checkpoint_every=config.evaluate_every,
+        )
         likelihood = evaluate.log_likelihood(
-            model, fitted.params, jax.random.clone(test_key), test,
-            particles=config.test_particles, transform=data.binarize,
-        )  # fmt: skip
+            model,
+            fitted.params,
+            jax.random.clone(test_key),
+            test,
+            particles=config.test_particles,
+            transform=data.binarize,
+        )
         units = hierarchical.active_units(
             model, fitted.params, jax.random.clone(test_key), test, transform=data.binarize
         )

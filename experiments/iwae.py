@@ -54,8 +54,15 @@ LOSSES: dict[str, Callable[[Model, int], Loss]] = {
 def main(config: Config) -> dict[str, Any]:
     """Train by every objective, measure each in the same way; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, batch_size=16, test_particles=4, particles=2,
-                         train_split="train[:64]", test_split="test[:32]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            batch_size=16,
+            test_particles=4,
+            particles=2,
+            train_split="train[:64]",
+            test_split="test[:32]",
+        )
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split).x
     init_key, fit_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed), 4)
@@ -75,18 +82,28 @@ def main(config: Config) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
     for name in config.objectives:
         fitted = run.fit(
-            config, folder / name,
-            LOSSES[name](model, config.particles), optax.adam(cosine, eps=config.adam_epsilon),
-            params, images,
-            key=jax.random.clone(fit_key), epochs=config.epochs, batch_size=config.batch_size,
-            transform=data.binarize, evaluate=partial(
-                evaluate.mean_loss, yardstick, data=test, transform=data.binarize),
-            evaluate_every=config.evaluate_every, checkpoint_every=config.evaluate_every,
-        )  # fmt: skip
+            config,
+            folder / name,
+            LOSSES[name](model, config.particles),
+            optax.adam(cosine, eps=config.adam_epsilon),
+            params,
+            images,
+            key=jax.random.clone(fit_key),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            transform=data.binarize,
+            evaluate=partial(evaluate.mean_loss, yardstick, data=test, transform=data.binarize),
+            evaluate_every=config.evaluate_every,
+            checkpoint_every=config.evaluate_every,
+        )
         likelihood = evaluate.log_likelihood(
-            model, fitted.params, jax.random.clone(test_key), test,
-            particles=config.test_particles, transform=data.binarize,
-        )  # fmt: skip
+            model,
+            fitted.params,
+            jax.random.clone(test_key),
+            test,
+            particles=config.test_particles,
+            transform=data.binarize,
+        )
         summary |= {
             f"{name}_test_nll_nats": -float(likelihood.log_px.mean()),
             f"{name}_test_ess_median": float(np.median(likelihood.ess)),

@@ -23,8 +23,9 @@ def judge(
     from sklearn.neural_network import MLPClassifier
 
     train, test = (data.load(dataset, split) for split in (train_split, test_split))
-    network = MLPClassifier((256,), batch_size=min(128, len(train.x)), max_iter=epochs,
-                            random_state=0)  # fmt: skip
+    network = MLPClassifier(
+        (256,), batch_size=min(128, len(train.x)), max_iter=epochs, random_state=0
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the epochs are meant to be few
         network.fit(_flat(train), train.y)

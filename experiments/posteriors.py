@@ -48,9 +48,10 @@ class Config(run.Options):
 DIGITS = Config()
 PRESETS = {
     "digits": DIGITS,
-    "mnist": replace(DIGITS, dataset="mnist", latent=40, epochs=20, warmup_epochs=4,
-                     batch_size=100),
-}  # fmt: skip
+    "mnist": replace(
+        DIGITS, dataset="mnist", latent=40, epochs=20, warmup_epochs=4, batch_size=100
+    ),
+}
 
 
 def active_units(model: Model, params: Params, key: Key, x: Any, *, draws: int = 64) -> int:

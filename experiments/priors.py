@@ -45,11 +45,24 @@ class Config(run.Options):
 DIGITS = Config()
 PRESETS = {
     "digits": DIGITS,
-    "mnist": replace(DIGITS, dataset="mnist", components=200, latent=40, epochs=20,
-                     warmup_epochs=4, batch_size=100),
-}  # fmt: skip
-SMALLEST: dict[str, Any] = {"epochs": 2, "warmup_epochs": 1, "batch_size": 16, "particles": 4,
-            "train_split": "train[:64]", "test_split": "test[:32]"}  # fmt: skip
+    "mnist": replace(
+        DIGITS,
+        dataset="mnist",
+        components=200,
+        latent=40,
+        epochs=20,
+        warmup_epochs=4,
+        batch_size=100,
+    ),
+}
+SMALLEST: dict[str, Any] = {
+    "epochs": 2,
+    "warmup_epochs": 1,
+    "batch_size": 16,
+    "particles": 4,
+    "train_split": "train[:64]",
+    "test_split": "test[:32]",
+}
 COLLAPSED = 2.0  # nats of rate below which a code tells fewer than 8 kinds of image apart
 
 
@@ -67,8 +80,7 @@ class Trained(NamedTuple):
 def network(config: Any, images: Any, **options: Any) -> Model:
     """The VAE that all variations start from; `options`: of `vae.Config`."""
     mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
-    preset = replace(vae.PRESETS["mnist"], hidden=config.hidden, latent=config.latent,
-                     **options)  # fmt: skip
+    preset = replace(vae.PRESETS["mnist"], hidden=config.hidden, latent=config.latent, **options)
     return vae.build(preset, images.shape[1:], mean)
 
 
@@ -78,13 +90,18 @@ def trained(name: str, model: Model, config: Any, images: Any, test: Any, folder
     steps = len(images) // config.batch_size
     warmup = optax.linear_schedule(0.0, 1.0, max(config.warmup_epochs * steps, 1))
     fitted = run.fit(
-        config, folder / name,
+        config,
+        folder / name,
         objectives.elbo(model, beta=warmup),
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)),
-        model.init(init_key, data.scale(init_key, images[0])), images,
-        key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=data.binarize,
+        model.init(init_key, data.scale(init_key, images[0])),
+        images,
+        key=fit_key,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=data.binarize,
         checkpoint_every=config.checkpoint_every,
-    )  # fmt: skip
+    )
     terms = evaluate.elbo_terms(model, fitted.params, elbo_key, test, transform=data.binarize)
     likelihood = evaluate.log_likelihood(
         model, fitted.params, test_key, test, particles=config.particles, transform=data.binarize
@@ -103,8 +120,10 @@ def trained(name: str, model: Model, config: Any, images: Any, test: Any, folder
 def margin(better: Any, base: Any) -> dict[str, float]:
     """Mean of the paired differences `[n]`, nats per image, and its standard error."""
     difference = np.asarray(better, float) - np.asarray(base, float)
-    return {"margin_nats": difference.mean(),
-            "margin_error_nats": difference.std(ddof=1) / len(difference) ** 0.5}  # fmt: skip
+    return {
+        "margin_nats": difference.mean(),
+        "margin_error_nats": difference.std(ddof=1) / len(difference) ** 0.5,
+    }
 
 
 def main(config: Config) -> dict[str, Any]:

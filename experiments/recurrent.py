@@ -53,9 +53,10 @@ PRESETS = {
     "digits": Config(),
     "mnist": Config(dataset="mnist", features=128, latent=16, epochs=5, batch_size=128),
     "linear": Config("linear", features=32, latent=2, epochs=15),
-    "sentences": Config("sentences", features=128, latent=16, epochs=10, warmup_epochs=5,
-                        word_dropout=0.5),
-}  # fmt: skip
+    "sentences": Config(
+        "sentences", features=128, latent=16, epochs=10, warmup_epochs=5, word_dropout=0.5
+    ),
+}
 
 MIX = np.array([[1.0, 0.5], [-0.7, 1.0], [0.3, -1.0]])  # of the linear-Gaussian sequences
 TURN = 0.9 * np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
@@ -76,8 +77,16 @@ class Task(NamedTuple):
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, warmup_epochs=min(1, config.warmup_epochs), features=8,
-                         batch_size=16, latent=2, particles=2, measured=16)  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            warmup_epochs=min(1, config.warmup_epochs),
+            features=8,
+            batch_size=16,
+            latent=2,
+            particles=2,
+            measured=16,
+        )
     at_least_one("recurrent", epochs=config.epochs, latent=config.latent)
     keys = jax.random.split(jax.random.key(config.seed), 6)
     task = {"rows": rows, "linear": linear, "sentences": sentences}[config.kind](config)
@@ -99,11 +108,18 @@ def main(config: Config) -> dict[str, Any]:
 
     rate = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
     fitted = run.fit(
-        config, folder,
-        loss, optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate)), params, task.train,
-        key=keys[2], epochs=config.epochs, batch_size=config.batch_size, transform=task.transform,
+        config,
+        folder,
+        loss,
+        optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate)),
+        params,
+        task.train,
+        key=keys[2],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=task.transform,
         evaluate=measured,
-    )  # fmt: skip
+    )
 
     final = measured(fitted.params, keys[3])
     few = jax.tree.map(lambda leaf: leaf[: config.measured], task.test)
@@ -138,8 +154,10 @@ def main(config: Config) -> dict[str, Any]:
 
 def rows(config: Config) -> Task:
     """Binarised images, read from top to bottom by a VRNN."""
-    train, test = (data.load(config.dataset, f"{split}[:64]" if config.smoke else split).x[..., 0]
-                   for split in ("train", "test"))  # fmt: skip
+    train, test = (
+        data.load(config.dataset, f"{split}[:64]" if config.smoke else split).x[..., 0]
+        for split in ("train", "test")
+    )
     vrnn = _vrnn(config, heads.Bernoulli(train.shape[2]))
     height = train.shape[1]
 
@@ -149,18 +167,21 @@ def rows(config: Config) -> Task:
         made = make(jax.random.split(make_key, 64))
         few = jnp.asarray(test[:256])
         seen = jax.jit(jax.vmap(data.binarize))(jax.random.split(see_key, len(few)), few)
-        complete = jax.vmap(lambda key, x: vrnn.generate(
-            params, key, steps=height, x=x, known=height // 2))  # fmt: skip
+        complete = jax.vmap(
+            lambda key, x: vrnn.generate(params, key, steps=height, x=x, known=height // 2)
+        )
         wanted = jnp.repeat(seen[:8], 6, axis=0)
         drawn = jax.jit(complete)(jax.random.split(complete_key, len(wanted)), wanted).x
         grid = jnp.concatenate([seen[:8, None], drawn.reshape(8, 6, *seen.shape[1:])], axis=1)
         figures = {
             "samples": plot.images(made.mean, title="samples: mean of each row's p(x|z, h)"),
             "completions": plot.images(
-                grid.reshape(-1, *seen.shape[1:]), columns=7,
-                title="test image (first), and draws of its lower half given the upper"),
+                grid.reshape(-1, *seen.shape[1:]),
+                columns=7,
+                title="test image (first), and draws of its lower half given the upper",
+            ),
             "rates": _rates(vrnn, params, rate_key, seen),
-        }  # fmt: skip
+        }
         return {}, figures
 
     return Task(vrnn.model, vrnn.draw, train, test, data.binarize, finish)
@@ -238,9 +259,10 @@ def _vrnn(config: Config, likelihood: Any) -> recurrent.Recurrent:
         return nn.Sequential([networks.MLP((2 * config.features,)), head])
 
     step = models.autoencoder(
-        network(heads.Normal(config.latent)), network(likelihood),
         network(heads.Normal(config.latent)),
-    )  # fmt: skip
+        network(likelihood),
+        network(heads.Normal(config.latent)),
+    )
     return recurrent.vrnn(step, recurrent.Cell(config.features), features=config.features)
 
 

@@ -68,10 +68,18 @@ def trained(config: Config, folder: Path, images: Any, key: Key) -> tuple[Model,
     falling = optax.cosine_decay_schedule(preset.learning_rate, steps or 1)
     adam = optax.adam(falling, eps=preset.adam_epsilon)
     fitted = run.fit(
-        config, folder, objectives.elbo(model), adam, params, images,
-        key=fit_key, epochs=config.epochs, batch_size=preset.batch_size, transform=transform,
+        config,
+        folder,
+        objectives.elbo(model),
+        adam,
+        params,
+        images,
+        key=fit_key,
+        epochs=config.epochs,
+        batch_size=preset.batch_size,
+        transform=transform,
         checkpoint_every=10,
-    )  # fmt: skip
+    )
     return model, fitted.params
 
 
@@ -144,17 +152,21 @@ def main(config: Config) -> dict[str, Any]:
         summary |= {f"{name}_{key}": value for key, value in numbers.items()}
         shown = plot.traversals(decoded[:8], labels=[f"test image {i + 1}" for i in range(8)])
         shown.axes[0].set(
-            title=f"decoded along the direction of {name}", ylabel="",
+            title=f"decoded along the direction of {name}",
+            ylabel="",
             xlabel="multiple of the direction (mean code of the top less of the bottom group)",
-        )  # fmt: skip
+        )
         ticks = shown.axes[0].get_xticks()
         shown.axes[0].set_xticks(ticks, [f"{a:+.2g}" for a in multiples][: len(ticks)])
         drawn[name] = shown
         curve = {"mean of the test images": numbers["mean_along"]}
         drawn[f"{name}_measured"] = plot.curves(
-            curve, steps=multiples, title=f"{name} measured along its direction",
-            xlabel="multiple of the direction", ylabel=f"{name}, {UNITS[name]}",
-        )  # fmt: skip
+            curve,
+            steps=multiples,
+            title=f"{name} measured along its direction",
+            xlabel="multiple of the direction",
+            ylabel=f"{name}, {UNITS[name]}",
+        )
     run.write_json(folder / "summary.json", summary)
     run.save_figures(folder, drawn)
     run.report(folder, summary, "accuracies: shares in [0, 1]; thickness: pixels; slant: degrees")

@@ -30,9 +30,8 @@ from jax.sharding import Mesh
 
 from vaejax import devices, train
 from vaejax.errors import wrong
-from vaejax.train._order import Order
 from vaejax.trees import on_host
-from vaejax.types import Key, Loss, Metrics, Params, Transform
+from vaejax.types import Key, Loss, Metrics, Params, StepOrder, Transform
 
 Config = TypeVar("Config")
 Log = Callable[[dict[str, Any]], None]
@@ -116,10 +115,12 @@ def joined() -> Iterator[None]:
         )
     except ValueError as error:
         raise wrong(
-            "--distributed", f"no cluster ({error})", "Slurm, MPI, a TPU pod or the like",
+            "--distributed",
+            f"no cluster ({error})",
+            "Slurm, MPI, a TPU pod or the like",
             "or set JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=N JAX_PROCESS_ID=I, "
             "with I = 0 to N - 1, for each process",
-        ) from error  # fmt: skip
+        ) from error
     with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
         if not first():
             stack.enter_context(contextlib.redirect_stdout(nowhere))
@@ -234,7 +235,7 @@ def fit(
     key: Key,
     epochs: int,
     batch_size: int,
-    indices: Order | None = None,
+    indices: StepOrder | None = None,
     transform: Transform | None = None,
     evaluate: Callable[[Params, Key], Metrics] | None = None,
     evaluate_every: int = 1,
@@ -257,12 +258,26 @@ def fit(
 
     with logs(config, folder) as log:
         fitted = train.fit(
-            loss, optimizer, params, data,
-            key=key, epochs=epochs, batch_size=batch_size, indices=indices, transform=transform,
-            evaluate=measure, evaluate_every=evaluate_every, monitor=monitor,
-            directory=folder / "checkpoints", checkpoint_every=checkpoint_every,
-            resume=config.resume, mesh=over, hook=hook, log=log, progress=config.progress,
-        )  # fmt: skip
+            loss,
+            optimizer,
+            params,
+            data,
+            key=key,
+            epochs=epochs,
+            batch_size=batch_size,
+            indices=indices,
+            transform=transform,
+            evaluate=measure,
+            evaluate_every=evaluate_every,
+            monitor=monitor,
+            directory=folder / "checkpoints",
+            checkpoint_every=checkpoint_every,
+            resume=config.resume,
+            mesh=over,
+            hook=hook,
+            log=log,
+            progress=config.progress,
+        )
     if over is None:
         return fitted
     state, best = (s._replace(params=local(s.params)) for s in (fitted.state, fitted.best))

@@ -44,16 +44,31 @@ class Config(run.Options):
 DIGITS = Config()
 PRESETS = {
     "digits": DIGITS,
-    "mnist": replace(DIGITS, dataset="mnist", hidden=(200, 200), epochs=25, batch_size=128,
-                     learning_rate=1e-3, temperatures=(200, 1000)),
-}  # fmt: skip
+    "mnist": replace(
+        DIGITS,
+        dataset="mnist",
+        hidden=(200, 200),
+        epochs=25,
+        batch_size=128,
+        learning_rate=1e-3,
+        temperatures=(200, 1000),
+    ),
+}
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train, measure exactly, bound from both sides; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=1, particles=(1, 4), chains=2, temperatures=(5, 8),
-                         spacing=0.2, train_split="train[:64]", test_split="test[:6]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=1,
+            particles=(1, 4),
+            chains=2,
+            temperatures=(5, 8),
+            spacing=0.2,
+            train_split="train[:64]",
+            test_split="test[:6]",
+        )
     at_least_one("sandwich", epochs=config.epochs, chains=config.chains)
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split).x
@@ -73,9 +88,17 @@ def main(config: Config) -> dict[str, Any]:
         steps = config.epochs * (len(images) // config.batch_size)
         adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps))
         params = run.fit(
-            config, folder, objectives.elbo(model), adam, params, images, key=fit_key,
-            epochs=config.epochs, batch_size=config.batch_size, transform=transform,
-        ).params  # fmt: skip
+            config,
+            folder,
+            objectives.elbo(model),
+            adam,
+            params,
+            images,
+            key=fit_key,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            transform=transform,
+        ).params
 
     # One key on purpose: it binarises the same images for all of them.
     again = partial(jax.random.clone, key)
@@ -87,11 +110,18 @@ def main(config: Config) -> dict[str, Any]:
         last = count == max(config.temperatures)
         began = time.perf_counter()
         found: Any = bounds.sandwich(
-            model, params, again(), test, posterior=draws, transform=transform,
-            particles=config.particles if last else (1,), chains=config.chains,
-            temperatures=count, leapfrog_steps=config.leapfrog_steps,
+            model,
+            params,
+            again(),
+            test,
+            posterior=draws,
+            transform=transform,
+            particles=config.particles if last else (1,),
+            chains=config.chains,
+            temperatures=count,
+            leapfrog_steps=config.leapfrog_steps,
             simulations=len(test) if last else 0,
-        )  # fmt: skip
+        )
         seconds = time.perf_counter() - began
         lower, upper, ladder, simulated = found[:4]
         gaps[count] = lower.log_px - truth.log_px, upper.log_px - truth.log_px
@@ -118,17 +148,24 @@ def main(config: Config) -> dict[str, Any]:
         "converged": found.converged,
         "seconds_sandwich": seconds,
     }
-    summary = {name: value if isinstance(value, int) else float(value)
-               for name, value in summary.items()}  # fmt: skip
+    summary = {
+        name: value if isinstance(value, int) else float(value) for name, value in summary.items()
+    }
     run.write_json(folder / "summary.json", summary)
     K = config.particles[-1]
-    values = {f"importance weighting, K = {K}": ladder.log_px[-1], "AIS": lower.log_px,
-              "reverse AIS from exact draws": upper.log_px}  # fmt: skip
-    run.save_figures(folder, {
-        "images": images_figure(values, truth.log_px),
-        "ladder": ladder_figure(found, truth.log_px),
-        "temperatures": temperatures_figure(gaps),
-    })  # fmt: skip
+    values = {
+        f"importance weighting, K = {K}": ladder.log_px[-1],
+        "AIS": lower.log_px,
+        "reverse AIS from exact draws": upper.log_px,
+    }
+    run.save_figures(
+        folder,
+        {
+            "images": images_figure(values, truth.log_px),
+            "ladder": ladder_figure(found, truth.log_px),
+            "temperatures": temperatures_figure(gaps),
+        },
+    )
     print(ladder, found, sep="\n\n")
     run.report(folder, summary, f"nats per image, mean over {len(test)} images where not said")
     return summary
@@ -140,8 +177,9 @@ def images_figure(values: dict[str, np.ndarray], truth: np.ndarray) -> Any:
     figure = plot.curves(
         {name: (log_px - truth)[order] for name, log_px in values.items()},
         xlabel="image, from the least to the most probable",
-        ylabel="bound - exact log p(x), nats", title="bounds of every image",
-    )  # fmt: skip
+        ylabel="bound - exact log p(x), nats",
+        title="bounds of every image",
+    )
     axis = figure.axes[0]
     for line, marker in zip(axis.get_lines(), ".^v", strict=False):
         line.set(linestyle="", marker=marker, markersize=4)
@@ -155,15 +193,22 @@ def images_figure(values: dict[str, np.ndarray], truth: np.ndarray) -> Any:
 def ladder_figure(found: Any, truth: np.ndarray) -> Any:
     """The importance-weighted bound over K, rising towards the interval of AIS."""
     figure = plot.curves(
-        {"importance weighting": found.ladder.log_px.mean(axis=1)}, steps=found.ladder.particles,
-        xlabel="K, importance samples per image", ylabel="log p(x), mean nats per image",
+        {"importance weighting": found.ladder.log_px.mean(axis=1)},
+        steps=found.ladder.particles,
+        xlabel="K, importance samples per image",
+        ylabel="log p(x), mean nats per image",
         title="the ladder and the interval",
-    )  # fmt: skip
+    )
     axis = figure.axes[0]
     low, high = (run.log_px.mean() for run in (found.lower, found.upper))
     noise = [2 * np.sqrt(np.sum(run.error**2)) / len(truth) for run in (found.lower, found.upper)]
-    axis.axhspan(low - noise[0], high + noise[1], color="tab:green", alpha=0.4,
-                 label="AIS to reverse AIS, with 2 standard errors")  # fmt: skip
+    axis.axhspan(
+        low - noise[0],
+        high + noise[1],
+        color="tab:green",
+        alpha=0.4,
+        label="AIS to reverse AIS, with 2 standard errors",
+    )
     axis.axhline(truth.mean(), color="black", linewidth=0.8, linestyle="--", label="exact (grid)")
     axis.set_xscale("log")
     axis.legend(frameon=False)
@@ -176,9 +221,12 @@ def temperatures_figure(gaps: dict[int, tuple[np.ndarray, np.ndarray]]) -> Any:
     errors = np.array(list(gaps.values()))  # [temperatures, 2, images]
     means, spread = errors.mean(axis=2), 2 * errors.std(axis=2) / np.sqrt(errors.shape[2])
     figure = plot.curves(
-        dict(zip(names, means.T, strict=True)), steps=counts, xlabel="temperatures",
-        ylabel="bound - exact log p(x), nats", title="mean over images, with 2 standard errors",
-    )  # fmt: skip
+        dict(zip(names, means.T, strict=True)),
+        steps=counts,
+        xlabel="temperatures",
+        ylabel="bound - exact log p(x), nats",
+        title="mean over images, with 2 standard errors",
+    )
     axis = figure.axes[0]
     for line, side in zip(axis.get_lines(), (0, 1), strict=True):
         axis.errorbar(counts, means[:, side], spread[:, side], color=line.get_color(), capsize=3)

@@ -150,8 +150,7 @@ def picture(fields: dict[str, Any], x: np.ndarray, box: np.ndarray, marks: Any) 
 def main(config: Config) -> dict[str, Any]:
     """Train, compare with the true score, walk and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, steps=3, batch_size=20, points=200, chains=20, walk=3,
-                         hidden=(8,))  # fmt: skip
+        config = replace(config, steps=3, batch_size=20, points=200, chains=20, walk=3, hidden=(8,))
     sizes = {"chains": config.chains - 1, "points": config.points, "batch_size": config.batch_size}
     at_least_one("score_field", steps=config.steps, walk=config.walk, **sizes)
     rng, keys = np.random.default_rng(config.seed), jax.random.split(jax.random.key(config.seed), 4)
@@ -163,8 +162,12 @@ def main(config: Config) -> dict[str, Any]:
     )
     corrupt = corruption.gaussian(config.scale)
     adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
-    fit = train.make_train(autoencoders.denoising(model, corrupt=corrupt), adam,
-                           steps=config.steps, batch_size=config.batch_size)  # fmt: skip
+    fit = train.make_train(
+        autoencoders.denoising(model, corrupt=corrupt),
+        adam,
+        steps=config.steps,
+        batch_size=config.batch_size,
+    )
     folder = run.open_folder(config, name=f"score_field-{config.density}")
     state, history = jax.jit(fit)(keys[0], model.init(keys[1], x[0]), x)
     if not np.isfinite(history["loss"]).all():
@@ -177,8 +180,9 @@ def main(config: Config) -> dict[str, Any]:
     half = np.ptp(x, axis=0).max() / 2 + 2.5 * config.scale
     box = (x.min(axis=0) + x.max(axis=0)) / 2 + half * np.array([[-1.0], [1.0]])
     start = rng.uniform(box[0], box[1], (config.chains, 2)).astype(np.float32)
-    walk = partial(score.langevin, learned, step_size=config.step_share * config.scale**2,
-                   steps=config.walk)  # fmt: skip
+    walk = partial(
+        score.langevin, learned, step_size=config.step_share * config.scale**2, steps=config.walk
+    )
     ends = np.asarray(jax.jit(jax.vmap(walk))(jax.random.split(keys[3], config.chains), start))
 
     def values(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -208,11 +212,11 @@ def main(config: Config) -> dict[str, Any]:
         summary["mode_shares_start"] = (np.bincount(first, minlength=3) / len(start)).tolist()
         summary["mode_shares_end"] = (np.bincount(last, minlength=3) / len(ends)).tolist()
         summary["share_still_in_the_mode_of_the_start"] = (first == last).mean()
-    summary = {k: float(v) if isinstance(v, np.generic) else v
-               for k, v in summary.items()}  # fmt: skip
+    summary = {k: float(v) if isinstance(v, np.generic) else v for k, v in summary.items()}
     run.write_json(folder / "summary.json", summary)
-    figure, axes = panels(["data", f"data with noise, scale {config.scale:g}",
-                           f"{config.walk} Langevin steps"], box)  # fmt: skip
+    figure, axes = panels(
+        ["data", f"data with noise, scale {config.scale:g}", f"{config.walk} Langevin steps"], box
+    )
     for axis, each in zip(axes, (new, noisy, ends), strict=True):
         axis.scatter(*each[: config.chains].T, s=4, alpha=0.5, linewidths=0)
     run.save_figures(folder, {"field": picture(fields, x, box, marks), "langevin": figure})

@@ -59,10 +59,19 @@ class Config(run.Options):
 DIGITS = Config()
 PRESETS = {
     "digits": DIGITS,
-    "mnist": replace(DIGITS, dataset="mnist", likelihood="bernoulli", prior="fixed",
-                     hidden=(256,), epochs=20,
-                     batch_size=200, labelled=20, evaluate_every=1, checkpoint_every=5),
-}  # fmt: skip
+    "mnist": replace(
+        DIGITS,
+        dataset="mnist",
+        likelihood="bernoulli",
+        prior="fixed",
+        hidden=(256,),
+        epochs=20,
+        batch_size=200,
+        labelled=20,
+        evaluate_every=1,
+        checkpoint_every=5,
+    ),
+}
 
 
 class Joined(nn.Module):
@@ -115,8 +124,9 @@ def pictures(joint: semisupervised.Joint, params: Any, key: Any, x: Any) -> dict
     """Samples of every class from the same codes; codes of images decoded under every class."""
     model, own = joint.model, params["model"]
     classes = range(len(joint.classes))
-    under_all = jax.jit(jax.vmap(lambda z: jax.vmap(
-        lambda c: model.decode(own, z, c).mean)(joint.classes)))  # fmt: skip
+    under_all = jax.jit(
+        jax.vmap(lambda z: jax.vmap(lambda c: model.decode(own, z, c).mean)(joint.classes))
+    )
     sample = jax.vmap(lambda key, c: generate(model, own, key, c).mean, (0, None))
     keys = jax.random.split(key, 10)  # the same noise for every class
     samples = np.asarray(jax.jit(jax.vmap(sample, (None, 0)))(keys, joint.classes))
@@ -128,25 +138,42 @@ def pictures(joint: semisupervised.Joint, params: Any, key: Any, x: Any) -> dict
     analogies = np.asarray(under_all(jax.jit(jax.vmap(code))(x)))
     rows = np.concatenate([np.asarray(x)[:, None], analogies], axis=1)
     drawn = {
-        "samples": plot.images(samples.reshape(-1, *samples.shape[2:]), columns=10,
-                               labels=[f"class {i}" for i in classes],
-                               title="samples: mean of p(x|z, y), a column of the same noise"),
+        "samples": plot.images(
+            samples.reshape(-1, *samples.shape[2:]),
+            columns=10,
+            labels=[f"class {i}" for i in classes],
+            title="samples: mean of p(x|z, y), a column of the same noise",
+        ),
         "analogies": plot.traversals(rows, labels=[f"image {i + 1}" for i in range(len(rows))]),
-    }  # fmt: skip
+    }
     axis = drawn["analogies"].axes[0]
     axis.set_xticks(axis.get_xticks(), ["x", *map(str, classes)])
-    axis.set(title="the code z of a test image, decoded under every class", ylabel="",
-             xlabel="class y of p(x|z, y)")  # fmt: skip
+    axis.set(
+        title="the code z of a test image, decoded under every class",
+        ylabel="",
+        xlabel="class y of p(x|z, y)",
+    )
     return drawn
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train both, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, batch_size=20, labelled=5, labels_per_class=2,
-                         hidden=(16,), latent=3, alone_steps=4, particles=2, likelihood_images=8,
-                         evaluate_every=2, train_split="train[:200]",
-                         test_split="test[:32]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            batch_size=20,
+            labelled=5,
+            labels_per_class=2,
+            hidden=(16,),
+            latent=3,
+            alone_steps=4,
+            particles=2,
+            likelihood_images=8,
+            evaluate_every=2,
+            train_split="train[:200]",
+            test_split="test[:32]",
+        )
     stored, test = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))
     counts = {"epochs": config.epochs, "alone_steps": config.alone_steps}
     at_least_one("semisupervised", **counts, labels_per_class=config.labels_per_class)
@@ -165,10 +192,12 @@ def main(config: Config) -> dict[str, Any]:
     classifier = semisupervised.discriminative(joint.classifier)
     known = jax.tree.map(lambda leaf: jnp.asarray(leaf[images.y != -1]), images)
     alone = train.make_train(
-        stacked.classification(classifier), optax.adam(config.learning_rate),
-        steps=config.alone_steps, batch_size=min(len(known.y), config.batch_size),
+        stacked.classification(classifier),
+        optax.adam(config.learning_rate),
+        steps=config.alone_steps,
+        batch_size=min(len(known.y), config.batch_size),
         transform=transform,
-    )  # fmt: skip
+    )
     by_labels = jax.jit(alone)(keys[2], params["classifier"], known)[0].params
     # From chance, the bound of a model that knows no class yet would teach its classifier nonsense.
     params = {**params, "classifier": by_labels}
@@ -181,19 +210,30 @@ def main(config: Config) -> dict[str, Any]:
     falling = optax.linear_schedule(config.softness, 1.0, steps // 2)
     loss = semisupervised.m2(joint, alpha=config.alpha, beta=falling)
     fitted = run.fit(
-        config, folder,
-        loss, optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)), params, images,
-        key=keys[3], epochs=config.epochs, batch_size=config.batch_size, indices=indices,
-        transform=transform, evaluate=errors, monitor="error",
-        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
-    )  # fmt: skip
+        config,
+        folder,
+        loss,
+        optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
+        params,
+        images,
+        key=keys[3],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        indices=indices,
+        transform=transform,
+        evaluate=errors,
+        monitor="error",
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+    )
 
     some = seen[: config.likelihood_images]
     unlabelled = Batch(some, y=jnp.full(len(some), -1))
     quiet = semisupervised.m2(semisupervised.deterministic(joint), alpha=config.alpha)
     bound = evaluate.mean_loss(quiet, fitted.params, keys[4], unlabelled, batch_size=100)
-    found = semisupervised.log_likelihood(joint, fitted.params, keys[5], some,
-                                          particles=config.particles)  # fmt: skip
+    found = semisupervised.log_likelihood(
+        joint, fitted.params, keys[5], some, particles=config.particles
+    )
     by_bayes = found.log_pxy.argmax(axis=1) == test.y[: len(some)]
     guesses = jax.vmap(lambda x: joint.classifier.apply(fitted.params["classifier"], x).logits)(
         seen
@@ -216,9 +256,10 @@ def main(config: Config) -> dict[str, Any]:
     summary["gain_points"] = 100 * (summary["test_accuracy"] + alone_error - 1)
     run.write_json(folder / "summary.json", summary)
     drawn = pictures(joint, fitted.params, keys[7], seen[:10])
-    curves = {"test error of q(y|x)": fitted.history["eval/error"],
-              "error on the labelled images":
-                  fitted.history["error"] / fitted.history["labelled"]}  # fmt: skip
+    curves = {
+        "test error of q(y|x)": fitted.history["eval/error"],
+        "error on the labelled images": fitted.history["error"] / fitted.history["labelled"],
+    }
     drawn["curves"] = plot.curves(curves, ylabel="share of images")
     run.save_figures(folder, drawn)
     run.report(folder, summary, "accuracies: shares in [0, 1]; nats per test image")

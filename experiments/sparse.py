@@ -80,8 +80,11 @@ def loss_for(config: Code, model: Model) -> Loss:
         return autoencoders.batch_top_k(model, k=config.k)
     if config.code == "top_k":
         return autoencoders.reconstruction(model)
-    penalty = {"l1": lambda: sparsity.l1, "kl": lambda: sparsity.kl(config.rho),
-               "squared": lambda: sparsity.squared(config.rho)}[config.code]()  # fmt: skip
+    penalty = {
+        "l1": lambda: sparsity.l1,
+        "kl": lambda: sparsity.kl(config.rho),
+        "squared": lambda: sparsity.squared(config.rho),
+    }[config.code]()
     return autoencoders.sparse(model, penalty=penalty, weight=config.weight)
 
 
@@ -182,9 +185,12 @@ def drawn_units(config: Code, z: np.ndarray) -> Any:
     figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
     by_mean = config.code in ("kl", "squared")
     axis = figure.add_subplot(
-        xlabel="mean activation over the examples" if by_mean else "share of the examples in "
-        "which the unit is active", ylabel="units", title=f"{config.latent} units",
-    )  # fmt: skip
+        xlabel="mean activation over the examples"
+        if by_mean
+        else "share of the examples in which the unit is active",
+        ylabel="units",
+        title=f"{config.latent} units",
+    )
     values = z.mean(axis=0) if by_mean else (z != 0).mean(axis=0)
     axis.hist(values, bins=40, color="tab:blue")
     if by_mean:
@@ -230,17 +236,33 @@ def main(config: Config) -> dict[str, Any]:
         return found if atoms is None else found | recovery(atoms, params)
 
     fitted = run.fit(
-        config, folder, loss, adam, params, x,
-        key=fit_key, epochs=config.epochs, batch_size=config.batch_size, transform=transform,
+        config,
+        folder,
+        loss,
+        adam,
+        params,
+        x,
+        key=fit_key,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=transform,
         hook=hook,
-        evaluate=evaluated, evaluate_every=max(1, config.epochs // 40),
+        evaluate=evaluated,
+        evaluate_every=max(1, config.epochs // 40),
         checkpoint_every=max(1, config.epochs // 4),
-    )  # fmt: skip
+    )
 
     final, summary = fitted.params, dict[str, Any]()
     if config.code == "batch_top_k":
-        theta = sparsity.threshold(model, final, theta_key, x, k=config.k, transform=transform,
-                                   batch_size=config.batch_size)  # fmt: skip
+        theta = sparsity.threshold(
+            model,
+            final,
+            theta_key,
+            x,
+            k=config.k,
+            transform=transform,
+            batch_size=config.batch_size,
+        )
         model, summary = sparsity.thresholded(model, theta), {"threshold": theta}
     z, r = codes(model, final, seen)
     summary |= measured(config, z, seen, r)
@@ -249,8 +271,10 @@ def main(config: Config) -> dict[str, Any]:
     run.write_json(folder / "summary.json", summary)
 
     constant = x[0].size * np.log(np.pi) / 2  # of -log p with this scale, beside the squared error
-    error = {name: fitted.history[key] - constant
-             for name, key in (("train", "distortion"), ("test", "eval/distortion"))}  # fmt: skip
+    error = {
+        name: fitted.history[key] - constant
+        for name, key in (("train", "distortion"), ("test", "eval/distortion"))
+    }
     drawn = {
         "curves": plot.curves(error, ylabel="squared error per example"),
         "units": drawn_units(config, z),

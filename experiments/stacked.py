@@ -64,9 +64,18 @@ class Config:
 
 PRESETS = {
     "digits": Config(),
-    "mnist": Config("mnist", hidden=(500, 500, 500), epochs=8, batch_size=128, noise=0.5,
-                    labels=1000, valid=3000, fine_tuning_epochs=30, fine_tuning_batch=50),
-}  # fmt: skip
+    "mnist": Config(
+        "mnist",
+        hidden=(500, 500, 500),
+        epochs=8,
+        batch_size=128,
+        noise=0.5,
+        labels=1000,
+        valid=3000,
+        fine_tuning_epochs=30,
+        fine_tuning_batch=50,
+    ),
+}
 HE = nn.initializers.he_normal()
 STARTS = ("scratch", "pretrained")
 
@@ -111,12 +120,19 @@ def fine_tuned(config: Config, classify: Model, start: Params, labelled: Any, va
     found = []
     for rate in config.fine_tuning_rates:
         fitted = train.fit(
-            loss, optax.adam(rate), start, labelled,
-            key=jax.random.key(config.seed), epochs=config.fine_tuning_epochs,
-            batch_size=config.fine_tuning_batch, transform=data.scale, monitor="error",
+            loss,
+            optax.adam(rate),
+            start,
+            labelled,
+            key=jax.random.key(config.seed),
+            epochs=config.fine_tuning_epochs,
+            batch_size=config.fine_tuning_batch,
+            transform=data.scale,
+            monitor="error",
             evaluate=partial(evaluate.mean_loss, loss, data=valid, transform=data.scale),
-            evaluate_every=max(1, config.fine_tuning_epochs // 10), progress=False,
-        )  # fmt: skip
+            evaluate_every=max(1, config.fine_tuning_epochs // 10),
+            progress=False,
+        )
         found.append((np.nanmin(fitted.history["eval/error"]), rate, fitted))
     return min(found, key=lambda one: one[0])
 
@@ -130,9 +146,15 @@ def repetition(config: Config, images: Batch, valid: Batch, test: Batch) -> tupl
     steps = config.epochs * (len(images.x) // config.batch_size)
     adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps))
     pretrained = stacked.pretrain(
-        levels, pretrain_key, images.x, loss=loss_of(config), optimizer=adam, steps=steps,
-        batch_size=config.batch_size, transform=data.scale,
-    )  # fmt: skip
+        levels,
+        pretrain_key,
+        images.x,
+        loss=loss_of(config),
+        optimizer=adam,
+        steps=steps,
+        batch_size=config.batch_size,
+        transform=data.scale,
+    )
     scratch = classify.init(init_key, jnp.asarray(images.x[0], jnp.float32))
     row: dict[str, Any] = {"seed": config.seed}
     histories = {}
@@ -153,8 +175,10 @@ def deep_autoencoder(config: Config, kept: dict[str, Any], images: Any, test: An
     fine_tune = train.make_train(
         autoencoders.denoising(deep, corrupt=corruption.masking(0.0)),  # a wide code, on purpose
         optax.adam(optax.cosine_decay_schedule(config.learning_rate / 3, steps)),
-        steps=steps, batch_size=config.batch_size, transform=data.scale,
-    )  # fmt: skip
+        steps=steps,
+        batch_size=config.batch_size,
+        transform=data.scale,
+    )
     state, _ = jax.jit(fine_tune)(jax.random.key(config.seed), params, jnp.asarray(images))
     error = partial(evaluate.squared_error, deep, data=test, transform=data.scale)
     key = jax.random.key(config.seed)
@@ -176,9 +200,12 @@ def figures(config: Config, rows: list[dict[str, Any]], kept: dict[str, Any]) ->
     fine = {name: 100 * h["eval/error"] for name, h in kept["fine_tuning"].items()}
     seeds = [row["seed"] for row in rows]
     by_seed = plot.curves(
-        errors, steps=seeds, title=f"test error with {config.labels} labels (dashed: mean)",
-        xlabel="seed (of the labels and all else)", ylabel="test error, %",
-    )  # fmt: skip
+        errors,
+        steps=seeds,
+        title=f"test error with {config.labels} labels (dashed: mean)",
+        xlabel="seed (of the labels and all else)",
+        ylabel="test error, %",
+    )
     (axis,) = by_seed.axes
     axis.set_xticks(seeds)
     for line, name, marker in zip(tuple(axis.lines), STARTS, "ox", strict=True):
@@ -189,10 +216,11 @@ def figures(config: Config, rows: list[dict[str, Any]], kept: dict[str, Any]) ->
         "errors": by_seed,
         "pretraining": plot.curves(levels, title=f"pretraining, {config.level}, seed {seeds[0]}"),
         "fine_tuning": plot.curves(
-            fine, title=f"fine-tuning with {config.labels} labels, seed {seeds[0]}",
+            fine,
+            title=f"fine-tuning with {config.labels} labels, seed {seeds[0]}",
             ylabel="validation error, %",
         ),
-    }  # fmt: skip
+    }
     kernel = next(iter(networks.kernels(kept["pretrained"].params[0]["encoder"]).values()))
     shape = data.load(config.dataset, "test[:1]").x.shape[1:]
     filters = np.asarray(kernel).T.reshape(-1, *shape)[:64]
@@ -203,9 +231,18 @@ def figures(config: Config, rows: list[dict[str, Any]], kept: dict[str, Any]) ->
 def main(config: Config) -> dict[str, Any]:
     """Pretrain, fine-tune both starts for each seed, compare and draw; what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, fine_tuning_epochs=2, labels=20, valid=50, seeds=2,
-                         hidden=config.hidden[:2], train_split="train[:200]",
-                         test_split="test[:50]", fine_tuning_rates=(1e-3,))  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            fine_tuning_epochs=2,
+            labels=20,
+            valid=50,
+            seeds=2,
+            hidden=config.hidden[:2],
+            train_split="train[:200]",
+            test_split="test[:50]",
+            fine_tuning_rates=(1e-3,),
+        )
     counts = {"epochs": config.epochs, "labels": config.labels, "valid": config.valid}
     at_least_one("stacked", **counts, seeds=config.seeds, hidden=len(config.hidden))
     images, test = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))

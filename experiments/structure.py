@@ -61,9 +61,18 @@ class Config(run.Options):
 
 PRESETS = {
     "digits": Config(),
-    "mnist": Config("mnist", ("fashion_mnist",), hidden=400, small=16, large=800, l1=0.1, scale=0.3,
-                    epochs=8, batch_size=128),
-}  # fmt: skip
+    "mnist": Config(
+        "mnist",
+        ("fashion_mnist",),
+        hidden=400,
+        small=16,
+        large=800,
+        l1=0.1,
+        scale=0.3,
+        epochs=8,
+        batch_size=128,
+    ),
+}
 
 
 def network(shape: Any, hidden: int, head: Any, scale: float = 0.5**0.5, prior: Any = None) -> Any:
@@ -150,8 +159,9 @@ def gaussians(config: Config, key: Any) -> dict[str, float]:
         for kind, model in (("linear", linear), ("deep", deep)):
             start = model.init(jax.random.key(1), x[0])
             loss = autoencoders.reconstruction(model)
-            fit = train.make_train(loss, optax.adam(rate), steps=config.gaussian_steps,
-                                   batch_size=256, transform=fresh)  # fmt: skip
+            fit = train.make_train(
+                loss, optax.adam(rate), steps=config.gaussian_steps, batch_size=256, transform=fresh
+            )
             params = jax.jit(fit)(jax.random.key(2), start, x[:256])[0].params
             r = rebuilt(model, params, x)
             found[f"explained_{name}_{kind}"] = 1 - squared_error(x, r) / squared_error(x, 0)
@@ -189,8 +199,15 @@ def elsewhere(
 def main(config: Config) -> dict[str, Any]:
     """Train all, judge and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, hidden=20, epochs=2, batch_size=16, gaussian_steps=20,
-                         train_split="train[:200]", test_split="test[:50]")  # fmt: skip
+        config = replace(
+            config,
+            hidden=20,
+            epochs=2,
+            batch_size=16,
+            gaussian_steps=20,
+            train_split="train[:200]",
+            test_split="test[:50]",
+        )
     stored, test = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))
     if stored.x.dtype != np.uint8 or stored.x.ndim != 4 or isinstance(stored.y, tuple):
         got, fix = f"{stored.x.dtype} x {stored.x.shape}", "choose digits, mnist or fashion_mnist"
@@ -213,10 +230,17 @@ def main(config: Config) -> dict[str, Any]:
         with warnings.catch_warnings():  # that the control may learn the identity is the point
             warnings.filterwarnings("ignore", "reconstruction: the code has")
             params = run.fit(
-                config, folder / name, loss, optax.adam(rate), start, x,
-                key=jax.random.clone(fit_key), epochs=config.epochs, batch_size=config.batch_size,
+                config,
+                folder / name,
+                loss,
+                optax.adam(rate),
+                start,
+                x,
+                key=jax.random.clone(fit_key),
+                epochs=config.epochs,
+                batch_size=config.batch_size,
                 checkpoint_every=config.epochs,
-            ).params  # fmt: skip
+            ).params
         encode = partial(evaluate.codes, model, params, jax.random.key(0))
         codes, test_codes = (np.asarray(encode(v)) for v in (seen, test_x))
         r = rebuilt(model, params, test_x)
@@ -245,16 +269,20 @@ def main(config: Config) -> dict[str, Any]:
             reconstructions, columns=10, labels=["x", *errors], title=note
         ),
         "samples": plot.images(
-            decoded, columns=10, labels=[label for name in far for label in (name, "")],
+            decoded,
+            columns=10,
+            labels=[label for name in far for label in (name, "")],
             title="decoded z of a Gaussian fitted to the codes, or of the prior\n"
             "(squared distance to the nearest training image; of test images: 1)",
         ),
         "elsewhere": plot.images(
-            there, columns=10, labels=[label for k, v in ratios for label in (k, f"{v:.3g}")],
+            there,
+            columns=10,
+            labels=[label for k, v in ratios for label in (k, f"{v:.3g}")],
             title="images of other kinds, reconstructed with the same few codes\n"
             "(squared error over that of a PCA fitted to the kind)",
         ),
-    }  # fmt: skip
+    }
     run.save_figures(folder, figures)
     note = "squared error: per image, white = 1; accuracies and explained variances: shares"
     run.report(folder, summary, note)

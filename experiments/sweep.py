@@ -54,8 +54,9 @@ def grid(config: Options, names: Iterable[str]) -> dict[str, np.ndarray]:
         try:
             values[name] = [float(value) for value in listed.split(",")]
         except ValueError as error:
-            raise wrong("--sweep", part, "NAME=VALUE,VALUE,... of numbers",
-                        f"for instance {name}=1,2,4") from error  # fmt: skip
+            raise wrong(
+                "--sweep", part, "NAME=VALUE,VALUE,... of numbers", f"for instance {name}=1,2,4"
+            ) from error
     seeds = range(config.seed, config.seed + config.seeds)
     return population.grid(**values, seed=seeds)
 
@@ -91,12 +92,23 @@ def fit(
     over = run.mesh(config)
     with run.logs(config, folder) as log:
         found = population.fit(
-            make, dict(hyper), params, data,
-            keys=keys, epochs=epochs, batch_size=batch_size, transform=transform,
-            evaluate=evaluate, evaluate_every=evaluate_every,
-            directory=folder / "checkpoints", checkpoint_every=checkpoint_every,
-            resume=config.resume, mesh=over, log=log, progress=config.progress,
-        )  # fmt: skip
+            make,
+            dict(hyper),
+            params,
+            data,
+            keys=keys,
+            epochs=epochs,
+            batch_size=batch_size,
+            transform=transform,
+            evaluate=evaluate,
+            evaluate_every=evaluate_every,
+            directory=folder / "checkpoints",
+            checkpoint_every=checkpoint_every,
+            resume=config.resume,
+            mesh=over,
+            log=log,
+            progress=config.progress,
+        )
     if over is None:
         return found
     state, best = (s._replace(params=run.local(s.params)) for s in (found.state, found.best))
@@ -189,8 +201,16 @@ def drawn_sweep(
             line = [row for row in rows if tuple(row[n] for n in rest) == setting and row["finite"]]
             line.sort(key=lambda row: row[name])
             x, y, sd = ([row[n] for row in line] for n in (name, number, f"{number}_sd"))
-            axis.errorbar(x, y, np.nan_to_num(sd), fmt="o-", ms=4, capsize=3, color=colour,
-                          label=_named(rest, setting))  # fmt: skip
+            axis.errorbar(
+                x,
+                y,
+                np.nan_to_num(sd),
+                fmt="o-",
+                ms=4,
+                capsize=3,
+                color=colour,
+                label=_named(rest, setting),
+            )
         if min(places) > 0 and max(places) >= 5 * min(places):
             axis.set_xscale("log")
         axis.set_xticks(sorted(set(places)), [f"{place:g}" for place in sorted(set(places))])
@@ -218,9 +238,11 @@ def drawn_curves(
     each = list(zip(*(hyper[name].tolist() for name in swept), strict=True))
     each = each or [()] * len(found.frozen)
     settings = list(dict.fromkeys(each))
-    panels = {title: found.history[name]
-              for title, name in (("training", curve), ("test split", f"eval/{curve}"))
-              if name in found.history}  # fmt: skip
+    panels = {
+        title: found.history[name]
+        for title, name in (("training", curve), ("test split", f"eval/{curve}"))
+        if name in found.history
+    }
     figure = Figure(figsize=(4.8 * len(panels), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, (title, values) in zip(axes, panels.items(), strict=True):

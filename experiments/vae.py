@@ -60,19 +60,38 @@ class Config(sweep.Options):
 
 
 DIGITS = Config()
-MNIST = replace(DIGITS, dataset="mnist", likelihood="bernoulli", hidden=(400,), latent=20,
-                batch_size=128, epochs=20, learning_rate=1e-3, decay_epochs=0,
-                evaluate_every=1, checkpoint_every=1)  # fmt: skip
+MNIST = replace(
+    DIGITS,
+    dataset="mnist",
+    likelihood="bernoulli",
+    hidden=(400,),
+    latent=20,
+    batch_size=128,
+    epochs=20,
+    learning_rate=1e-3,
+    decay_epochs=0,
+    evaluate_every=1,
+    checkpoint_every=1,
+)
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
-    "burda": replace(MNIST, hidden=(200, 200), activation="tanh", latent=50, batch_size=20,
-                     epochs=80, decay_epochs=80, adam_epsilon=1e-4, evaluate_every=5),
+    "burda": replace(
+        MNIST,
+        hidden=(200, 200),
+        activation="tanh",
+        latent=50,
+        batch_size=20,
+        epochs=80,
+        decay_epochs=80,
+        adam_epsilon=1e-4,
+        evaluate_every=5,
+    ),
     "manifold": replace(MNIST, hidden=(500, 500), latent=2, epochs=50, decay_epochs=50),
     "conv": replace(MNIST, network="conv", hidden=(32, 64), latent=32, particles=20),
     "gaussian": replace(MNIST, likelihood="normal", scale=0.1),
     "full_covariance": replace(MNIST, posterior="full_covariance"),
-}  # fmt: skip
+}
 
 
 def build(config: Config, shape: tuple[int, ...], mean: Any) -> Model:
@@ -132,8 +151,9 @@ def objective(config: Config, model: Model, steps: int) -> tuple[Any, Any]:
     if config.precision == "bfloat16":
         model = mixed_precision(model)
     rate = optax.cosine_decay_schedule(config.learning_rate, config.decay_epochs * steps or 1)
-    adam = optax.adam(rate if config.decay_epochs else config.learning_rate,
-                      eps=config.adam_epsilon)  # fmt: skip
+    adam = optax.adam(
+        rate if config.decay_epochs else config.learning_rate, eps=config.adam_epsilon
+    )
     warmup = optax.linear_schedule(0.0, config.beta, config.warmup_epochs * steps)
     return objectives.elbo(model, beta=warmup if config.warmup_epochs else config.beta), adam
 
@@ -159,8 +179,14 @@ def measured(
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, batch_size=16, particles=4,
-                         train_split="train[:64]", test_split="test[:32]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            batch_size=16,
+            particles=4,
+            train_split="train[:64]",
+            test_split="test[:32]",
+        )
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split)
     counts = {"epochs": config.epochs, "particles": config.particles}
@@ -178,11 +204,20 @@ def main(config: Config) -> dict[str, Any]:
 
     loss, adam = objective(config, model, len(images) // config.batch_size)
     fitted = run.fit(
-        config, folder, loss, adam, params, images,
-        key=keys[2], epochs=config.epochs, batch_size=config.batch_size, transform=transform,
+        config,
+        folder,
+        loss,
+        adam,
+        params,
+        images,
+        key=keys[2],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=transform,
         evaluate=partial(evaluate.mean_loss, loss, data=test.x, transform=transform),
-        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
-    )  # fmt: skip
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+    )
 
     print("trained; now log p(x) of the test images and the figures")
     summary = {
@@ -261,16 +296,31 @@ def many(config: Config, images: Any, test: Any) -> dict[str, Any]:
 
     folder = run.open_folder(config, name=f"vae-sweep-{Path(config.dataset).stem}", free={"epochs"})
     found = sweep.fit(
-        config, folder, make, init, hyper, images,
-        epochs=config.epochs, batch_size=config.batch_size, transform=transform,
+        config,
+        folder,
+        make,
+        init,
+        hyper,
+        images,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=transform,
         evaluate=mean_loss(make, test.x, transform=transform),
-        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every,
-    )  # fmt: skip
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+    )
     facts = {"test_nll_particles": config.particles, "test_images": len(test.x)}
     return sweep.report(
-        config, folder, hyper, found, sweep.measured(hyper, found, measure),
-        curve="elbo", labels=LABELS, facts=facts, note=note(config),
-    )  # fmt: skip
+        config,
+        folder,
+        hyper,
+        found,
+        sweep.measured(hyper, found, measure),
+        curve="elbo",
+        labels=LABELS,
+        facts=facts,
+        note=note(config),
+    )
 
 
 if __name__ == "__main__":

@@ -59,9 +59,16 @@ class Config(run.Options):
 DIGITS = Config()
 PRESETS = {
     "digits": DIGITS,
-    "mnist": replace(DIGITS, dataset="mnist", features=(16, 32, 64), entries=128, epochs=8,
-                     prior_epochs=5, batch_size=128),
-}  # fmt: skip
+    "mnist": replace(
+        DIGITS,
+        dataset="mnist",
+        features=(16, 32, 64),
+        entries=128,
+        epochs=8,
+        prior_epochs=5,
+        batch_size=128,
+    ),
+}
 
 
 class Encoder(nn.Module):
@@ -112,9 +119,19 @@ def build(config: Config, shape: tuple[int, ...], mean: Any) -> tuple[Model, Any
 def main(config: Config) -> dict[str, Any]:
     """Train both stages, measure and draw; returns what summary.json holds."""
     if config.smoke:
-        config = replace(config, epochs=2, prior_epochs=1, batch_size=16, features=(4,), entries=8,
-                         size=2, prior_features=4, prior_layers=1,
-                         train_split="train[:64]", test_split="test[:32]")  # fmt: skip
+        config = replace(
+            config,
+            epochs=2,
+            prior_epochs=1,
+            batch_size=16,
+            features=(4,),
+            entries=8,
+            size=2,
+            prior_features=4,
+            prior_layers=1,
+            train_split="train[:64]",
+            test_split="test[:32]",
+        )
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split).x
     if images.ndim != 4:
@@ -137,18 +154,32 @@ def main(config: Config) -> dict[str, Any]:
     )
     loss = quantized.vq_vae(model, beta=config.beta)
     fitted = run.fit(
-        config, folder / "autoencoder", loss, optimizer, params, images,
-        key=keys[3], epochs=config.epochs, batch_size=config.batch_size, transform=data.binarize,
+        config,
+        folder / "autoencoder",
+        loss,
+        optimizer,
+        params,
+        images,
+        key=keys[3],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        transform=data.binarize,
         hook=reviving(config, model, images, steps),
-    )  # fmt: skip
+    )
     maps = quantized.indices(model, fitted.params, keys[4], images, transform=data.binarize)
     # The second stage: one binarisation of each image, coded once, by an encoder that is done.
     start = jax.jit(network.init)(keys[5])
     priors = run.fit(
-        config, folder / "prior", objectives.maximum_likelihood(network),
-        adam(config.prior_epochs), start, maps,
-        key=keys[6], epochs=config.prior_epochs, batch_size=config.batch_size,
-    )  # fmt: skip
+        config,
+        folder / "prior",
+        objectives.maximum_likelihood(network),
+        adam(config.prior_epochs),
+        start,
+        maps,
+        key=keys[6],
+        epochs=config.prior_epochs,
+        batch_size=config.batch_size,
+    )
 
     full = quantized.with_prior(model, network)
     params = {**fitted.params, "prior": priors.params}

@@ -14,9 +14,9 @@ os.environ.setdefault(
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 if "TFDS_DATA_DIR" not in os.environ and (SHARED / "tfds").is_dir():
     os.environ["TFDS_DATA_DIR"] = str(SHARED / "tfds")
 
@@ -25,29 +25,44 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
+# Programs that were compiled once are read from here, also by the next run of the suite.
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".compiled"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+WHOLE = ("experiments", "whole")  # folders whose tests are all of the kind `whole`
+MOST_MAPS = 30_000  # of some 65,000 that Linux grants a process; every compiled program holds some
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out, before it is imported, what the default kinds do not run."""
+    by_default = config.option.markexpr == "not statistics and not whole"
+    return (
+        True
+        if by_default
+        and collection_path.parent == ROOT / "tests"
+        and (collection_path.name in WHOLE)
+        else None
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The files that take longest come first, so that two workers end at about the same time."""
+    """Mark what lies in the folders of `whole`; the longest come first, so that workers end alike."""
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:
+            item.add_marker(pytest.mark.whole)
     first = ["test_notebooks.py", "test_zoo.py", "test_experiments.py"]
     items.sort(key=lambda item: first.index(name) if (name := item.path.name) in first else 9)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_programs():
-    """Every compiled program holds memory maps, of which a process may have some 65,000."""
+def few_memory_maps():
+    """Programs are kept for the next file, until they hold too many memory maps."""
     yield
-    jax.clear_caches()
-    gc.collect()
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """What a file's tests compile is kept on disk: for files whose tests train the same model."""
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

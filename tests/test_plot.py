@@ -186,8 +186,10 @@ X = np.zeros((4, 3, 3, 1))
         (lambda: plot.images(X[0, 0]), r"images: x: got shape \(3, 1\), expected .* rank 3 or 4"),
         (lambda: plot.images(X[:0]), "not empty"),
         (lambda: plot.images(np.zeros((4, 3, 3, 2))), "1 or 3 channels"),
-        (lambda: plot.images(np.where(np.arange(4)[:, None, None] == 2, np.inf, X[..., 0])),
-         r"9 values not finite, the first at \[2, 0, 0\]"),
+        (
+            lambda: plot.images(np.where(np.arange(4)[:, None, None] == 2, np.inf, X[..., 0])),
+            r"9 values not finite, the first at \[2, 0, 0\]",
+        ),
         (lambda: plot.images(X, columns=-1), "images: columns: got -1"),
         (lambda: plot.images(X, labels=["a"]), "images: labels: got 1 names, expected 2"),
         (lambda: plot.reconstructions(X, X[:3]), "reconstructions: reconstructed"),
@@ -209,7 +211,7 @@ X = np.zeros((4, 3, 3, 1))
         (lambda: plot.bound({"ELBO": [1.0], "KL": [1.0, 2.0]}, places="a"), "'KL'.*got 2 values"),
         (lambda: plot.curves({"a": [1.0, 2.0]}, steps=[1]), r"curves: steps: got shape \(1,\)"),
     ],
-)  # fmt: skip
+)
 def test_errors_teach(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()

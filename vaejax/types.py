@@ -13,8 +13,7 @@ no batch axis; `vmap` adds it. Quantities of probability are in **nats** (natura
 | `D`, `R` | distortion -log p(x\\|z) and rate KL(q(z\\|x) \\|\\| p(z)), nats per example |
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
@@ -53,8 +52,55 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f} ({self.error:.3f})"
 
 
-Loss: TypeAlias = Callable[[Params, Key, Batch, Any], tuple[Array, Metrics]]
-"""`(params, key, batch, step) -> (scalar, metrics)`: what is minimised, and its named parts."""
+class Loss(Protocol):
+    """What is minimised: one function per paper."""
 
-Transform: TypeAlias = Callable[[Key, Any], Any]
-"""`(key, x) -> x` for one example: binarise, dequantise or scale stored data."""
+    def __call__(
+        self, params: Params, key: Key, batch: Batch, step: Any, /
+    ) -> tuple[Array, Metrics]:
+        """One number for the batch, `()`, and its named parts; both in nats per example.
+
+        `step`: the number of the optimizer step, which a schedule may read.
+        """
+
+
+class Transform(Protocol):
+    """What is done to one stored example before the model sees it."""
+
+    def __call__(self, key: Key, x: Any, /) -> Any:
+        """Binarise, dequantise or scale `x`; drawn anew at each step."""
+
+
+class StepOrder(Protocol):
+    """Which examples a training step sees."""
+
+    def __call__(self, key: Key, step: Array, /) -> Array:
+        """The rows of the data for one step: int32 `[batch_size]`."""
+
+
+class Init(Protocol):
+    """The `init` of a Model."""
+
+    def __call__(self, key: Key, x: Any, c: Any = (), /) -> Params:
+        """New parameters, from one example `x` and its condition `c`."""
+
+
+class Prior(Protocol):
+    """The `prior` of a Model."""
+
+    def __call__(self, params: Params, c: Any = (), /) -> Any:
+        """p(z|c), a Distribution."""
+
+
+class Encode(Protocol):
+    """The `encode` of a Model."""
+
+    def __call__(self, params: Params, x: Any, c: Any = (), /, *, key: Key | None = None) -> Any:
+        """q(z|x, c), a Distribution; `key` is for dropout, and without it nothing is random."""
+
+
+class Decode(Protocol):
+    """The `decode` of a Model."""
+
+    def __call__(self, params: Params, z: Any, c: Any = (), /, *, key: Key | None = None) -> Any:
+        """p(x|z, c), a Distribution; `key` is for dropout, and without it nothing is random."""

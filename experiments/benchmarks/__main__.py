@@ -162,8 +162,14 @@ def _row(
 ) -> dict[str, Any]:
     """What benchmarks.json holds of one variant: rate, ratio, facts, shares of the peaks."""
     rate = suite.summary(rates[variant])
-    row = {"workload": name, "variant": variant, "unit": f"{sizes.unit}/s", "rate": rate,
-           "ratio": suite.summary(rates["vaejax"] / rates[variant]), **worker.facts}  # fmt: skip
+    row = {
+        "workload": name,
+        "variant": variant,
+        "unit": f"{sizes.unit}/s",
+        "rate": rate,
+        "ratio": suite.summary(rates["vaejax"] / rates[variant]),
+        **worker.facts,
+    }
     if row.get("members", 1) > 1:
         row["times_one_model"] = row["members"] * row["ratio"]["median"]
     if name != "W5":
@@ -200,11 +206,17 @@ def _epoch(config: Config) -> dict[str, list[Any]]:
                     left_out.append({"workload": "epoch", "variant": name, "why": str(error)})
     theirs = seconds.get("torch")
     rows = [
-        {"workload": "epoch", "variant": name, "unit": "s", "rate": suite.summary(np.array(s)),
-         "ratio": suite.summary(np.array(s) / np.array(theirs or s)), **facts[name],
-         "against": "torch" if theirs else name}
+        {
+            "workload": "epoch",
+            "variant": name,
+            "unit": "s",
+            "rate": suite.summary(np.array(s)),
+            "ratio": suite.summary(np.array(s) / np.array(theirs or s)),
+            **facts[name],
+            "against": "torch" if theirs else name,
+        }
         for name, s in seconds.items()
-    ]  # fmt: skip
+    ]
     return {"rows": rows, "left_out": left_out}
 
 

@@ -51,8 +51,13 @@ def programs(config: Config) -> dict[str, paired.Program]:
     def program(params: Params, loss: Loss, transform: Any, means: Any, *, scan: bool) -> Any:
         init, update = train.make_step(loss, adam, transform=transform)
         if scan:
-            update = train.make_scan(loss, adam, steps=steps, transform=transform,
-                                     indices=lambda _, step: shuffled(order_key, step))  # fmt: skip
+            update = train.make_scan(
+                loss,
+                adam,
+                steps=steps,
+                transform=transform,
+                indices=lambda _, step: shuffled(order_key, step),
+            )
 
         def start() -> train.TrainState:  # a copy, since the program takes over its buffers
             return init(jax.random.clone(key), jax.tree.map(jnp.copy, params))
@@ -68,9 +73,11 @@ def programs(config: Config) -> dict[str, paired.Program]:
         with mock.patch.object(networks, "conv", means):  # while tracing, which is when it counts
             traced = jax.jit(update, donate_argnums=0).lower(state, images if scan else batches[0])
         compiled = traced.compile()
-        facts = {"compile_seconds": perf_counter() - began,
-                 "native_convolution": " convolution(" in (compiled.as_text() or ""),
-                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}  # fmt: skip
+        facts = {
+            "compile_seconds": perf_counter() - began,
+            "native_convolution": " convolution(" in (compiled.as_text() or ""),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        }
         return paired.Program(start, train_all, n, facts)
 
     model, net = vae.build(preset, shape, np.full(shape, 0.5)), ClassicalVAE(preset.latent)

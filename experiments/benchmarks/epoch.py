@@ -35,9 +35,16 @@ def by_vaejax(path: str, batch: int) -> float:
         Normal(jnp.zeros(20), jnp.ones(20)),
     )
     fitted = train.fit(
-        objectives.elbo(model), optax.adam(1e-3), model.init(init_key, images[0] / 255.0), images,
-        key=key, epochs=1, batch_size=batch, transform=data.scale, progress=False,
-    )  # fmt: skip
+        objectives.elbo(model),
+        optax.adam(1e-3),
+        model.init(init_key, images[0] / 255.0),
+        images,
+        key=key,
+        epochs=1,
+        batch_size=batch,
+        transform=data.scale,
+        progress=False,
+    )
     return float(fitted.history["loss"][-1])
 
 

@@ -75,9 +75,13 @@ def streamed(config: Config, source: sources.Source, begin: Any, step: Any) -> C
     def steps(count: int, start: int = 0) -> tuple[Any, float, float]:
         state, began, stop = jax.tree.map(jnp.copy, begin), perf_counter(), start + count
         with feed.feed(
-            source, order, start=start, stop=stop,
-            workers=config.workers, prefetch=config.prefetch,
-        ) as batches:  # fmt: skip
+            source,
+            order,
+            start=start,
+            stop=stop,
+            workers=config.workers,
+            prefetch=config.prefetch,
+        ) as batches:
             for batch in batches:
                 state, metrics = step(state, batch)
                 batches.dispatched(metrics)
@@ -115,23 +119,27 @@ def compare(config: Config, path: Path) -> dict[str, Any]:
     resident = jax.device_put(source.read(np.arange(config.resident)))
     scan = jax.jit(
         train.make_scan(
-            loss, adam, steps=config.timed, transform=data.binarize,
+            loss,
+            adam,
+            steps=config.timed,
+            transform=data.binarize,
             indices=train.shuffled(config.resident, config.batch_size),
-        ), donate_argnums=0,
-    )  # fmt: skip
+        ),
+        donate_argnums=0,
+    )
     copy = lambda: jax.tree.map(jnp.copy, begin)  # noqa: E731
     jax.block_until_ready(scan(copy(), resident))
     facts = {"compile_seconds": perf_counter() - began}
     work = config.timed * config.batch_size
     programs = {
         "streamed": Program(
-            lambda: None, lambda _: run_steps(config.timed)[0], work,
+            lambda: None,
+            lambda _: run_steps(config.timed)[0],
+            work,
             {"compile_seconds": step_seconds},
         ),
-        "in_memory": Program(
-            copy, lambda state: scan(state, resident)[1]["loss"][-1], work, facts
-        ),
-    }  # fmt: skip
+        "in_memory": Program(copy, lambda state: scan(state, resident)[1]["loss"][-1], work, facts),
+    }
     timed = measure(programs, replace(config, out=None), unit="images", numerator="streamed")
     return memory | timed
 

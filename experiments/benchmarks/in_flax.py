@@ -86,8 +86,11 @@ def build(workload: str, variant: str, sizes: Sizes) -> Burst:
     rng, chosen = np.random.default_rng(0), jnp.arange(sizes.batch)
     began = perf_counter()
     program = train_step.lower(state, run_key, images, chosen).compile()
-    facts = {"init_seconds": init_seconds, "compile_seconds": perf_counter() - began,
-             "parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}  # fmt: skip
+    facts = {
+        "init_seconds": init_seconds,
+        "compile_seconds": perf_counter() - began,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    }
     split, orders = jax.jit(jax.random.split), _orders(rng, sizes)
     held = [(state, run_key)]
 

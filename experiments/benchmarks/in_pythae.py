@@ -48,8 +48,11 @@ def build(workload: str, variant: str, sizes: Sizes) -> Burst:
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
     name = "VAE" if sizes.particles == 1 or workload == "W4" else "IWAE"
-    options: dict[str, Any] = {"input_dim": (sizes.side**2,), "latent_dim": sizes.latent,
-                               "reconstruction_loss": "bce"}  # fmt: skip
+    options: dict[str, Any] = {
+        "input_dim": (sizes.side**2,),
+        "latent_dim": sizes.latent,
+        "reconstruction_loss": "bce",
+    }
     if name == "IWAE":
         options["number_samples"] = sizes.particles
     config = getattr(pythae.models, f"{name}Config")(**options)
@@ -69,12 +72,15 @@ def build(workload: str, variant: str, sizes: Sizes) -> Burst:
     data = dataset(grey[:shown].float() / 255, torch.zeros(shown))
     folder = tempfile.TemporaryDirectory()
     trainer = BaseTrainer(
-        model, data,
+        model,
+        data,
         training_config=BaseTrainerConfig(
-            output_dir=folder.name, learning_rate=1e-3, per_device_train_batch_size=sizes.batch,
+            output_dir=folder.name,
+            learning_rate=1e-3,
+            per_device_train_batch_size=sizes.batch,
             no_cuda=DEVICE.type != "cuda",
         ),
-    )  # fmt: skip
+    )
     trainer.prepare_training()
     epochs = iter(range(1, 10**9))
     facts = {"parameters": sum(p.numel() for p in model.parameters())}

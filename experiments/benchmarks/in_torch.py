@@ -53,14 +53,18 @@ class Net(nn.Module):
             quarter = sizes.side // 4
             features = many * quarter * quarter
             self.encoder = nn.Sequential(
-                nn.Conv2d(1, few, 3, stride=2, padding=1), activation(),
-                nn.Conv2d(few, many, 3, stride=2, padding=1), activation(), nn.Flatten(),
-            )  # fmt: skip
+                nn.Conv2d(1, few, 3, stride=2, padding=1),
+                activation(),
+                nn.Conv2d(few, many, 3, stride=2, padding=1),
+                activation(),
+                nn.Flatten(),
+            )
             self.decoder = nn.Sequential(
-                nn.Linear(sizes.latent, features), activation(),
+                nn.Linear(sizes.latent, features),
+                activation(),
                 nn.Unflatten(1, (many, quarter, quarter)),
                 *UPWARD[sizes.network](many, few, activation),
-            )  # fmt: skip
+            )
         self.loc, self.scale = (nn.Linear(features, sizes.latent) for _ in range(2))
 
     def encode(self, x: Any) -> tuple[Any, Any]:
@@ -249,9 +253,13 @@ def _loaded(sizes: Sizes) -> Iterator[Any]:
     """
     cuda = DEVICE.type == "cuda"
     loader: Any = torch.utils.data.DataLoader(
-        _Images(levels(sizes)[..., 0]), batch_size=sizes.batch, shuffle=True, drop_last=True,
-        num_workers=int(cuda), pin_memory=cuda,
-    )  # fmt: skip
+        _Images(levels(sizes)[..., 0]),
+        batch_size=sizes.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=int(cuda),
+        pin_memory=cuda,
+    )
     while True:
         for x, _ in loader:
             yield x.flatten(1) if sizes.network == "mlp" else x[:, 0]
@@ -350,10 +358,14 @@ def _transposed(many: int, few: int, activation: Any) -> list[Any]:
 
 def _subpixel(many: int, few: int, activation: Any) -> list[Any]:
     return [
-        nn.Conv2d(many, 4 * few, 3, padding=1), nn.PixelShuffle(2), activation(),
-        nn.Conv2d(few, 4 * 16, 3, padding=1), nn.PixelShuffle(2), activation(),
+        nn.Conv2d(many, 4 * few, 3, padding=1),
+        nn.PixelShuffle(2),
+        activation(),
+        nn.Conv2d(few, 4 * 16, 3, padding=1),
+        nn.PixelShuffle(2),
+        activation(),
         nn.Conv2d(16, 1, 1),
-    ]  # fmt: skip
+    ]
 
 
 UPWARD = {"transposed": _transposed, "subpixel": _subpixel}

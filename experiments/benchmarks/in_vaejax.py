@@ -74,9 +74,12 @@ def model_of(sizes: Sizes) -> Model:
         prior = distributions.Normal(jnp.zeros(sizes.latent), jnp.ones(sizes.latent))
         return autoencoder(encoder, decoder, prior)
     config = vae.Config(
-        network="mlp" if sizes.network == "mlp" else "conv", hidden=sizes.hidden,
-        activation=sizes.activation, latent=sizes.latent, likelihood="bernoulli",
-    )  # fmt: skip
+        network="mlp" if sizes.network == "mlp" else "conv",
+        hidden=sizes.hidden,
+        activation=sizes.activation,
+        latent=sizes.latent,
+        likelihood="bernoulli",
+    )
     return vae.build(config, shape, np.full(shape, 0.5))
 
 
@@ -96,9 +99,12 @@ def _training(variant: str, sizes: Sizes) -> Burst:
     transform = data.binarize if sizes.pixels == "binary" else data.scale
     init, _ = train.make_step(loss, adam)
     update = train.make_scan(
-        loss, adam, steps=sizes.steps, transform=transform,
+        loss,
+        adam,
+        steps=sizes.steps,
+        transform=transform,
         indices=train.shuffled(sizes.images, sizes.batch),
-    )  # fmt: skip
+    )
     grey, key = levels(sizes), jax.random.key(1)
     one, images = grey[0] / np.float32(255), jnp.asarray(grey)
     del grey  # which was copied
@@ -110,9 +116,11 @@ def _training(variant: str, sizes: Sizes) -> Burst:
         run_keys = jax.random.split(jax.random.fold_in(key, 1), members)
         state = jax.jit(jax.vmap(init))(run_keys, params)
         together = population.make_scan(
-            lambda hyper: (loss, adam), steps=sizes.steps, transform=transform,
+            lambda hyper: (loss, adam),
+            steps=sizes.steps,
+            transform=transform,
             indices=train.shuffled(sizes.images, sizes.batch),
-        )  # fmt: skip
+        )
         # All members are at the same step: the first of the burst.
         update = lambda state, images: together(state, (), state.step[0], images)  # noqa: E731
     else:
@@ -121,9 +129,12 @@ def _training(variant: str, sizes: Sizes) -> Burst:
     jax.block_until_ready(state)
     init_seconds, began = perf_counter() - began, perf_counter()
     program = jax.jit(update, donate_argnums=0).lower(state, images).compile()
-    facts = {"init_seconds": init_seconds, "compile_seconds": perf_counter() - began,
-             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)) // members,
-             "members": members}  # fmt: skip
+    facts = {
+        "init_seconds": init_seconds,
+        "compile_seconds": perf_counter() - began,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)) // members,
+        "members": members,
+    }
     states = [state]
 
     def run() -> float:
@@ -142,9 +153,14 @@ def _likelihood(sizes: Sizes) -> Burst:
     def run() -> float:
         for _ in range(sizes.steps):
             found = evaluate.log_likelihood(
-                model, params, jax.random.key(1), images, particles=sizes.particles,
-                batch_size=sizes.batch, chunk=sizes.chunk,
-            )  # fmt: skip
+                model,
+                params,
+                jax.random.key(1),
+                images,
+                particles=sizes.particles,
+                batch_size=sizes.batch,
+                chunk=sizes.chunk,
+            )
         return -float(found.log_px.mean())
 
     seconds = [_timed(run) for _ in range(3)]
@@ -161,9 +177,12 @@ def _penalty(variant: str, sizes: Sizes) -> Burst:
     }[variant]
     steps = sizes.steps if variant == "vaejax" else sizes.slow_steps
     program = contractive.program(
-        contractive.Config(size=(sizes.side, sizes.side), units=sizes.hidden[0],
-                           batch_size=sizes.batch), norm, steps
-    )  # fmt: skip
+        contractive.Config(
+            size=(sizes.side, sizes.side), units=sizes.hidden[0], batch_size=sizes.batch
+        ),
+        norm,
+        steps,
+    )
     return Burst(lambda: float(program.run(None)), program.work, program.facts)
 
 

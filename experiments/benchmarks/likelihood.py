@@ -52,8 +52,12 @@ def problem(config: Config) -> tuple[Any, Any, np.ndarray]:
     """Model, parameters and binary images `[images, height, width, 1]`, from the seed."""
     init_key, image_key = jax.random.split(jax.random.key(config.seed))
     shape = (*config.size, 1)
-    options = replace(vae.PRESETS["burda"], hidden=config.hidden, latent=config.latent,
-                      activation=config.activation)  # fmt: skip
+    options = replace(
+        vae.PRESETS["burda"],
+        hidden=config.hidden,
+        latent=config.latent,
+        activation=config.activation,
+    )
     model = vae.build(options, shape, np.full(shape, 0.5))
     x = jax.random.bernoulli(image_key, 0.13, (config.images, *shape)).astype(jnp.float32)
     return model, model.init(init_key, x[0]), np.asarray(x)
@@ -61,10 +65,17 @@ def problem(config: Config) -> tuple[Any, Any, np.ndarray]:
 
 def in_vaejax(config: Config, model: Any, params: Any, x: Any) -> Callable[[], np.ndarray]:
     """log p(x) `[images]`, nats, by the library."""
-    return lambda: evaluate.log_likelihood(
-        model, params, jax.random.key(config.seed), x, particles=config.particles,
-        batch_size=config.batch_size, chunk=config.chunk,
-    ).log_px  # fmt: skip
+    return lambda: (
+        evaluate.log_likelihood(
+            model,
+            params,
+            jax.random.key(config.seed),
+            x,
+            particles=config.particles,
+            batch_size=config.batch_size,
+            chunk=config.chunk,
+        ).log_px
+    )
 
 
 def in_torch(config: Config, params: Any, x: Any) -> Callable[[], np.ndarray]:
@@ -135,8 +146,16 @@ def programs(config: Config) -> dict[str, paired.Program]:
 def main(config: Config) -> dict[str, Any]:
     """Measure, print and write; returns what the JSON file holds."""
     if config.smoke:
-        config = replace(config, size=(4, 3), hidden=(8,), latent=2, images=7, particles=200,
-                         batch_size=3, rounds=2)  # fmt: skip
+        config = replace(
+            config,
+            size=(4, 3),
+            hidden=(8,),
+            latent=2,
+            images=7,
+            particles=200,
+            batch_size=3,
+            rounds=2,
+        )
     if config.compare:
         return paired.measure(programs(config), config, unit="samples", numerator="vaejax")
     with memory.peak_memory() as peak:
@@ -144,11 +163,19 @@ def main(config: Config) -> dict[str, Any]:
         log_px = log_likelihood()
         seconds = perf_counter() - began
         samples = config.images * config.particles
-        report = {"images": config.images, "particles": config.particles, "seconds": seconds,
-                  "samples_per_second": samples / seconds, "peak_anonymous_mb": peak(),
-                  "nll_nats": -float(log_px.mean()), **run.circumstances()}  # fmt: skip
-    print(f"{samples} samples in {seconds:.1f} s with compilation, {samples / seconds:.0f} "
-          f"samples/s; anonymous memory at most {report['peak_anonymous_mb']:.0f} MB")  # fmt: skip
+        report = {
+            "images": config.images,
+            "particles": config.particles,
+            "seconds": seconds,
+            "samples_per_second": samples / seconds,
+            "peak_anonymous_mb": peak(),
+            "nll_nats": -float(log_px.mean()),
+            **run.circumstances(),
+        }
+    print(
+        f"{samples} samples in {seconds:.1f} s with compilation, {samples / seconds:.0f} "
+        f"samples/s; anonymous memory at most {report['peak_anonymous_mb']:.0f} MB"
+    )
     if config.out is not None:
         run.write_json(config.out, report)
     return report

@@ -71,8 +71,12 @@ def by_torch(size: int | None) -> dict[str, Any]:
     flops = {"float32": product(torch.float32), "bfloat16": product(torch.bfloat16)}
     moved = 2 * x.nbytes / best(waited(lambda: torch.add(x, 1, out=y)))
     versions = {"torch": torch.__version__}
-    return {"flops": flops, "bytes": moved, "versions": versions,
-            "threads": torch.get_num_threads()}  # fmt: skip
+    return {
+        "flops": flops,
+        "bytes": moved,
+        "versions": versions,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def best(function: Callable[[], Any], repeats: int = 5) -> float:

@@ -45,10 +45,15 @@ class Worker:
     ):
         began = perf_counter()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.benchmarks.worker"], text=True, bufsize=1,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=environment(accelerator=accelerator, cache=cache), cwd=ROOT,
-        )  # fmt: skip
+            [sys.executable, "-m", "experiments.benchmarks.worker"],
+            text=True,
+            bufsize=1,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment(accelerator=accelerator, cache=cache),
+            cwd=ROOT,
+        )
         self.facts = self.ask(request)
         if "left_out" in self.facts:
             self.stop()
@@ -103,9 +108,13 @@ def epoch(
 
 def _output(module: str, *arguments: str, cache: Path | None = None) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", f"experiments.benchmarks.{module}", *arguments], cwd=ROOT,
-        env=environment(cache=cache), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", f"experiments.benchmarks.{module}", *arguments],
+        cwd=ROOT,
+        env=environment(cache=cache),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
     return done.stdout.strip().splitlines()[-1]

@@ -69,9 +69,13 @@ def main(config: Config) -> dict[str, Any]:
         path = Path(folder, "activations.npy")
         write(config, path)
         options = activations.Config(
-            dataset=path, latent=config.latent, k=config.k, batch_size=config.batch_size,
-            seed=config.seed, out=Path(folder, "run"),
-        )  # fmt: skip
+            dataset=path,
+            latent=config.latent,
+            k=config.k,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            out=Path(folder, "run"),
+        )
         with peak_memory() as peak:
             summary = activations.main(options)
             sizes = {"file_gb": path.stat().st_size / 1e9, "rss_anon_peak_gb": peak() / 1e3}

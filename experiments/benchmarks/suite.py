@@ -43,23 +43,48 @@ class Burst(NamedTuple):
     facts: dict[str, Any]
 
 
-IWAE = Sizes("IWAE, k = 50, 784-200-200-50, batch 20, Adam", hidden=(200, 200), latent=50,
-             activation="tanh", particles=50, batch=20, steps=40)  # fmt: skip
-CONV = Sizes("convolutional VAE: 32 and 64 channels of stride 2, latent 32, batch 128, Adam",
-             network="transposed", hidden=(32, 64), latent=32, steps=20)  # fmt: skip
+IWAE = Sizes(
+    "IWAE, k = 50, 784-200-200-50, batch 20, Adam",
+    hidden=(200, 200),
+    latent=50,
+    activation="tanh",
+    particles=50,
+    batch=20,
+    steps=40,
+)
+CONV = Sizes(
+    "convolutional VAE: 32 and 64 channels of stride 2, latent 32, batch 128, Adam",
+    network="transposed",
+    hidden=(32, 64),
+    latent=32,
+    steps=20,
+)
 WORKLOADS = {
     "W1": Sizes("MLP VAE 784-400-20-400-784, grey levels, batch 128, Adam", pixels="grey"),
     "W1-binary": Sizes("W1 with each image binarised anew at every step"),
     "W2": IWAE,
     "W2-100": replace(IWAE, about="W2 at batch 100", batch=100, steps=10),
     "W3": CONV,
-    "W3-preset": replace(CONV, about="W3 with the decoder of experiments.vae's conv preset",
-                         network="subpixel", steps=8),
-    "W4": Sizes("log p(x) by importance sampling, K = 1000, 100 images, W1's network",
-                unit="samples", images=100, particles=1000, batch=20, steps=1),
-    "W5": Sizes("contractive penalty of a sigmoid layer 784-400 with its gradient, batch 128",
-                images=128, steps=50),
-}  # fmt: skip
+    "W3-preset": replace(
+        CONV,
+        about="W3 with the decoder of experiments.vae's conv preset",
+        network="subpixel",
+        steps=8,
+    ),
+    "W4": Sizes(
+        "log p(x) by importance sampling, K = 1000, 100 images, W1's network",
+        unit="samples",
+        images=100,
+        particles=1000,
+        batch=20,
+        steps=1,
+    ),
+    "W5": Sizes(
+        "contractive penalty of a sigmoid layer 784-400 with its gradient, batch 128",
+        images=128,
+        steps=50,
+    ),
+}
 
 # The first is the numerator of the ratios. The part before "_" names the module, in_NAME.py.
 TRAINING = ("vaejax", "torch_eager", "torch_loader", "torch_tuned", "torch_compile", "flax_step")
@@ -102,9 +127,18 @@ def shrunk(name: str) -> Sizes:
     """A workload of seconds that still runs every line: the dry run."""
     whole = WORKLOADS[name]
     hidden = (3, 4) if whole.network != "mlp" else (8,) * len(whole.hidden)
-    return replace(whole, side=8, hidden=hidden, latent=3, particles=min(whole.particles, 4),
-                   images=min(whole.images, 40), batch=min(whole.batch, 5), chunk=2, steps=2,
-                   members=2)  # fmt: skip
+    return replace(
+        whole,
+        side=8,
+        hidden=hidden,
+        latent=3,
+        particles=min(whole.particles, 4),
+        images=min(whole.images, 40),
+        batch=min(whole.batch, 5),
+        chunk=2,
+        steps=2,
+        members=2,
+    )
 
 
 def on_platform(name: str, accelerator: bool) -> Sizes:
@@ -112,8 +146,13 @@ def on_platform(name: str, accelerator: bool) -> Sizes:
     whole = WORKLOADS[name]
     if not accelerator:
         return whole
-    return replace(whole, steps=20 * whole.steps, slow_steps=20, chunk=1000,
-                   batch=100 if name == "W4" else whole.batch)  # fmt: skip
+    return replace(
+        whole,
+        steps=20 * whole.steps,
+        slow_steps=20,
+        chunk=1000,
+        batch=100 if name == "W4" else whole.batch,
+    )
 
 
 def levels(sizes: Sizes, seed: int = 0) -> np.ndarray:

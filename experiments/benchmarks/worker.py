@@ -41,9 +41,15 @@ def main() -> None:
         except Exception as error:  # torch.compile and the like: said, not fatal
             lines = [line for line in str(error).splitlines() if line.strip()]
             return answer({"left_out": f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"})
-        facts = {**burst.facts, "import_seconds": imported, "work": burst.work,
-                 "first_burst_seconds": first["seconds"], "rss_anon_peak_mb": peak(),
-                 "vm_hwm_mb": megabytes("VmHWM"), "device_peak_mb": device_peak()}  # fmt: skip
+        facts = {
+            **burst.facts,
+            "import_seconds": imported,
+            "work": burst.work,
+            "first_burst_seconds": first["seconds"],
+            "rss_anon_peak_mb": peak(),
+            "vm_hwm_mb": megabytes("VmHWM"),
+            "device_peak_mb": device_peak(),
+        }
     answer(facts)
     for _ in sys.stdin:
         answer(_timed(burst.run))

@@ -140,9 +140,15 @@ def test_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("split", "index"),
-    [("all[:7]", slice(7)), ("all[-3:]", slice(-3, None)), ("all[10%:20%]", slice(2, 5)),
-     ("all[20%:]", slice(5, None)), ("all[:]", slice(None)), ("all[3:25]", slice(3, 25))],
-)  # fmt: skip
+    [
+        ("all[:7]", slice(7)),
+        ("all[-3:]", slice(-3, None)),
+        ("all[10%:20%]", slice(2, 5)),
+        ("all[20%:]", slice(5, None)),
+        ("all[:]", slice(None)),
+        ("all[3:25]", slice(3, 25)),
+    ],
+)
 def test_slices(split, index):
     np.testing.assert_array_equal(data.load(GREY, split).x[..., 0], GREY[index])
 
@@ -202,8 +208,12 @@ def test_file_errors(tmp_path):
 def test_unprepared_set_names_the_one_command(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         data.load("mnist", data_dir=tmp_path / "nothing")
-    for needed in ("TensorFlow and importlib_resources", 'pip install "vaejax[prepare]"',
-                   "python -m vaejax.data.prepare mnist --data_dir", "TFDS_DATA_DIR"):  # fmt: skip
+    for needed in (
+        "TensorFlow and importlib_resources",
+        'pip install "vaejax[prepare]"',
+        "python -m vaejax.data.prepare mnist --data_dir",
+        "TFDS_DATA_DIR",
+    ):
         assert needed in str(caught.value)
     assert not (tmp_path / "nothing").exists()
 

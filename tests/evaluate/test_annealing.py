@@ -252,8 +252,16 @@ def test_a_transform_draws_the_image_that_evaluate_sees():
     seen = evaluate.log_likelihood(
         MODEL, PARAMS, jax.random.key(6), X, particles=1, transform=noisy
     )
-    run = ais(MODEL, PARAMS, jax.random.key(6), X, chains=1, temperatures=2, start="posterior",
-              transform=noisy)  # fmt: skip
+    run = ais(
+        MODEL,
+        PARAMS,
+        jax.random.key(6),
+        X,
+        chains=1,
+        temperatures=2,
+        start="posterior",
+        transform=noisy,
+    )
     assert np.abs(seen.log_px - EXACT).mean() > 1
     np.testing.assert_allclose(run.log_px, seen.log_px, atol=5e-3)
 
@@ -270,8 +278,16 @@ def test_simulated_data_have_their_bounds_in_order_under_conditions_too():
 
     model = MODEL._replace(encode=encode, decode=decode)
     c = 10.0 * np.arange(8, dtype=np.float32)[:, None]
-    result = bdmc(model, PARAMS, jax.random.key(0), examples=8, c=c, chains=1, temperatures=6,
-                  start="posterior")  # fmt: skip
+    result = bdmc(
+        model,
+        PARAMS,
+        jax.random.key(0),
+        examples=8,
+        c=c,
+        chains=1,
+        temperatures=6,
+        start="posterior",
+    )
     np.testing.assert_allclose(result.gap, 0, atol=5e-3)
     # Typical values of log p at data of its own: the entropy is that of N(0, W W^T + s^2 I).
     W = np.asarray(PARAMS["W"], float)
@@ -374,8 +390,15 @@ def test_stored_images_and_batches_are_taken():
     model = autoencoder(heads.Normal(2), heads.Bernoulli((3, 2)), prior)
     grey = np.full((3, 3, 2), 128, np.uint8)
     params = model.init(jax.random.key(0), jnp.zeros((3, 2)))
-    run = ais(model, params, jax.random.key(1), Batch(grey), chains=1, temperatures=4,
-              transform=data.binarize)  # fmt: skip
+    run = ais(
+        model,
+        params,
+        jax.random.key(1),
+        Batch(grey),
+        chains=1,
+        temperatures=4,
+        transform=data.binarize,
+    )
     assert run.log_px.shape == (3,) and (run.log_px < 0).all()
 
 

@@ -77,9 +77,14 @@ def test_all_scores_judge_the_same_draw_of_binarised_pixels():
     # The exact log p of a background of independent pixels, against a loop over the same draws.
     px = Bernoulli(jnp.full((4, 3), 0.4))
     found = anomaly.scores(
-        model, params, jax.random.key(2), grey, background=anomaly.independent_pixels(px),
-        particles=4, transform=data.binarize,
-    )  # fmt: skip
+        model,
+        params,
+        jax.random.key(2),
+        grey,
+        background=anomaly.independent_pixels(px),
+        particles=4,
+        transform=data.binarize,
+    )
     data_key, _ = jax.random.split(jax.random.key(2))
     for i, image in enumerate(grey):
         x = data.binarize(jax.random.split(jax.random.fold_in(data_key, i))[0], image)
@@ -195,8 +200,14 @@ def test_mistake_14_higher_means_more_anomalous_for_every_score():
             MODEL, PARAMS, jax.random.key(0), x, train=linear_samples(101), background=wide
         )[name]
 
-    for name in ("reconstruction", "distortion", "negative_elbo", "negative_log_px", "typicality",
-                 "likelihood_ratio"):  # fmt: skip
+    for name in (
+        "reconstruction",
+        "distortion",
+        "negative_elbo",
+        "negative_log_px",
+        "typicality",
+        "likelihood_ratio",
+    ):
         check_direction(partial(ours, name=name))
     with pytest.raises(AssertionError):
         check_direction(lambda x: -ours(x, "negative_log_px"))
@@ -316,9 +327,11 @@ def test_wrong_options_are_refused_by_name(key):
         (lambda: anomaly.likelihood_ratio(NLL, NLL[:5]), r"background_nll: got \(5,\)"),
         (lambda: anomaly.reconstruction_error(MODEL, PARAMS, key, X, batch_size=0), ">= 1, got 0"),
         (lambda: anomaly.scores(MODEL, PARAMS, key, X, particles=0), "expected particles >= 1"),
-        (lambda: anomaly.reconstruction_error(MODEL, PARAMS, key, X * np.nan),
-         r"-log p\(x\|z\) is nan for example 0"),
-    ]:  # fmt: skip
+        (
+            lambda: anomaly.reconstruction_error(MODEL, PARAMS, key, X * np.nan),
+            r"-log p\(x\|z\) is nan for example 0",
+        ),
+    ]:
         with pytest.raises(ValueError, match=message):
             call()
 

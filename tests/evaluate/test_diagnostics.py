@@ -91,8 +91,10 @@ def test_every_part_agrees_with_quadrature_within_the_error_that_it_prints(key):
 def test_the_printed_errors_are_those_of_repetition(draws):
     """Standard scores over 200 keys have standard deviation 1, with the examples chosen anew."""
     exact = exact_parts(LOC, SCALE)
-    runs = [decompose(NORMAL, TABLE, jax.random.key(seed), places(13), draws=draws)
-            for seed in range(200)]  # fmt: skip
+    runs = [
+        decompose(NORMAL, TABLE, jax.random.key(seed), places(13), draws=draws)
+        for seed in range(200)
+    ]
     for name in ("information", "total_correlation"):
         values = np.array([getattr(run, name) for run in runs])
         printed, repeated = np.sqrt(np.mean(values[:, 1] ** 2)), values[:, 0].std()
@@ -140,10 +142,13 @@ def test_a_posterior_without_closed_forms_is_averaged_over_draws(key):
     conditional = np.log(2 * np.e * scale).mean()
     entropy, cross = (-np.sum(q * f) * step for f in (np.log(q + 1e-300), stats.norm.logpdf(grid)))
     for part, truth in [
-        (found.information, entropy - conditional), (found.aggregated_kl, cross - entropy),
-        (found.conditional_entropy, conditional), (found.cross_entropy, cross),
-        (found.rate, cross - conditional), (found.entropy, entropy),
-    ]:  # fmt: skip
+        (found.information, entropy - conditional),
+        (found.aggregated_kl, cross - entropy),
+        (found.conditional_entropy, conditional),
+        (found.cross_entropy, cross),
+        (found.rate, cross - conditional),
+        (found.entropy, entropy),
+    ]:
         assert 0 < part.error < 0.05 and abs(part.value - truth) < 4 * part.error
     assert found.total_correlation is None and found.dimension_kl is None
     assert "total correlation" not in str(found)
@@ -176,9 +181,17 @@ def subset_ratios(components):
     """q(z)/q(z|x) at draws for all 13 examples, as estimated from some of the components."""
     draws = [jax.random.key(1), jax.random.key(2)]
     log_ratio = decomposition._log_ratios(
-        NORMAL, None, 100, 2, *draws, TABLE, places(13)[:4], (), jnp.arange(4),
+        NORMAL,
+        None,
+        100,
+        2,
+        *draws,
+        TABLE,
+        places(13)[:4],
+        (),
+        jnp.arange(4),
         jnp.asarray(components),
-    )  # fmt: skip
+    )
     return np.exp(-np.asarray(log_ratio, float)).reshape(8, 3)
 
 
@@ -505,21 +518,25 @@ def given():
         (lambda: decompose(*given(), draws=3), "draws: got 3, expected 4"),
         (lambda: decompose(*given(), components=1), "got 1, expected 2 to"),
         (lambda: decompose(*given(), components=14), "got 14, .*2 to 13"),
-        (lambda: decompose(NORMAL, (TABLE[0].at[5].set(jnp.nan), TABLE[1]), *given()[2:]),
-         "decompose: the distortion is nan for example 5"),
-        (lambda: active_units(NORMAL, TABLE, places(13), transform=lambda k, x: x),
-         "active_units: key: got None, expected a key beside a transform"),
+        (
+            lambda: decompose(NORMAL, (TABLE[0].at[5].set(jnp.nan), TABLE[1]), *given()[2:]),
+            "decompose: the distortion is nan for example 5",
+        ),
+        (
+            lambda: active_units(NORMAL, TABLE, places(13), transform=lambda k, x: x),
+            "active_units: key: got None, expected a key beside a transform",
+        ),
         (lambda: active_units(NORMAL, TABLE, places(13), batch_size=0), "batch_size >= 1, got 0"),
-        (lambda: calibration(*given(), levels=(0.5, 1.0)),
-         r"calibration: levels: got .* in \(0, 1\)"),
+        (
+            lambda: calibration(*given(), levels=(0.5, 1.0)),
+            r"calibration: levels: got .* in \(0, 1\)",
+        ),
         (lambda: calibration(*given(), samples=0), "samples >= 1, got 0"),
         (lambda: diagnostics.rate_distortion(NORMAL, [], *given()[2:]), "population >= 1"),
-        (lambda: diagnostics.implied_beta(*given(), samples=0),
-         "samples >= 1, got 0"),
-        (lambda: diagnostics.inference_report(*given(), particles=0),
-         "particles >= 1, got 0"),
+        (lambda: diagnostics.implied_beta(*given(), samples=0), "samples >= 1, got 0"),
+        (lambda: diagnostics.inference_report(*given(), particles=0), "particles >= 1, got 0"),
     ],
-)  # fmt: skip
+)
 def test_errors_teach(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -224,7 +224,7 @@ def test_gauss_hermite_follows_the_prior(prior):
         (lambda v: distributions.DiscretizedLogistic(v, jnp.asarray(0.2), levels=4), COINS),
         (lambda v: distributions.Categorical(jnp.stack([v, -v], -1)), COINS.astype(int)),
     ],
-)  # fmt: skip
+)
 def test_every_likelihood_is_summed_as_its_own_log_prob(likelihood, x):
     """Against the sum of joint densities at every grid point, one pair at a time."""
     model = small(likelihood)

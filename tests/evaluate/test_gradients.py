@@ -114,9 +114,14 @@ def exact_gradient(value, params):
 
 def measured(loss, params, key, reference):
     found = gradients.compare(
-        {"it": loss}, params, key, Batch(jnp.asarray(X)),
-        samples=SAMPLES, reference=reference, chunk=5000,
-    )  # fmt: skip
+        {"it": loss},
+        params,
+        key,
+        Batch(jnp.asarray(X)),
+        samples=SAMPLES,
+        reference=reference,
+        chunk=5000,
+    )
     return found["it"]
 
 
@@ -381,9 +386,14 @@ def test_bad_input_is_refused(x64, key):
         gradients.compare({}, params, key, batch, samples=10)
     with pytest.raises(ValueError, match="compare: groups: got .*prefix"):
         gradients.compare(
-            {"it": loss}, params, key, batch, samples=10, groups={"encoder": "phi"},
+            {"it": loss},
+            params,
+            key,
+            batch,
+            samples=10,
+            groups={"encoder": "phi"},
             reference=gradients.exactly(params),
-        )  # fmt: skip
+        )
     spoilt = {**params, "prior": jnp.array(jnp.nan)}
     with pytest.raises(ValueError, match=r"moments: gradient.*'decoder'.*NaN or inf"):
         gradients.moments(loss, spoilt, jax.random.clone(key), batch, samples=4)

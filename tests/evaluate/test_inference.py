@@ -149,5 +149,11 @@ def test_what_cannot_be_refined_is_refused():
     with pytest.raises(ValueError, match="particles >= 1, got 0"):
         inference_gap(POOR, PARAMS, jax.random.key(0), X, particles=0)
     with pytest.raises(ValueError, match=r"refine: q\* is nan for example 3"):
-        refine(POOR, PARAMS, jax.random.key(0), np.where(np.arange(23)[:, None] == 3, np.nan, X),
-               steps=1, samples=1)  # fmt: skip
+        refine(
+            POOR,
+            PARAMS,
+            jax.random.key(0),
+            np.where(np.arange(23)[:, None] == 3, np.nan, X),
+            steps=1,
+            samples=1,
+        )

@@ -13,10 +13,17 @@ from experiments import anomaly, run
 from vaejax import heads, objectives
 
 SCORES = {
-    "pca", "pca_blurred", "linear_ae", "dae_reconstruction", "vae_reconstruction",
-    "vae_distortion", "vae_negative_elbo", "vae_negative_log_px", "vae_typicality",
+    "pca",
+    "pca_blurred",
+    "linear_ae",
+    "dae_reconstruction",
+    "vae_reconstruction",
+    "vae_distortion",
+    "vae_negative_elbo",
+    "vae_negative_log_px",
+    "vae_typicality",
     "vae_likelihood_ratio",
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow

@@ -179,11 +179,14 @@ def by_torch(name, params):
         dense = whole["Dense_0"]
         outward = [(maps_last(np.array(dense["kernel"]).T), maps_last(dense["bias"])[:, 0])]
         if sizes.network == "transposed":
-            outward += [(turned(whole[f"{n}_kernel"]), whole[f"{n}_bias"])
-                        for n in ("first", "second")]  # fmt: skip
+            outward += [
+                (turned(whole[f"{n}_kernel"]), whole[f"{n}_bias"]) for n in ("first", "second")
+            ]
         else:
-            outward += [(turned(quadruples(whole[n]["kernel"])), quadruples(whole[n]["bias"]))
-                        for n in ("Conv_0", "Conv_1")]  # fmt: skip
+            outward += [
+                (turned(quadruples(whole[n]["kernel"])), quadruples(whole[n]["bias"]))
+                for n in ("Conv_0", "Conv_1")
+            ]
             head = decoder["layers_1"]["logits"]
             outward += [(np.array(head["kernel"]).T[..., None, None], head["bias"])]
     net = in_torch.Net(sizes)
@@ -243,9 +246,13 @@ def test_torch_takes_the_same_contractive_penalty():
 
 @pytest.mark.parametrize(
     ("workload", "variant"),
-    [(w, v) for w in ("W1", "W2", "W3", "W3-preset", "W4", "W5") for v in suite.VARIANTS[w]
-     if v.startswith("torch") and v not in ("torch_compile", "torch_cuda_graphs")],
-)  # fmt: skip
+    [
+        (w, v)
+        for w in ("W1", "W2", "W3", "W3-preset", "W4", "W5")
+        for v in suite.VARIANTS[w]
+        if v.startswith("torch") and v not in ("torch_compile", "torch_cuda_graphs")
+    ],
+)
 def test_a_burst_by_torch_does_its_work(workload, variant):
     pytest.importorskip("torch", reason=LEFT_OUT)
     from experiments.benchmarks import in_torch
@@ -258,9 +265,11 @@ def test_a_burst_by_torch_does_its_work(workload, variant):
 @pytest.mark.parametrize(
     ("workload", "variant", "work"),
     [("W1", "vaejax_population", 2 * 2 * 5), ("W4", "vaejax", 2 * 40 * 4)]
-    + [pytest.param(*one, marks=pytest.mark.slow) for one in (
-        ("W2", "flax_step", 2 * 5), ("W3", "vaejax", 2 * 5), ("W5", "vaejax_jacfwd", 5))],
-)  # fmt: skip
+    + [
+        pytest.param(*one, marks=pytest.mark.slow)
+        for one in (("W2", "flax_step", 2 * 5), ("W3", "vaejax", 2 * 5), ("W5", "vaejax_jacfwd", 5))
+    ],
+)
 def test_a_burst_does_its_work(workload, variant, work):
     """Of each kind one, in this process; W1 as a process of its own below."""
     burst = importlib.import_module(worker.module_of(variant)).build(
@@ -275,8 +284,16 @@ def test_a_burst_does_its_work(workload, variant, work):
 
 @pytest.mark.slow
 def test_the_comparison_reports_every_variant_and_why_one_is_left_out(tmp_path, capsys):
-    options = ["--smoke", "--only", "W1", "--variants", "flax_step", "torch_cuda_graphs",
-               "--out", str(tmp_path)]  # fmt: skip
+    options = [
+        "--smoke",
+        "--only",
+        "W1",
+        "--variants",
+        "flax_step",
+        "torch_cuda_graphs",
+        "--out",
+        str(tmp_path),
+    ]
     found = compare.main(run.parse({"all": compare.Config()}, "", options))
     assert json.loads((tmp_path / "benchmarks.json").read_text()) == json.loads(json.dumps(found))
     assert (tmp_path / "benchmarks.png").stat().st_size > 1000
@@ -319,11 +336,20 @@ def test_the_arithmetic_of_a_workload_is_that_of_its_layers():
 
 def test_bars_are_judged_by_the_median_and_for_cpus_alone():
     def row(workload, variant, ratio, memory):
-        return {"workload": workload, "variant": variant, "ratio": {"median": ratio},
-                "rss_anon_peak_mb": memory, "against": "torch"}  # fmt: skip
+        return {
+            "workload": workload,
+            "variant": variant,
+            "ratio": {"median": ratio},
+            "rss_anon_peak_mb": memory,
+            "against": "torch",
+        }
 
-    rows = [row("W1", "vaejax", 1.0, 300.0), row("W1", "torch_eager", 2.2, 100.0),
-            row("W1", "pythae", 3.5, 100.0), row("epoch", "vaejax_warm", 0.7, None)]  # fmt: skip
+    rows = [
+        row("W1", "vaejax", 1.0, 300.0),
+        row("W1", "torch_eager", 2.2, 100.0),
+        row("W1", "pythae", 3.5, 100.0),
+        row("epoch", "vaejax_warm", 0.7, None),
+    ]
     rows[0]["warm_rss_anon_peak_mb"] = 150.0
     found = reporting.bars(rows, "cpu")
     assert [bar["met"] for bar in found] == ["missed", "met", "met", "missed", "met"]

@@ -16,8 +16,15 @@ from vaejax.types import Batch
 
 def test_it_runs_and_leaves_what_it_promises(tmp_path):
     some = ("plain", "masking", "contractive")
-    config = replace(contractive.Config(), smoke=True, out=tmp_path / "run", methods=some,
-                     seeds=1, weight=10.0, learning_rate=0.05)  # fmt: skip
+    config = replace(
+        contractive.Config(),
+        smoke=True,
+        out=tmp_path / "run",
+        methods=some,
+        seeds=1,
+        weight=10.0,
+        learning_rate=0.05,
+    )
     summary = contractive.main(config)
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
     for method in config.methods:

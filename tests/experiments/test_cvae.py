@@ -9,10 +9,18 @@ import pytest
 from experiments import cvae
 
 NUMBERS = {
-    "test_elbo_nats", "test_nll_nats", "test_nll_particles", "test_ess_median",
-    "test_distortion_nats", "test_rate_nats", "test_nll_without_latents_nats",
-    "posterior_collapsed", "test_images", "epochs", "seconds_train",
-}  # fmt: skip
+    "test_elbo_nats",
+    "test_nll_nats",
+    "test_nll_particles",
+    "test_ess_median",
+    "test_distortion_nats",
+    "test_rate_nats",
+    "test_nll_without_latents_nats",
+    "posterior_collapsed",
+    "test_images",
+    "epochs",
+    "seconds_train",
+}
 
 
 @pytest.mark.parametrize(
@@ -20,11 +28,13 @@ NUMBERS = {
     [
         ("digits", {"samples_recognised", "judge_error"}, {"samples", "curves"}),
         pytest.param(
-            "digits_completion", {"hidden_pixels"}, {"completions", "curves"},
+            "digits_completion",
+            {"hidden_pixels"},
+            {"completions", "curves"},
             marks=pytest.mark.slow,
         ),
     ],
-)  # fmt: skip
+)
 def test_a_run_leaves_what_it_promises(tmp_path, preset, own, figures):
     config = replace(cvae.PRESETS[preset], smoke=True, progress=False, out=tmp_path / "run")
     summary = cvae.main(config)

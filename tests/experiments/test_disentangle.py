@@ -30,12 +30,19 @@ def test_sprites_leave_what_is_promised(tmp_path):
 
 @pytest.mark.slow
 def test_images_without_factors_have_traversals_and_total_correlation(tmp_path):
-    config = replace(disentangle.Config(), dataset="digits", methods=("vae",), smoke=True,
-                     progress=False, out=tmp_path / "run")  # fmt: skip
+    config = replace(
+        disentangle.Config(),
+        dataset="digits",
+        methods=("vae",),
+        smoke=True,
+        progress=False,
+        out=tmp_path / "run",
+    )
     summary = disentangle.main(config)
     assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")} == {
-        "traversals_vae", "curves"
-    }  # fmt: skip
+        "traversals_vae",
+        "curves",
+    }
     assert "mig" not in summary and "critic_accuracy" not in summary
     assert len(summary["total_correlation_nats"]) == 1
 
@@ -52,9 +59,13 @@ def test_training_images_are_black_and_white_and_named_by_their_factors(key):
 
 
 def notes(accuracy, loss, correlation):
-    one = {"elbo_nats": -1.0, "distortion_nats": 1.0, "rate_nats": 0.0,
-           "total_correlation_nats": Estimate(correlation, 0.0),
-           "collapsed_dimensions": 0}  # fmt: skip
+    one = {
+        "elbo_nats": -1.0,
+        "distortion_nats": 1.0,
+        "rate_nats": 0.0,
+        "total_correlation_nats": Estimate(correlation, 0.0),
+        "collapsed_dimensions": 0,
+    }
     critic = {"critic_accuracy": accuracy, "critic/loss": loss}
     config = disentangle.Config(methods=("factor_vae",))
     return disentangle.summarised(config, {"factor_vae": one}, critic)["notes"]

@@ -13,8 +13,14 @@ from experiments import em
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(em.PRESETS))
 def test_every_preset_runs_and_leaves_what_it_promises(preset, tmp_path):
-    config = replace(em.PRESETS[preset], dataset="digits", smoke=True, progress=False,
-                     out=tmp_path / "run", restarts=1)  # fmt: skip
+    config = replace(
+        em.PRESETS[preset],
+        dataset="digits",
+        smoke=True,
+        progress=False,
+        out=tmp_path / "run",
+        restarts=1,
+    )
     summary = em.main(config)
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
     assert all(np.isfinite(value) for value in summary.values())

@@ -16,9 +16,14 @@ from tests.conftest import some_slow
 
 ROOT = Path(__file__).resolve().parents[2]
 SUMMARY = {
-    "test_elbo_nats", "test_nll_nats", "test_nll_particles", "test_distortion_nats",
-    "test_rate_nats", "epochs", "seconds_train",
-}  # fmt: skip
+    "test_elbo_nats",
+    "test_nll_nats",
+    "test_nll_particles",
+    "test_distortion_nats",
+    "test_rate_nats",
+    "epochs",
+    "seconds_train",
+}
 
 
 def smoke(preset, out, **changes):
@@ -136,8 +141,16 @@ def test_resume_without_a_run_is_refused(tmp_path):
 @pytest.mark.parametrize("images", [(30, 5, 6), (30, 4, 4, 4)], ids=["few", "four channels"])
 def test_few_images_or_channels_that_cannot_be_drawn_do_not_spoil_a_run(images, tmp_path):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 256, images, np.uint8))
-    config = replace(vae.Config(), dataset=str(tmp_path / "own.npy"), out=tmp_path / "run",
-                     latent=1, epochs=1, batch_size=8, particles=2, progress=False)  # fmt: skip
+    config = replace(
+        vae.Config(),
+        dataset=str(tmp_path / "own.npy"),
+        out=tmp_path / "run",
+        latent=1,
+        epochs=1,
+        batch_size=8,
+        particles=2,
+        progress=False,
+    )
     assert np.isfinite(vae.main(config)["test_elbo_nats"])
 
 
@@ -190,8 +203,11 @@ def test_help_names_every_option_in_a_word_or_more(capsys):
 def test_what_a_user_can_mend_ends_without_a_traceback():
     ended = subprocess.run(
         [sys.executable, "-m", "experiments.vae", "--dataset", "mnits"],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     assert ended.returncode == 1
     assert "perhaps 'mnist'" in ended.stderr and "Traceback" not in ended.stderr
 

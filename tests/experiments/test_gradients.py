@@ -43,11 +43,16 @@ def test_published_trends_of_the_signal_to_noise_ratio(key):
     K = (4, 16, 64)
     found = {
         k: gradients.compare(
-            experiment.weighted(model, k), params, jax.random.fold_in(compare_key, k), Batch(x),
-            samples=4000, reference_samples=2, chunk=200,
+            experiment.weighted(model, k),
+            params,
+            jax.random.fold_in(compare_key, k),
+            Batch(x),
+            samples=4000,
+            reference_samples=2,
+            chunk=200,
         )
         for k in K
-    }  # fmt: skip
+    }
 
     def slope(name, group):
         return experiment.slope(K, [found[k][name][group].snr for k in K])

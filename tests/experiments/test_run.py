@@ -37,13 +37,23 @@ def least_squares(config):
 
     folder = run.open_folder(config, name="least-squares")
     fitted = run.fit(
-        config, folder, loss, optax.adam(0.1), jnp.zeros(3), rows,
-        key=jax.random.key(config.seed), epochs=3, batch_size=4,
+        config,
+        folder,
+        loss,
+        optax.adam(0.1),
+        jnp.zeros(3),
+        rows,
+        key=jax.random.key(config.seed),
+        epochs=3,
+        batch_size=4,
         evaluate=partial(evaluate.mean_loss, loss, data=rows),
-    )  # fmt: skip
-    summary = {"w": np.asarray(fitted.params).tolist(), "seconds": run.seconds(folder),
-               "loss": fitted.history["eval/loss"].tolist(),
-               "devices": jax.device_count()}  # fmt: skip
+    )
+    summary = {
+        "w": np.asarray(fitted.params).tolist(),
+        "seconds": run.seconds(folder),
+        "loss": fitted.history["eval/loss"].tolist(),
+        "devices": jax.device_count(),
+    }
     run.write_json(folder / "summary.json", summary)
     run.report(folder, summary, "no units")
     return summary
@@ -52,9 +62,13 @@ def least_squares(config):
 def started(*command, **environment):
     environment = {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
-        [sys.executable, *map(str, command)], env=os.environ | environment, text=True, cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, *map(str, command)],
+        env=os.environ | environment,
+        text=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.fixture

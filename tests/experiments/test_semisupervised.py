@@ -9,10 +9,20 @@ import pytest
 from experiments import semisupervised
 
 NUMBERS = {
-    "test_accuracy", "test_accuracy_labels_alone", "gain_points", "test_accuracy_by_bayes",
-    "labelled_images", "test_images", "test_elbo_nats", "test_nll_nats", "test_nll_particles",
-    "test_nll_images", "classes_predicted", "epochs", "seconds_train",
-}  # fmt: skip
+    "test_accuracy",
+    "test_accuracy_labels_alone",
+    "gain_points",
+    "test_accuracy_by_bayes",
+    "labelled_images",
+    "test_images",
+    "test_elbo_nats",
+    "test_nll_nats",
+    "test_nll_particles",
+    "test_nll_images",
+    "classes_predicted",
+    "epochs",
+    "seconds_train",
+}
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):

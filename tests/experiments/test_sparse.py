@@ -84,9 +84,15 @@ def test_rows_of_a_file(tmp_path):
     rows = np.random.default_rng(0).normal(size=(700, 12)) * 3 + 5
     np.save(tmp_path / "rows.npy", rows)
     config = activations.Config(
-        dataset=tmp_path / "rows.npy", latent=20, k=3, batch_size=64, sample=256, smoke=True,
-        code="batch_top_k", out=tmp_path / "run",
-    )  # fmt: skip
+        dataset=tmp_path / "rows.npy",
+        latent=20,
+        k=3,
+        batch_size=64,
+        sample=256,
+        smoke=True,
+        code="batch_top_k",
+        out=tmp_path / "run",
+    )
     summary = activations.main(config)
     check_left(tmp_path / "run", summary, PLAIN)
     assert (summary["rows"], summary["steps"]) == (700, 11)

@@ -13,8 +13,15 @@ from vaejax import population
 from vaejax.train import TrainState
 
 NUMBERS = ("test_elbo_nats", "test_nll_nats", "test_distortion_nats", "test_rate_nats")
-SMALL = replace(vae.DIGITS, smoke=True, progress=False, hidden=(16,), latent=2, evaluate_every=1,
-                checkpoint_every=1)  # fmt: skip
+SMALL = replace(
+    vae.DIGITS,
+    smoke=True,
+    progress=False,
+    hidden=(16,),
+    latent=2,
+    evaluate_every=1,
+    checkpoint_every=1,
+)
 SWEPT = replace(SMALL, seeds=2, sweep=("beta=1,4", "scale=0.2,0.3"))
 
 
@@ -80,8 +87,11 @@ def test_another_sweep_is_not_continued(swept):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sweep": ("latent=2,5",)}, "--sweep: got latent, expected one of adam_epsilon, beta, "
-                                     "learning_rate, scale; .*runs of its own"),
+        (
+            {"sweep": ("latent=2,5",)},
+            "--sweep: got latent, expected one of adam_epsilon, beta, "
+            "learning_rate, scale; .*runs of its own",
+        ),
         ({"sweep": ("seed=1,2",)}, "--seeds N is for seeds"),
         ({"sweep": ("scale=1,2",), "likelihood": "bernoulli"}, "of adam_epsilon, beta, learning_r"),
         ({"sweep": ("beta=1,two",)}, "got beta=1,two, expected NAME=VALUE,VALUE.* numbers"),
@@ -91,7 +101,7 @@ def test_another_sweep_is_not_continued(swept):
         ({"sweep": ("beta=1",), "seeds": 0}, "expected seeds >= 1, got 0"),
         ({"sweep": ("beta=1,2",), "devices": 99}, "devices.mesh: count: got 99"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         vae.main(replace(SMALL, out=tmp_path / "run", **changes))
@@ -106,8 +116,9 @@ def test_the_command_line_names_hyperparameters_as_its_options_are_spelt():
 
 def test_frozen_members_are_named_and_are_in_no_mean(tmp_path):
     hyper = population.grid(beta=[1.0, 2.0], seed=[0, 1])
-    state = TrainState({"w": jnp.arange(4.0)}, (), jax.random.split(jax.random.key(0), 4),
-                       jnp.array([8, 8, 8, 3]))  # fmt: skip
+    state = TrainState(
+        {"w": jnp.arange(4.0)}, (), jax.random.split(jax.random.key(0), 4), jnp.array([8, 8, 8, 3])
+    )
     history = {"epoch": np.array([1.0, 2.0]), "elbo": np.array([[1.0, 3, 5, 7], [2, 4, 6, np.nan]])}
     frozen = np.array([-1, -1, -1, 3])
     found = population.Population(hyper, state, state, history, "epochs", frozen)
@@ -115,8 +126,17 @@ def test_frozen_members_are_named_and_are_in_no_mean(tmp_path):
     assert [member["nats"] for member in members[:3]] == [0, 10, 20]
     assert np.isnan(members[3]["nats"])
     config = replace(SMALL, out=tmp_path / "run")
-    summary = sweep.report(config, run.open_folder(config, name="x"), hyper, found, members,
-                           curve="elbo", labels={}, facts={"images": 3}, note="nats")  # fmt: skip
+    summary = sweep.report(
+        config,
+        run.open_folder(config, name="x"),
+        hyper,
+        found,
+        members,
+        curve="elbo",
+        labels={},
+        facts={"images": 3},
+        note="nats",
+    )
     assert summary["frozen"] == [{"member": 3, "before_step": 3, "beta": 2.0, "seed": 1}]
     assert [(row["finite"], row["nats"]) for row in summary["settings"]] == [(2, 5.0), (1, 20.0)]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["members"][3]["nats"] is None

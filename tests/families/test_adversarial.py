@@ -22,14 +22,16 @@ GAMES = ["aae", "vae_gan", "gan"]
 
 def model_of(code=None, prior=PRIOR):
     image = nn.Sequential([MLP((6,), nn.tanh), heads.Code(SHAPE, nn.sigmoid)])
-    return autoencoder(nn.Sequential([MLP((6,), nn.tanh), code or heads.Normal(LATENT)]),
-                       image, prior)  # fmt: skip
+    return autoencoder(
+        nn.Sequential([MLP((6,), nn.tanh), code or heads.Normal(LATENT)]), image, prior
+    )
 
 
 def aae_model(code=None, prior=PRIOR):
     decoder = nn.Sequential([MLP((6,), nn.tanh), heads.FixedNormal(SHAPE, 0.3)])
-    return autoencoder(nn.Sequential([MLP((6,), nn.tanh), code or heads.Code(LATENT)]),
-                       decoder, prior)  # fmt: skip
+    return autoencoder(
+        nn.Sequential([MLP((6,), nn.tanh), code or heads.Code(LATENT)]), decoder, prior
+    )
 
 
 CRITIC = adversarial.Critic(MLP((5,), nn.tanh))
@@ -166,8 +168,10 @@ def test_mistake_3_the_generator_helps_the_critic():
 
 
 def test_not_saturating_points_the_same_way_for_every_fake():
-    slopes = [jax.vmap(jax.grad(f))(jnp.linspace(-9, 9, 7))
-              for f in (adversarial.saturating, adversarial.non_saturating)]  # fmt: skip
+    slopes = [
+        jax.vmap(jax.grad(f))(jnp.linspace(-9, 9, 7))
+        for f in (adversarial.saturating, adversarial.non_saturating)
+    ]
     assert (slopes[0] < 0).all() and (slopes[1] < 0).all()
     assert slopes[1][0] < -0.99 and slopes[0][0] > -1e-3  # where the critic is sure it still learns
     np.testing.assert_allclose(slopes[0][3], slopes[1][3], rtol=1e-6)  # and they agree at a coin
@@ -200,8 +204,11 @@ def by_hand(game, params, x=X, fooling=adversarial.non_saturating):
         D = 0.5 * jnp.sum((h - h_seen) ** 2) + 0.5 * h.size * jnp.log(2 * jnp.pi)
         R = 0.5 * jnp.sum(q.loc**2 + q.scale**2 - 1) - jnp.sum(jnp.log(q.scale))
         fake = jax.nn.softplus(seen) + jax.nn.softplus(drawn)
-        return {"encoder": R + D, "decoder": 0.7 * D + fooling(seen) + fooling(drawn),
-                "critic": jax.nn.softplus(-real) + fake}  # fmt: skip
+        return {
+            "encoder": R + D,
+            "decoder": 0.7 * D + fooling(seen) + fooling(drawn),
+            "critic": jax.nn.softplus(-real) + fake,
+        }
 
     return jax.tree.map(jnp.mean, over_batch(example, params, jax.random.key(1), Batch(x)))
 
@@ -328,8 +335,10 @@ def test_the_critic_sees_the_condition():
     generator = nn.Sequential([MLP((6,)), heads.Code(SHAPE, nn.sigmoid)])
     model = adversarial.implicit(generator, PRIOR)
     c = jax.nn.one_hot(jnp.arange(5) % 3, 3)
-    params = {**model.init(jax.random.key(0), X[0], c[0]),
-              "critic": CRITIC.init(jax.random.key(1), X[0], c[0])}  # fmt: skip
+    params = {
+        **model.init(jax.random.key(0), X[0], c[0]),
+        "critic": CRITIC.init(jax.random.key(1), X[0], c[0]),
+    }
     loss = adversarial.gan(model, CRITIC)
     found = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(2), Batch(X, c), 0)[0]))(params)
     seen = found["critic"]["params"]["net"]["Dense_0"]["kernel"][-3:]

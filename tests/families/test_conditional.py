@@ -46,8 +46,9 @@ def exact_log_px(params, x, y):
     A, W, B, L = (np.asarray(params[name]) for name in "AWBL")
     covariance = W @ L @ L.T @ W.T + S**2 * np.eye(D)
     means = (W @ A + B).T[y]
-    return np.array([stats.multivariate_normal(m, covariance).logpdf(v)
-                     for m, v in zip(means, x, strict=True)])  # fmt: skip
+    return np.array(
+        [stats.multivariate_normal(m, covariance).logpdf(v) for m, v in zip(means, x, strict=True)]
+    )
 
 
 def check_log_px(alter):
@@ -64,7 +65,7 @@ def check_log_px(alter):
         )
     )
     exact = exact_log_px(params, X, Y)
-    found = bound(keys, jnp.asarray(X), c)  # fmt: skip
+    found = bound(keys, jnp.asarray(X), c)
     np.testing.assert_allclose(found, np.repeat(exact[:, None], 5, 1), atol=1e-9, rtol=0)
     likelihood = evaluate.log_likelihood(
         model, params, jax.random.key(2), Batch(jnp.asarray(X), c=c), particles=3
@@ -193,8 +194,11 @@ def test_completed_keeps_what_is_known():
     with pytest.raises(ValueError, match="an entry for every entry of x, channels included"):
         conditional.Completed(px.px, x, known[..., 0]).log_prob(x)
     pair = jax.vmap(Normal)(jnp.zeros((2, 3)), jnp.ones((2, 3)))
-    for other in (Categorical(jnp.zeros((*IMAGE, 3))), Categorical(jnp.zeros((2, 5))),
-                  Mixture(jnp.zeros(2), pair)):  # fmt: skip
+    for other in (
+        Categorical(jnp.zeros((*IMAGE, 3))),
+        Categorical(jnp.zeros((2, 5))),
+        Mixture(jnp.zeros(2), pair),
+    ):
         x, known = jnp.zeros(other.event_shape), jnp.ones(other.event_shape)
         with pytest.raises(TypeError, match="independent entries"):
             conditional.Completed(other, x, known).log_prob(x)

@@ -188,8 +188,10 @@ def test_at_beta_1_beta_tcvae_is_the_elbo(key):
         return jnp.mean(over_batch(example, params, key, batch)), ()
 
     def both(params, key, step):
-        return [jax.value_and_grad(loss, has_aux=True)(params, jax.random.clone(key), batch, step)
-                for loss in (tc, plain, objectives.elbo(model))]  # fmt: skip
+        return [
+            jax.value_and_grad(loss, has_aux=True)(params, jax.random.clone(key), batch, step)
+            for loss in (tc, plain, objectives.elbo(model))
+        ]
 
     both = jax.jit(both)
     ((value, metrics), gradient), ((bound, _), expected), ((_, of_elbo), _) = both(params, key, 0)
@@ -258,10 +260,14 @@ def test_each_player_has_the_gradient_of_its_own_loss(two_players, key):
         own = model_loss(params["model"], params["critic"], key)
         return own + critic_loss(params["critic"], params["model"], again), {}
 
-    expected = jax.jit(lambda params, key: {
-        "model": jax.grad(model_loss)(params["model"], params["critic"], key),
-        "critic": jax.grad(critic_loss)(params["critic"], params["model"], jax.random.clone(key)),
-    })(params, key)  # fmt: skip
+    expected = jax.jit(
+        lambda params, key: {
+            "model": jax.grad(model_loss)(params["model"], params["critic"], key),
+            "critic": jax.grad(critic_loss)(
+                params["critic"], params["model"], jax.random.clone(key)
+            ),
+        }
+    )(params, key)
 
     def check(loss):
         found = jax.jit(jax.grad(loss, has_aux=True))(params, jax.random.clone(key), batch, 0)[0]
@@ -456,29 +462,51 @@ def test_bad_input_is_refused(key, two_players):
         return jax.eval_shape(loss, params, key, batch, 0)
 
     for call, error, message in (
-        (lambda: disentangle.total_correlation(*(a[:1] for a in q)), ValueError,
-         "total_correlation: batch: got 1 example, expected 2 or more; raise the batch size"),
-        (lambda: disentangle.total_correlation(q[0][0], *q[1:]), ValueError,
-         r"z, loc, scale: got .*expected \[batch, latent\]"),
+        (
+            lambda: disentangle.total_correlation(*(a[:1] for a in q)),
+            ValueError,
+            "total_correlation: batch: got 1 example, expected 2 or more; raise the batch size",
+        ),
+        (
+            lambda: disentangle.total_correlation(q[0][0], *q[1:]),
+            ValueError,
+            r"z, loc, scale: got .*expected \[batch, latent\]",
+        ),
         (lambda: disentangle.total_correlation(*q, size=7), ValueError, "size: got 7, expected 8"),
-        (lambda: traced(disentangle.beta_tcvae(model, beta=4.0), params, one), ValueError,
-         "got 1 example, expected 2 or more"),
-        (lambda: traced(disentangle.beta_tcvae(oracle, beta=4.0), oracle_params,
-                        Batch(jnp.zeros((4, 5)))), TypeError,
-         "beta_tcvae: posterior: got MultivariateNormal, expected Normal.*factor_vae"),
+        (
+            lambda: traced(disentangle.beta_tcvae(model, beta=4.0), params, one),
+            ValueError,
+            "got 1 example, expected 2 or more",
+        ),
+        (
+            lambda: traced(
+                disentangle.beta_tcvae(oracle, beta=4.0), oracle_params, Batch(jnp.zeros((4, 5)))
+            ),
+            TypeError,
+            "beta_tcvae: posterior: got MultivariateNormal, expected Normal.*factor_vae",
+        ),
         (lambda: traced(loss, both, one), ValueError, "permute_dimensions: batch: got 1 ex"),
         (lambda: traced(loss, params, batch), ValueError, "players: params"),
-        (lambda: traced(wide, wide_params, batch), TypeError,
-         r"factor_vae: critic: got an output of shape \(16, 2\).*nn.Dense\(1\)"),
+        (
+            lambda: traced(wide, wide_params, batch),
+            TypeError,
+            r"factor_vae: critic: got an output of shape \(16, 2\).*nn.Dense\(1\)",
+        ),
         (lambda: disentangle.permute_dimensions(key, q[0][0]), ValueError, r"shape \(3,\)"),
         (lambda: disentangle.mig(codes[:, :1], factors), ValueError, "got 1 dimension"),
-        (lambda: disentangle.mig(codes, factors * [1, 0]), ValueError,
-         "got factor 1 with one value in all 2000 rows"),
+        (
+            lambda: disentangle.mig(codes, factors * [1, 0]),
+            ValueError,
+            "got factor 1 with one value in all 2000 rows",
+        ),
         (lambda: disentangle.mig(codes[1:], factors), ValueError, "codes and factors: got"),
         (lambda: disentangle.mig(codes, factors / 3), ValueError, "got fractions or NaN"),
-        (lambda: disentangle.mig(np.where(codes == 3, np.nan, codes), factors), ValueError,
-         "mig: the sum of the code is nan for example"),
+        (
+            lambda: disentangle.mig(np.where(codes == 3, np.nan, codes), factors),
+            ValueError,
+            "mig: the sum of the code is nan for example",
+        ),
         (lambda: disentangle.mig(codes, factors, bins=1), ValueError, "bins: got 1, expected 2"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(error, match=message):
             call()

@@ -47,11 +47,14 @@ def mixture_of(family, seed=0, k=3, dtype=np.float32):
     rng = np.random.default_rng(seed)
     logits, loc = rng.normal(size=k).astype(dtype), rng.normal(size=(k, 3)).astype(dtype)
     tril = np.tril(rng.normal(size=(k, 3, 3)) / 2 + 1.5 * np.eye(3)).astype(dtype)
-    return Mixture(logits, {
-        "bernoulli": lambda: Bernoulli(rng.normal(size=(k, 12)).astype(dtype)),
-        "gaussian": lambda: Normal(loc, np.exp(rng.normal(size=(k, 3))).astype(dtype)),
-        "full": lambda: MultivariateNormal(loc, tril),
-    }[family]())  # fmt: skip
+    return Mixture(
+        logits,
+        {
+            "bernoulli": lambda: Bernoulli(rng.normal(size=(k, 12)).astype(dtype)),
+            "gaussian": lambda: Normal(loc, np.exp(rng.normal(size=(k, 3))).astype(dtype)),
+            "full": lambda: MultivariateNormal(loc, tril),
+        }[family](),
+    )
 
 
 def oracle_log_joint(mixture, x):
@@ -291,9 +294,15 @@ def test_the_same_start_gives_what_scikit_learn_gives(family, x64):
         kind, precisions = "full", np.linalg.inv(tril @ tril.mT)
     with np.errstate(all="ignore"), pytest.warns(Warning, match="did not converge"):
         theirs = GaussianMixture(
-            3, covariance_type=kind, tol=0.0, max_iter=25, reg_covar=0.0,
-            weights_init=weights, means_init=loc, precisions_init=precisions,
-        ).fit(x)  # fmt: skip
+            3,
+            covariance_type=kind,
+            tol=0.0,
+            max_iter=25,
+            reg_covar=0.0,
+            weights_init=weights,
+            means_init=loc,
+            precisions_init=precisions,
+        ).fit(x)
     # Our floor must not bind; their last number is that of one M step more than they report.
     ours = fit(start, x, floor=1e-6, iterations=25, tolerance=-1.0)
     assert ours.history[-1] == pytest.approx(theirs.score(x), rel=1e-9)
@@ -433,7 +442,7 @@ def test_stored_data_are_drawn_once_with_the_key_of_the_fit():
             grey, 3, key=jax.random.key(seed), transform=data.binarize, batch_size=size
         ).history
         for seed, size in [(0, 1000), (0, 100), (1, 1000)]
-    ]  # fmt: skip
+    ]
     np.testing.assert_allclose(calls[0], calls[1], rtol=1e-4)
     assert abs(calls[0][-1] - calls[2][-1]) > 1e-4
 

@@ -200,8 +200,9 @@ def check_tiling_changes_nothing(loss, params, x):
     key = jax.random.key(0)
     one, one_slope = gradient(params, key, Batch(x), 0)
     four, four_slope = gradient(params, jax.random.clone(key), Batch(jnp.tile(x, (4, 1, 1, 1))), 0)
-    for a, b in zip(jax.tree.leaves((one, one_slope)), jax.tree.leaves((four, four_slope)),
-                    strict=True):  # fmt: skip
+    for a, b in zip(
+        jax.tree.leaves((one, one_slope)), jax.tree.leaves((four, four_slope)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -332,8 +333,10 @@ def test_dead_entries_revive_at_encodings_and_the_others_stay(params, x, feature
 
 
 def test_rows_of_weight_0_give_no_entries(params, x):
-    masked = Batch(np.where(np.arange(12)[:, None, None, None] < 3, x, np.nan),
-                   weight=(np.arange(12) < 3).astype(np.float32))  # fmt: skip
+    masked = Batch(
+        np.where(np.arange(12)[:, None, None, None] < 3, x, np.nan),
+        weight=(np.arange(12) < 3).astype(np.float32),
+    )
     start = quantized.from_data(MODEL, params, jax.random.key(0), masked)
     assert np.isfinite(start["codebook"]).all()
     init, _ = train.make_step(LOSS, optax.sgd(0.1))
@@ -351,8 +354,17 @@ def fitted(x):
         {"model": optax.adam(1e-2), "codebook": optax.sgd(1 - GAMMA)},
         {"model": "model", "codebook": "codebook"},
     )
-    return train.fit(LOSS, optimizer, params, x, key=jax.random.key(2), epochs=60, batch_size=6,
-                     progress=False, hook=quantized.revive(MODEL, x))  # fmt: skip
+    return train.fit(
+        LOSS,
+        optimizer,
+        params,
+        x,
+        key=jax.random.key(2),
+        epochs=60,
+        batch_size=6,
+        progress=False,
+        hook=quantized.revive(MODEL, x),
+    )
 
 
 def test_training_in_two_stages(x):
@@ -360,9 +372,16 @@ def test_training_in_two_stages(x):
     assert first.history["distortion"][-1] < 0.8 * first.history["distortion"][0]
     maps = quantized.indices(MODEL, first.params, jax.random.key(3), x)
     network = Independent()
-    second = train.fit(objectives.maximum_likelihood(network), optax.adam(0.1),
-                       network.init(jax.random.key(4)), maps, key=jax.random.key(5),
-                       epochs=80, batch_size=12, progress=False)  # fmt: skip
+    second = train.fit(
+        objectives.maximum_likelihood(network),
+        optax.adam(0.1),
+        network.init(jax.random.key(4)),
+        maps,
+        key=jax.random.key(5),
+        epochs=80,
+        batch_size=12,
+        progress=False,
+    )
     share = np.stack([np.bincount(np.asarray(maps)[:, i, 0], minlength=ENTRIES) for i in (0, 1)])
     entropy = -sum(s * np.log(s) for s in (share / len(x)).ravel() if s > 0)
     assert -second.history["log_px"][-1] == pytest.approx(entropy, abs=0.05)

@@ -51,8 +51,13 @@ def exact_log_pxy(params, x):
     A, W = np.asarray(params["A"]), np.asarray(params["W"])
     covariance = W @ W.T + S**2 * np.eye(D)
     means, log_py = (W @ A).T, special.log_softmax(PY)
-    return np.stack([log_py[k] + stats.multivariate_normal(means[k], covariance).logpdf(x)
-                     for k in range(CLASSES)], axis=1)  # fmt: skip
+    return np.stack(
+        [
+            log_py[k] + stats.multivariate_normal(means[k], covariance).logpdf(x)
+            for k in range(CLASSES)
+        ],
+        axis=1,
+    )
 
 
 class Linear(NamedTuple):
@@ -104,10 +109,14 @@ def by_hand(joint, params, x, y):
         c = jnp.eye(CLASSES)[k]
         q = joint.model.encode(own, x, c)
         z, root, m = q.loc, q.scale_tril, own["A"][:, k]
-        log_px = sum(-0.5 * ((x[i] - own["W"][i] @ z) / S) ** 2 - np.log(S * np.sqrt(2 * np.pi))
-                     for i in range(D))  # fmt: skip
-        kl = sum(0.5 * (root[i] @ root[i] + (z[i] - m[i]) ** 2 - 1) - jnp.log(root[i, i])
-                 for i in range(LATENT))  # fmt: skip
+        log_px = sum(
+            -0.5 * ((x[i] - own["W"][i] @ z) / S) ** 2 - np.log(S * np.sqrt(2 * np.pi))
+            for i in range(D)
+        )
+        kl = sum(
+            0.5 * (root[i] @ root[i] + (z[i] - m[i]) ** 2 - 1) - jnp.log(root[i, i])
+            for i in range(LATENT)
+        )
         L.append(log_px - kl + log_py[k])
     if y >= 0:
         return -L[y] - ALPHA * log_q[y]
@@ -193,8 +202,12 @@ def check_mixture(m2):
     """The loss of a batch is the mean of its examples' losses, whatever share is labelled."""
     joint, params = poor()
     loss = jax.jit(m2(joint, alpha=ALPHA, draw=at_the_mean))
-    alone = np.array([loss(params, jax.random.key(0), Batch(X[i : i + 1], y=Y[i : i + 1]), 0)[0]
-                      for i in range(len(X))])  # fmt: skip
+    alone = np.array(
+        [
+            loss(params, jax.random.key(0), Batch(X[i : i + 1], y=Y[i : i + 1]), 0)[0]
+            for i in range(len(X))
+        ]
+    )
     for chosen in ([0, 1, 2, 3], [0, 0, 2, 4], [1, 3, 5, 5], [0, 1, 3, 5]):
         value, metrics = loss(params, jax.random.key(0), Batch(X[chosen], y=Y[chosen]), 0)
         assert float(value) == pytest.approx(alone[chosen].mean(), abs=1e-9)
@@ -212,8 +225,10 @@ def test_any_mixture_of_labelled_and_unlabelled(x64):
         def loss(params, key, batch, step):
             parts = semisupervised.m2(joint, alpha=alpha, draw=draw)
             known = (batch.y != -1).astype(float)
-            values = [parts(params, jax.random.clone(key), batch._replace(weight=w), step)
-                      for w in (known, 1 - known)]  # fmt: skip
+            values = [
+                parts(params, jax.random.clone(key), batch._replace(weight=w), step)
+                for w in (known, 1 - known)
+            ]
             total = sum(jnp.nan_to_num(value) for value, _ in values)  # 0 / 0: none of a kind
             return total, values[0][1]
 
@@ -239,8 +254,9 @@ def test_the_metrics_of_the_labelled_average_over_batches_of_any_mixture(x64):
 
 def test_weights_count_examples_and_masked_ones_leave_no_trace(x64):
     joint, params = poor()
-    loss = jax.jit(jax.value_and_grad(semisupervised.m2(joint, alpha=ALPHA, draw=at_the_mean),
-                                      has_aux=True))  # fmt: skip
+    loss = jax.jit(
+        jax.value_and_grad(semisupervised.m2(joint, alpha=ALPHA, draw=at_the_mean), has_aux=True)
+    )
     x = np.concatenate([X[:3], np.full((1, D), np.nan)])
     key, y = jax.random.key(0), np.array([0, -1, 2, 1])
     weight = np.array([2.0, 1.0, 1.0, 0.0])
@@ -336,9 +352,16 @@ def test_fit_takes_the_examples_that_indices_choose():
 
     data = Batch(np.arange(10.0, dtype=np.float32), y=np.arange(10))
     fitted = train.fit(
-        loss, optax.sgd(0.1), jnp.ones(1), data, key=jax.random.key(0), epochs=2, batch_size=5,
-        indices=lambda key, step: jnp.array([7, 8, 9, 8, 8]), progress=False,
-    )  # fmt: skip
+        loss,
+        optax.sgd(0.1),
+        jnp.ones(1),
+        data,
+        key=jax.random.key(0),
+        epochs=2,
+        batch_size=5,
+        indices=lambda key, step: jnp.array([7, 8, 9, 8, 8]),
+        progress=False,
+    )
     np.testing.assert_array_equal(fitted.history["x"], [8, 8])
     np.testing.assert_array_equal(fitted.history["y"], [8, 8])
     assert int(fitted.state.step) == 4
@@ -358,8 +381,16 @@ def test_labels_that_are_none(images):
             loss(params, key, batch, 0)
     outside = np.where(y == 2, 3, y)
     with pytest.raises(train.NonFiniteError, match="labels are from 0 to classes - 1"):
-        train.fit(loss, optax.sgd(0.1), params, Batch(x, y=outside), key=key, epochs=1,
-                  batch_size=12, progress=False)  # fmt: skip
+        train.fit(
+            loss,
+            optax.sgd(0.1),
+            params,
+            Batch(x, y=outside),
+            key=key,
+            epochs=1,
+            batch_size=12,
+            progress=False,
+        )
 
 
 def test_classes_that_do_not_agree(images):

@@ -285,10 +285,13 @@ def test_reported_values_are_those_of_the_weights_that_were_drawn(x64, key):
         "vr-max": np.max,
     }
     options = {
-        "iwae": {"particles": 6}, "miwae": {"outer": 2, "inner": 3},
-        "piwae": {"outer": 2, "inner": 3}, "ciwae": {"particles": 6, "beta": 0.3},
-        "renyi": {"particles": 6, "alpha": 0.4}, "vr-max": {"particles": 6, "alpha": -np.inf},
-    }  # fmt: skip
+        "iwae": {"particles": 6},
+        "miwae": {"outer": 2, "inner": 3},
+        "piwae": {"outer": 2, "inner": 3},
+        "ciwae": {"particles": 6, "beta": 0.3},
+        "renyi": {"particles": 6, "alpha": 0.4},
+        "vr-max": {"particles": 6, "alpha": -np.inf},
+    }
     log_w = np.asarray(weights_of(model, params, key, x[0], 6))
     for name, value in expected.items():
         build = getattr(objectives, "renyi" if name == "vr-max" else name)
@@ -312,10 +315,11 @@ def test_renyi_near_one_is_the_elbo_in_single_precision(alpha, key):
     """Checked against log 1/K sum w^(1 - alpha) / (1 - alpha) as written: off by tenths of nats."""
     model, params, x = linear()
     near, one = (
-        jax.jit(objectives.renyi(model, particles=6, alpha=a))(params, jax.random.clone(key),
-                                                               Batch(x), 0)[0]
+        jax.jit(objectives.renyi(model, particles=6, alpha=a))(
+            params, jax.random.clone(key), Batch(x), 0
+        )[0]
         for a in (alpha, 1.0)
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(near, one, rtol=1e-4)
 
 
@@ -540,8 +544,9 @@ def check_scale(build, key):
     """An image tiled twice, beside a z it does not depend on, has twice the bound."""
 
     def bound(n):
-        model = autoencoder(heads.Normal(2), heads.FixedNormal((n,), 1.0),
-                            Normal(jnp.zeros(2), jnp.ones(2)))  # fmt: skip
+        model = autoencoder(
+            heads.Normal(2), heads.FixedNormal((n,), 1.0), Normal(jnp.zeros(2), jnp.ones(2))
+        )
         params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(3), jnp.zeros(n)))
         prior = lambda params, c=(): model.encode(params, jnp.zeros(n))  # noqa: E731
         loss = jax.jit(build(model._replace(prior=prior), particles=3))

@@ -32,10 +32,17 @@ def digits_fit(epochs=EPOCHS, *, smallest=None, images=None, **options):
     if smallest is not None:
         params = devices.sharded(params, options["mesh"], smallest=smallest)
     return train.fit(
-        elbo(MODEL), optax.adam(1e-3), params, data.load("digits").x if images is None else images,
-        key=jax.random.key(1), epochs=epochs, batch_size=128, transform=data.binarize,
-        progress=False, **options,
-    )  # fmt: skip
+        elbo(MODEL),
+        optax.adam(1e-3),
+        params,
+        data.load("digits").x if images is None else images,
+        key=jax.random.key(1),
+        epochs=epochs,
+        batch_size=128,
+        transform=data.binarize,
+        progress=False,
+        **options,
+    )
 
 
 def digits_population(**options):
@@ -47,9 +54,17 @@ def digits_population(**options):
         return elbo(MODEL, beta=hyper["beta"]), optax.adam(1e-3)
 
     return population.fit(
-        make, hyper, init, data.load("digits").x, keys=keys, epochs=2, batch_size=128,
-        transform=data.binarize, progress=False, **options,
-    )  # fmt: skip
+        make,
+        hyper,
+        init,
+        data.load("digits").x,
+        keys=keys,
+        epochs=2,
+        batch_size=128,
+        transform=data.binarize,
+        progress=False,
+        **options,
+    )
 
 
 def on_eight(folder):
@@ -76,16 +91,21 @@ def on_eight(folder):
 
     params = MODEL.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
     options = {"key": jax.random.key(1), "epochs": 1, "progress": False, "mesh": eight}
-    train.fit(watched, optax.adam(1e-3), params, data.load("digits").x,
-              transform=data.binarize, **options)  # fmt: skip
+    train.fit(
+        watched, optax.adam(1e-3), params, data.load("digits").x, transform=data.binarize, **options
+    )
     found["shard of a batch"] = seen[0]
 
     streamed = digits_fit(2, mesh=eight, images=sources.open("digits"))
     found["loss streamed"] = streamed.history["loss"].tolist()
     digits_fit(1, directory=folder / "of two", mesh=devices.mesh(2))
     for count in (1, 8):
-        resumed = digits_fit(directory=folder / "of two", resume=True, mesh=devices.mesh(count),
-                             epochs=2 + (count == 8))  # fmt: skip
+        resumed = digits_fit(
+            directory=folder / "of two",
+            resume=True,
+            mesh=devices.mesh(count),
+            epochs=2 + (count == 8),
+        )
         found[f"resumed on {count}"] = resumed.history["loss"].tolist()
     members = digits_population(mesh=eight)
     kernel = members.params["encoder"]["params"]["layers_0"]["Dense_0"]["kernel"]
@@ -93,10 +113,18 @@ def on_eight(folder):
     found["members"] = members.history["loss"].tolist()
     for call in (
         lambda: devices.mesh(9),
-        lambda: train.fit(elbo(MODEL), optax.adam(1e-3), params, np.zeros((50, 8, 8, 1)),
-                          key=jax.random.key(1), epochs=1, batch_size=20, mesh=eight),
+        lambda: train.fit(
+            elbo(MODEL),
+            optax.adam(1e-3),
+            params,
+            np.zeros((50, 8, 8, 1)),
+            key=jax.random.key(1),
+            epochs=1,
+            batch_size=20,
+            mesh=eight,
+        ),
         lambda: digits_population(mesh=devices.mesh(3)),
-    ):  # fmt: skip
+    ):
         try:
             call()
         except ValueError as error:
@@ -130,9 +158,11 @@ def start(*arguments, **environment):
     root = str(Path(__file__).parents[2])
     return subprocess.Popen(
         [sys.executable, __file__, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": root} | environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        env=os.environ | {"PYTHONPATH": root} | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def result(process):

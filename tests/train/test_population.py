@@ -96,8 +96,9 @@ def test_each_of_8_seeds_x_4_betas_is_its_own_single_run_from_one_compilation(x6
         hyper_i, params_i = jax.tree.map(lambda leaf, i=i: leaf[i], (hyper, params))
         single = alone(hyper_i, jax.random.key(hyper["seed"][i]), params_i)
         jax.tree.map(close, found.member(i).params, single)
-    last = train.fit(elbo(model, beta=4.0), optax.adam(1e-2), params_i, images,
-                     key=jax.random.key(7), **options)  # fmt: skip
+    last = train.fit(
+        elbo(model, beta=4.0), optax.adam(1e-2), params_i, images, key=jax.random.key(7), **options
+    )
     jax.tree.map(close, found.member(31).params, last.params)
     np.testing.assert_allclose(found.history["loss"][:, 31], last.history["loss"], rtol=1e-8)
 
@@ -142,12 +143,15 @@ def test_a_member_that_is_not_finite_is_frozen_and_the_rest_go_on():
         equal(found.member(i), healthy.member(i))
     assert np.isnan(found.history["loss"][1:, 1]).all()
     assert np.isfinite(found.history["loss"][:, [0, 2]]).all()
-    scan = population.make_scan(make, steps=5, indices=train.shuffled(50, 16),
-                                transform=data.binarize)  # fmt: skip
+    scan = population.make_scan(
+        make, steps=5, indices=train.shuffled(50, 16), transform=data.binarize
+    )
     init = jax.vmap(lambda h, key, params: train.make_step(*make(h))[0](key, params))
     state = init(hyper, keys_of(hyper), start(hyper))
-    equal(found.member(1), jax.tree.map(lambda leaf: leaf[1], jax.jit(scan)(
-        state, hyper, 0, IMAGES)[0]))  # fmt: skip
+    equal(
+        found.member(1),
+        jax.tree.map(lambda leaf: leaf[1], jax.jit(scan)(state, hyper, 0, IMAGES)[0]),
+    )
     assert found.best_member() in (0, 2)
     with (
         warnings.catch_warnings(),
@@ -188,10 +192,16 @@ def test_every_member_keeps_its_own_best_and_is_measured_by_its_own_loss():
 
     hyper = {"row": np.array([0, 1])}
     found = population.fit(
-        counting, hyper, {"count": np.zeros(2, np.float32)}, IMAGES / np.float32(255),
-        keys=jax.random.split(jax.random.key(0), 2), epochs=4, batch_size=16,
-        evaluate=evaluate_member, progress=False,
-    )  # fmt: skip
+        counting,
+        hyper,
+        {"count": np.zeros(2, np.float32)},
+        IMAGES / np.float32(255),
+        keys=jax.random.split(jax.random.key(0), 2),
+        epochs=4,
+        batch_size=16,
+        evaluate=evaluate_member,
+        progress=False,
+    )
     np.testing.assert_array_equal(found.best.params["count"], [6, 3])
     np.testing.assert_array_equal(found.best.step, [6, 3])
     np.testing.assert_array_equal(found.params["count"], [12, 12])
@@ -207,8 +217,9 @@ def test_the_mean_loss_of_a_member_is_that_of_evaluate():
     key = jax.random.key(1)
     expected = evaluate.mean_loss(loss, params, key, IMAGES[:21], transform=data.scale)
     for batch_size in (10, 500):
-        one = population.mean_loss(lambda hyper: (loss, None), IMAGES[:21], transform=data.scale,
-                                   batch_size=batch_size)  # fmt: skip
+        one = population.mean_loss(
+            lambda hyper: (loss, None), IMAGES[:21], transform=data.scale, batch_size=batch_size
+        )
         found = jax.jit(one)((), params, jax.random.clone(key))
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -268,10 +279,20 @@ def test_a_grid_has_every_combination():
 def test_the_summary_is_over_the_seeds_that_are_finite():
     hyper = population.grid(beta=[1.0, 4.0], seed=range(3))
     rows = population.summarize(hyper, {"nll": [1.0, 2.0, 6.0, np.nan, 3.0, 5.0]})
-    assert rows[0] == {"beta": 1.0, "members": 3, "finite": 3, "nll": 3.0,
-                       "nll_sd": pytest.approx(7**0.5)}  # fmt: skip
-    assert rows[1] == {"beta": 4.0, "members": 3, "finite": 2, "nll": 4.0,
-                       "nll_sd": pytest.approx(2**0.5)}  # fmt: skip
+    assert rows[0] == {
+        "beta": 1.0,
+        "members": 3,
+        "finite": 3,
+        "nll": 3.0,
+        "nll_sd": pytest.approx(7**0.5),
+    }
+    assert rows[1] == {
+        "beta": 4.0,
+        "members": 3,
+        "finite": 2,
+        "nll": 4.0,
+        "nll_sd": pytest.approx(2**0.5),
+    }
     assert population.table(rows).splitlines() == [
         "beta  finite      nll",
         " 1.0  3 of 3  3 (2.6)",

@@ -55,9 +55,11 @@ def convolutional():
 
 def two_layers():
     return hierarchical.layers(
-        vae(), encoders=[mlp(heads.Normal(2))], decoders=[mlp(heads.Normal(LATENT))],
+        vae(),
+        encoders=[mlp(heads.Normal(2))],
+        decoders=[mlp(heads.Normal(LATENT))],
         prior=Normal(jnp.zeros(2), jnp.ones(2)),
-    )  # fmt: skip
+    )
 
 
 def masked(classes=None, dtype=jnp.float32):
@@ -93,7 +95,7 @@ FAMILIES = {
     "made_of_classes": (lambda: vae(decoder=masked(3, jnp.int32)), CLASSES, ()),
     "pixelcnn": (lambda: vae(decoder=pixels()), jnp.round(X), ()),
     "language": (sentences, SYMBOLS, ()),
-}  # fmt: skip
+}
 every = pytest.mark.parametrize("name", list(FAMILIES))
 
 
@@ -272,9 +274,12 @@ def test_the_bound_on_digits_is_within_half_a_nat_trained_either_way():
 
     def trained(model):
         program = train.make_train(
-            objectives.elbo(model), optax.adam(1e-2), steps=200, batch_size=64,
+            objectives.elbo(model),
+            optax.adam(1e-2),
+            steps=200,
+            batch_size=64,
             transform=data.binarize,
-        )  # fmt: skip
+        )
         return jax.jit(program)(jax.random.key(2), start, images)[0].params
 
     def measured(model, params):

@@ -23,8 +23,6 @@ from vaejax.model import autoencoder
 from vaejax.objectives import elbo
 from vaejax.train import _loop as loop
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 MODEL = autoencoder(heads.Normal(2), heads.Bernoulli((4, 3)), Normal(jnp.zeros(2), jnp.ones(2)))
 LOSS = elbo(MODEL)
 ADAM = optax.adam(1e-2)
@@ -113,8 +111,17 @@ def test_one_trace_for_all_epochs(params):
     def loss(*arguments):
         return LOSS(*arguments)
 
-    train.fit(loss, ADAM, params, IMAGES, key=jax.random.key(0), epochs=3, batch_size=16,
-              transform=data.binarize, progress=False)  # fmt: skip
+    train.fit(
+        loss,
+        ADAM,
+        params,
+        IMAGES,
+        key=jax.random.key(0),
+        epochs=3,
+        batch_size=16,
+        transform=data.binarize,
+        progress=False,
+    )
 
 
 @pytest.mark.parametrize("size", [2, 7, 64, 1000, 4097])
@@ -221,15 +228,23 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(params, tmp_path, 
         return {"loss": abs(some_evaluation(p, key)["loss"] - 0.35)}
 
     options = {
-        "evaluate": evaluate, "evaluate_every": 2, "patience": 3, "epochs": 40,
+        "evaluate": evaluate,
+        "evaluate_every": 2,
+        "patience": 3,
+        "epochs": 40,
         "hook": lambda s: s._replace(params=jax.tree.map(lambda a: 1.001 * a, s.params)),
-    }  # fmt: skip
+    }
     whole = quiet_fit(params, **options)
     assert whole.stopped == "early" and int(whole.best.step) < int(whole.state.step)
     at = int(whole.history["epoch"][-1]) - 3  # while it waits
     with pytest.raises(train.Interrupted):
-        quiet_fit(params, directory=tmp_path, log=stopped_after(at),
-                  checkpoint_every=checkpoint_every, **options)  # fmt: skip
+        quiet_fit(
+            params,
+            directory=tmp_path,
+            log=stopped_after(at),
+            checkpoint_every=checkpoint_every,
+            **options,
+        )
     resumed = quiet_fit(params, directory=tmp_path, resume=True, **options)
     equal((whole.state, whole.best), (resumed.state, resumed.best))
     assert whole.history.keys() == resumed.history.keys()
@@ -338,8 +353,17 @@ def test_a_streamed_run_stands_still_before_a_step_that_is_not_finite(params, on
 
     def run(images):
         with pytest.raises(train.NonFiniteError, match="loss not finite at step 7") as caught:
-            train.fit(loss, ADAM, params, images, key=jax.random.key(0), epochs=9, batch_size=16,
-                      transform=data.binarize, progress=False)  # fmt: skip
+            train.fit(
+                loss,
+                ADAM,
+                params,
+                images,
+                key=jax.random.key(0),
+                epochs=9,
+                batch_size=16,
+                transform=data.binarize,
+                progress=False,
+            )
         return caught.value
 
     equal(run(on_disk).fitted.state, run(IMAGES).fitted.state)
@@ -366,15 +390,26 @@ def test_a_divergence_names_term_step_and_last_good_checkpoint(params, tmp_path)
         return value + bad, {**metrics, "rate": metrics["rate"] + bad}
 
     with pytest.raises(train.NonFiniteError, match="loss, rate not finite at step 7") as caught:
-        train.fit(loss, ADAM, params, IMAGES, key=jax.random.key(0), epochs=9, batch_size=16,
-                  transform=data.binarize, directory=tmp_path, progress=False)  # fmt: skip
+        train.fit(
+            loss,
+            ADAM,
+            params,
+            IMAGES,
+            key=jax.random.key(0),
+            epochs=9,
+            batch_size=16,
+            transform=data.binarize,
+            directory=tmp_path,
+            progress=False,
+        )
     assert caught.value.step == 7
     assert caught.value.checkpoint == tmp_path / "6"
     assert f"Last good checkpoint: {tmp_path / '6'}" in str(caught.value)
     # Up to there nothing is lost: the state before the step, in the middle of the third epoch.
     good = caught.value.fitted.state
-    scan = train.make_scan(LOSS, ADAM, steps=7, indices=train.shuffled(50, 16),
-                           transform=data.binarize)  # fmt: skip
+    scan = train.make_scan(
+        LOSS, ADAM, steps=7, indices=train.shuffled(50, 16), transform=data.binarize
+    )
     state = train.make_step(LOSS, ADAM)[0](jax.random.key(0), params)
     equal(good, jax.jit(scan)(state, IMAGES)[0])
     assert caught.value.examples == ()  # each of them has the NaN
@@ -541,10 +576,22 @@ def test_what_fails_between_steps_loses_none_of_them(on_disk, tmp_path):
             seen.append(row["epoch"])
 
         return train.fit(
-            loss, optax.sgd(0.1, 0.9), params, on_disk._replace(read=read), key=jax.random.key(3),
-            epochs=3, batch_size=10, transform=data.scale, evaluate=evaluate, evaluate_every=2,
-            checkpoint_every=100, hook=hook, log=log, progress=False, **given,
-        )  # fmt: skip
+            loss,
+            optax.sgd(0.1, 0.9),
+            params,
+            on_disk._replace(read=read),
+            key=jax.random.key(3),
+            epochs=3,
+            batch_size=10,
+            transform=data.scale,
+            evaluate=evaluate,
+            evaluate_every=2,
+            checkpoint_every=100,
+            hook=hook,
+            log=log,
+            progress=False,
+            **given,
+        )
 
     whole = failing()
     for what, epoch, saved in [
@@ -634,8 +681,18 @@ def test_parameters_that_are_not_finite_are_never_kept_as_good(params, tmp_path)
         return value + bad, metrics
 
     with pytest.raises(train.NonFiniteError, match="gradient of .*bias.* not finite at step 5"):
-        train.fit(loss, ADAM, params, IMAGES, key=jax.random.key(0), epochs=9, batch_size=16,
-                  transform=data.binarize, directory=tmp_path, progress=False)  # fmt: skip
+        train.fit(
+            loss,
+            ADAM,
+            params,
+            IMAGES,
+            key=jax.random.key(0),
+            epochs=9,
+            batch_size=16,
+            transform=data.binarize,
+            directory=tmp_path,
+            progress=False,
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"3"}
 
 
@@ -645,14 +702,25 @@ def test_an_optimizer_that_ruins_the_parameters_is_named(params):
 
     ruin = optax.GradientTransformation(lambda params: jnp.zeros(()), update)
     with pytest.raises(train.NonFiniteError, match=r"not finite after step 4.*every loss"):
-        train.fit(LOSS, ruin, params, IMAGES[:48], key=jax.random.key(0), epochs=9, batch_size=8,
-                  transform=data.binarize, chunk=5, progress=False)  # fmt: skip
+        train.fit(
+            LOSS,
+            ruin,
+            params,
+            IMAGES[:48],
+            key=jax.random.key(0),
+            epochs=9,
+            batch_size=8,
+            transform=data.binarize,
+            chunk=5,
+            progress=False,
+        )
 
 
 def test_best_is_the_last_state_until_something_was_compared(params):
     with pytest.raises(train.Interrupted) as caught:
-        quiet_fit(params, epochs=9, evaluate=some_evaluation, evaluate_every=5,
-                  log=stopped_after(2))  # fmt: skip
+        quiet_fit(
+            params, epochs=9, evaluate=some_evaluation, evaluate_every=5, log=stopped_after(2)
+        )
     equal(caught.value.fitted.best, caught.value.fitted.state)
 
 
@@ -678,14 +746,24 @@ def test_what_cannot_be_monitored_or_logged_is_refused(params):
         return value, {**metrics, "means": jnp.zeros(3)}
 
     with pytest.raises(ValueError, match=r"metric 'means': got shape \(3,\), expected a scalar"):
-        train.fit(loss, ADAM, params, IMAGES, key=jax.random.key(0), epochs=1, batch_size=16,
-                  transform=data.binarize, progress=False)  # fmt: skip
+        train.fit(
+            loss,
+            ADAM,
+            params,
+            IMAGES,
+            key=jax.random.key(0),
+            epochs=1,
+            batch_size=16,
+            transform=data.binarize,
+            progress=False,
+        )
 
 
 def test_a_state_may_be_donated_without_taking_the_callers_parameters(params):
     state = train.make_step(LOSS, ADAM)[0](jax.random.key(0), params)
-    scan = train.make_scan(LOSS, ADAM, steps=1, indices=train.shuffled(50, 16),
-                           transform=data.binarize)  # fmt: skip
+    scan = train.make_scan(
+        LOSS, ADAM, steps=1, indices=train.shuffled(50, 16), transform=data.binarize
+    )
     jax.jit(scan, donate_argnums=0)(state, IMAGES)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
@@ -735,8 +813,17 @@ def test_parameters_in_named_tuples_lists_and_by_number_load_too(tmp_path):
     def loss(params, key, batch, step):
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)), {}
 
-    fitted = train.fit(loss, optax.sgd(0.1), params, IMAGES / 255.0, epochs=1, batch_size=50,
-                       key=jax.random.key(0), directory=tmp_path, progress=False)  # fmt: skip
+    fitted = train.fit(
+        loss,
+        optax.sgd(0.1),
+        params,
+        IMAGES / 255.0,
+        epochs=1,
+        batch_size=50,
+        key=jax.random.key(0),
+        directory=tmp_path,
+        progress=False,
+    )
     found = checkpoint.load(tmp_path, like=params)
     assert isinstance(found["pair"], Pair)
     equal(found, fitted.params)
@@ -763,8 +850,9 @@ def test_a_damaged_checkpoint_is_not_loaded(params, tmp_path):
 def test_skip_may_differ_between_a_run_and_its_continuation(params, tmp_path, monkeypatch):
     """Within an epoch too: its steps so far count as not skipped."""
     images = (IMAGES > 127).astype(np.float32)
-    order = np.stack([train.shuffled(50, 5)(jax.random.fold_in(jax.random.key(3), 1), i)
-                      for i in range(10)])  # fmt: skip
+    order = np.stack(
+        [train.shuffled(50, 5)(jax.random.fold_in(jax.random.key(3), 1), i) for i in range(10)]
+    )
     images[order[6, 0]] = 200.0  # seen in the seventh of ten steps
     settings = {"images": images, "transform": None, "batch_size": 5, "chunk": 2, "epochs": 1}
     whole = quiet_fit(params, skip=1, **settings)
@@ -792,8 +880,17 @@ def test_levels_without_a_transform_are_a_warning(key):
     loss = autoencoders.reconstruction(model)
 
     def run(images, **options):
-        train.fit(loss, optax.sgd(1e-9), params, images, key=jax.random.key(1), epochs=1,
-                  batch_size=25, progress=False, **options)  # fmt: skip
+        train.fit(
+            loss,
+            optax.sgd(1e-9),
+            params,
+            images,
+            key=jax.random.key(1),
+            epochs=1,
+            batch_size=25,
+            progress=False,
+            **options,
+        )
 
     with pytest.warns(UserWarning, match="uint8 levels 0..255 and there is no transform"):
         run(IMAGES)
@@ -808,8 +905,16 @@ def test_a_penalty_that_is_not_finite_points_at_the_codes(key):
     x = -np.abs(IMAGES.reshape(50, 12) / np.float32(255))
     kernel = {"params": {"code": {"kernel": jnp.ones((12, 2)), "bias": jnp.zeros(2)}}}
     with pytest.raises(train.NonFiniteError, match="penalty.* check that the codes lie where"):
-        train.fit(loss, optax.sgd(0.1), {**params, "encoder": kernel}, x, key=jax.random.key(1),
-                  epochs=1, batch_size=25, progress=False)  # fmt: skip
+        train.fit(
+            loss,
+            optax.sgd(0.1),
+            {**params, "encoder": kernel},
+            x,
+            key=jax.random.key(1),
+            epochs=1,
+            batch_size=25,
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize(
@@ -828,9 +933,19 @@ def test_a_penalty_that_is_not_finite_points_at_the_codes(key):
 def test_what_is_no_loss_optimizer_or_key_is_refused_before_any_work(
     params, tmp_path, wrong, message
 ):
-    given = {"loss": LOSS, "optimizer": optax.adam(1e-3), "params": params, "data": IMAGES,
-             "key": jax.random.key(0), "epochs": 1, "batch_size": 8, "progress": False,
-             "transform": data.scale, "directory": tmp_path / "run", **wrong}  # fmt: skip
+    given = {
+        "loss": LOSS,
+        "optimizer": optax.adam(1e-3),
+        "params": params,
+        "data": IMAGES,
+        "key": jax.random.key(0),
+        "epochs": 1,
+        "batch_size": 8,
+        "progress": False,
+        "transform": data.scale,
+        "directory": tmp_path / "run",
+        **wrong,
+    }
     with pytest.raises(TypeError, match=message):
         train.fit(**given)
     assert not (tmp_path / "run").exists()
@@ -841,6 +956,15 @@ def test_levels_that_are_floats_are_said_to_be_unscaled(params, shift, said):
     """But not numbers that cannot be levels: fractions, or below zero."""
     images = IMAGES.astype(np.float32) + np.float32(shift)
     with pytest.raises(train.NonFiniteError) as caught:
-        train.fit(LOSS, optax.adam(1e-3), params, images, batch_size=8, key=jax.random.key(0),
-                  epochs=1, progress=False, transform=data.scale)  # fmt: skip
+        train.fit(
+            LOSS,
+            optax.adam(1e-3),
+            params,
+            images,
+            batch_size=8,
+            key=jax.random.key(0),
+            epochs=1,
+            progress=False,
+            transform=data.scale,
+        )
     assert ("have to be divided (x / 255)" in str(caught.value)) == said

@@ -42,15 +42,27 @@ def run(folder, epochs, pause=0.0, dies=0):
     prior = Normal(jnp.zeros(2), jnp.ones(2))
     model = autoencoder(heads.Normal(2), heads.Bernoulli((4, 3, 1)), prior)
     images = sources.open(folder.parent / "images.npy", "all")
-    options = {"epochs": epochs, "batch_size": 16, "transform": data.binarize, "progress": False,
-               "resume": True, "log": log, "chunk": 2}  # fmt: skip
+    options = {
+        "epochs": epochs,
+        "batch_size": 16,
+        "transform": data.binarize,
+        "progress": False,
+        "resume": True,
+        "log": log,
+        "chunk": 2,
+    }
     print("begins", flush=True)
     params = model.init(jax.random.key(7), jnp.zeros((4, 3, 1)))
     streamed = train.fit(
-        elbo(model), optax.adam(1e-2), params, images, key=jax.random.key(3),
+        elbo(model),
+        optax.adam(1e-2),
+        params,
+        images,
+        key=jax.random.key(3),
         evaluate=lambda p, key: {"loss": jnp.abs(p["decoder"]["params"]["logits"]["bias"]).sum()},
-        directory=folder / "streamed", **options,
-    )  # fmt: skip
+        directory=folder / "streamed",
+        **options,
+    )
 
     def make(hyper):
         return elbo(model, beta=hyper["beta"]), optax.adam(1e-2)
@@ -59,10 +71,15 @@ def run(folder, epochs, pause=0.0, dies=0):
     keys = jax.vmap(jax.random.key)(hyper["seed"])
     starts = jax.vmap(model.init, (0, None))(jax.random.clone(keys), jnp.zeros((4, 3, 1)))
     members = population.fit(
-        make, hyper, starts, images.read(np.arange(50)).x, keys=keys,
+        make,
+        hyper,
+        starts,
+        images.read(np.arange(50)).x,
+        keys=keys,
         evaluate=population.mean_loss(make, images.read(np.arange(20)).x, transform=data.binarize),
-        directory=folder / "population", **options,
-    )  # fmt: skip
+        directory=folder / "population",
+        **options,
+    )
     found = {}
     for name, fitted in (("streamed", streamed), ("population", members)):
         fitted.history.pop("waiting", None)  # seconds are no part of it

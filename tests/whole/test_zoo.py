@@ -290,9 +290,14 @@ def game(
         )
 
     return Member(
-        init, whole, outputs, lambda params, key: generate(model, params, key).mean, Batch(X),
-        players(*names), falls=falls,
-    )  # fmt: skip
+        init,
+        whole,
+        outputs,
+        lambda params, key: generate(model, params, key).mean,
+        Batch(X),
+        players(*names),
+        falls=falls,
+    )
 
 
 def gan() -> Member:
@@ -431,8 +436,18 @@ MEMBERS |= {
     "vector_quantised": quantised,
 }
 # Variants of members that are always tried.
-VARIANTS = {"deep", "bernoulli", "l1", "squared", "contractive_estimated", "denoising_vae",
-            "bernoulli_vae", "dreg", "miwae", "two_layers"}  # fmt: skip
+VARIANTS = {
+    "deep",
+    "bernoulli",
+    "l1",
+    "squared",
+    "contractive_estimated",
+    "denoising_vae",
+    "bernoulli_vae",
+    "dreg",
+    "miwae",
+    "two_layers",
+}
 every = pytest.mark.parametrize("name", some_slow(MEMBERS, VARIANTS))
 member = cache(lambda name: MEMBERS[name]())
 
@@ -491,9 +506,13 @@ def trained() -> Callable[[str], Trained]:
         states, history = jax.device_get(results)
         assert states.step.shape == (3,)
         return Trained(
-            first(start), first(states.params), states.opt_state[0],
-            np.asarray(history["loss"]), np.asarray(history[family.falls]), last(start),
-        )  # fmt: skip
+            first(start),
+            first(states.params),
+            states.opt_state[0],
+            np.asarray(history["loss"]),
+            np.asarray(history[family.falls]),
+            last(start),
+        )
 
     return run
 
@@ -518,8 +537,16 @@ def test_the_members_of_a_population_of_three_are_three_runs(name, trained):
 
 
 # Alone it is a program of its own to compile: one of each nature always, the others by `-m slow`.
-NATURES = {"vae", "batch_top_k", "semi_supervised", "factor_vae", "vamp_prior", "vrnn", "gan",
-           "vector_quantised"}  # fmt: skip
+NATURES = {
+    "vae",
+    "batch_top_k",
+    "semi_supervised",
+    "factor_vae",
+    "vamp_prior",
+    "vrnn",
+    "gan",
+    "vector_quantised",
+}
 
 
 @pytest.mark.parametrize("name", some_slow(MEMBERS, MEMBERS.keys() - NATURES))

@@ -257,9 +257,15 @@ def _rows(source: Any) -> tuple[Any, str]:
 
 
 def _batches(
-    rows: Any, where: str, words: list[int], batch_size: int, epochs: int | None, start: int,
-    block: int, mixed: int,
-) -> Iterator[Batch]:  # fmt: skip
+    rows: Any,
+    where: str,
+    words: list[int],
+    batch_size: int,
+    epochs: int | None,
+    start: int,
+    block: int,
+    mixed: int,
+) -> Iterator[Batch]:
     steps = -(-len(rows) // batch_size)
     ragged = len(rows) % batch_size != 0
     epoch, first = divmod(start, steps)

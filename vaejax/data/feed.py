@@ -28,9 +28,9 @@ from jax import lax
 
 from vaejax.data.sources import Source
 from vaejax.errors import at_least_one, wrong
-from vaejax.types import Array, Batch, Key
+from vaejax.types import Array, Batch, Key, StepOrder
 
-Order = Callable[[np.ndarray], Any]
+StepsToRows = Callable[[np.ndarray], Any]
 _CHUNK = 256  # steps whose order is computed at a time
 _TICK = 1e-3  # seconds between two looks at whether the device is idle
 _END = object()
@@ -38,7 +38,7 @@ _END = object()
 
 def feed(
     source: Source,
-    indices: np.ndarray | Order,
+    indices: np.ndarray | StepsToRows,
     *,
     start: int,
     stop: int,
@@ -76,7 +76,7 @@ def feed(
     return Feed(iter(steps.to_iter_dataset(reading)), place, prefetch)
 
 
-def in_order(indices: Callable[[Key, Array], Array], key: Key) -> Order:
+def in_order(indices: StepOrder, key: Key) -> StepsToRows:
     """A trainer's order, `indices(key, step) -> [batch]`, as what `feed` takes.
 
     Some hundred steps are evaluated by one program. It is a loop over them, whose body is that of
@@ -179,7 +179,7 @@ def _fill(
         host.close()
 
 
-def _chosen(indices: np.ndarray | Order, stop: int) -> Callable[[int], np.ndarray]:
+def _chosen(indices: np.ndarray | StepsToRows, stop: int) -> Callable[[int], np.ndarray]:
     """`step -> [batch]`, from any thread."""
     if not callable(indices):
         order = _order(indices, stop)

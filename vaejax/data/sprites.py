@@ -61,9 +61,13 @@ def draw(factors: Any, *, size: int = 32) -> Array:
 
 
 def grid(
-    *, shapes: int = 3, scales: int = 6, rotations: int = 40, positions: int = 32,
+    *,
+    shapes: int = 3,
+    scales: int = 6,
+    rotations: int = 40,
+    positions: int = 32,
     turn: float = 2 * np.pi,
-) -> tuple[np.ndarray, ...]:  # fmt: skip
+) -> tuple[np.ndarray, ...]:
     """The values that each factor takes, in the order of `FACTORS`; by default those of dSprites.
 
     The first `shapes` ones; `scales` from 0.5 to 1; `rotations` from 0 up to, without, `turn`;

@@ -240,9 +240,14 @@ def check_counted(function: str, name: str, values: Any, x: Any, weight: Any) ->
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def over_prepared(
-    measure: Callable[..., Array], model: Model, transform: Transform | None, batch_size: int,
-    params: Params, key: Key, batch: Batch,
-) -> Array:  # fmt: skip
+    measure: Callable[..., Array],
+    model: Model,
+    transform: Transform | None,
+    batch_size: int,
+    params: Params,
+    key: Key,
+    batch: Batch,
+) -> Array:
     """`measure(model, params, x, c)` of every example, layer noise off."""
     model = deterministic(model)
 

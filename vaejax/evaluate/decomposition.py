@@ -130,8 +130,9 @@ def decompose(
     subset = jnp.arange(size)
     if components is not None:
         subset = jax.random.permutation(subset_key, size)[:components]
-    log_ratio = _log_ratios(model, transform, batch_size, each, data_key, draw_key,
-                            *arrays, own, subset)  # fmt: skip
+    log_ratio = _log_ratios(
+        model, transform, batch_size, each, data_key, draw_key, *arrays, own, subset
+    )
     finite_values(
         "decompose", "log q(z|x) - log q(z)", jnp.mean(log_ratio[..., 0], axis=1), batch.x
     )

@@ -86,12 +86,16 @@ class Report(NamedTuple):
             rows.append(("  on training examples", self.train_gap, ""))
         if not gone:
             rows.append(("implied beta (no unit)", self.implied_beta, ""))
-        return "\n".join([
-            f"{' and '.join(self.verdicts)}", *(f"- {reason}" for reason in self.reasons),
-            "nats per example (standard error over draws; of gap and beta over examples):",
-            str(self.decomposition), table(rows),
-            f"  {above} ({low} to {high} within errors); by KL: {self.used}",
-        ])  # fmt: skip
+        return "\n".join(
+            [
+                f"{' and '.join(self.verdicts)}",
+                *(f"- {reason}" for reason in self.reasons),
+                "nats per example (standard error over draws; of gap and beta over examples):",
+                str(self.decomposition),
+                table(rows),
+                f"  {above} ({low} to {high} within errors); by KL: {self.used}",
+            ]
+        )
 
 
 class RateDistortion(NamedTuple):
@@ -302,17 +306,23 @@ def inference_report(
     if gone:
         priced = "not judged: a code with so low a rate implies no beta"
     found = {
-        "collapsed": (gone, f"the rate is {R:.3f} nats, and below {collapsed:g} a code "
-                            f"counts as empty; "
-                            f"I(x; z) is {parts.information} nats"),
-        "encoder lags": (behind, f"the bound at K = {particles} is {gap} nats above the ELBO"
-                                 f"{also}; {limit}"),
+        "collapsed": (
+            gone,
+            f"the rate is {R:.3f} nats, and below {collapsed:g} a code "
+            f"counts as empty; "
+            f"I(x; z) is {parts.information} nats",
+        ),
+        "encoder lags": (
+            behind,
+            f"the bound at K = {particles} is {gap} nats above the ELBO{also}; {limit}",
+        ),
         "over-regularised": (dear, f"{priced}; up to {prices[1]:g} is allowed"),
         "under-regularised": (cheap, f"{priced}; from {prices[0]:g} is allowed"),
-    }  # fmt: skip
+    }
     held = tuple(name for name, (holds, _) in found.items() if holds) or ("healthy",)
-    reasons = tuple(f"{name}: {'yes' if holds else 'no'}; {why}"
-                    for name, (holds, why) in found.items())  # fmt: skip
+    reasons = tuple(
+        f"{name}: {'yes' if holds else 'no'}; {why}" for name, (holds, why) in found.items()
+    )
     count = int(np.sum(rates > used))
     return Report(held, reasons, parts, units, count, beta, gap, train_gap, particles)
 
@@ -346,8 +356,9 @@ def rate_distortion(
         elbo_terms(model, params, jax.random.clone(key), batch, **options)  # type: ignore[arg-type]
         for params in population
     ]
-    rate, distortion = (np.array([one[name] for one in found], float)
-                        for name in ("rate", "distortion"))  # fmt: skip
+    rate, distortion = (
+        np.array([one[name] for one in found], float) for name in ("rate", "distortion")
+    )
     errors = (_spread(values.T) for values in (rate, distortion))
     return RateDistortion(rate.mean(axis=1), distortion.mean(axis=1), *errors)
 

@@ -139,9 +139,16 @@ def converged_quadrature(
         raise wrong("converged_quadrature: tolerance", tolerance, "> 0, nats", "1e-3 is usual")
     while True:
         result = quadrature(
-            model, params, data, spacing=spacing, width=width,
-            key=key, transform=transform, batch_size=batch_size, chunk=chunk,
-        )  # fmt: skip
+            model,
+            params,
+            data,
+            spacing=spacing,
+            width=width,
+            key=key,
+            transform=transform,
+            batch_size=batch_size,
+            chunk=chunk,
+        )
         # Per unit of z, so that it is the same at every spacing and bounds what lies outside where
         # the posterior falls by more than a factor e over one unit.
         outside = result.edge / spacing
@@ -454,9 +461,19 @@ def _check_event(x: Any, event: tuple[int, ...]) -> None:
 
 
 def _fold(
-    model: Model, place: Any, latent: int, chunk: int, params: Any, x: Any, c: Any,
-    box: Any, nodes: Array, log_w: Array, add: Any, start: Any,
-) -> Any:  # fmt: skip
+    model: Model,
+    place: Any,
+    latent: int,
+    chunk: int,
+    params: Any,
+    x: Any,
+    c: Any,
+    box: Any,
+    nodes: Array,
+    log_w: Array,
+    add: Any,
+    start: Any,
+) -> Any:
     """`carry = add(carry, z, index, log_joint)` over the product rule, `chunk` points at a time.
 
     `z [chunk, latent]`, `index [chunk, latent]` of their nodes, `log_joint [chunk, n]`: the log of
@@ -507,9 +524,20 @@ def _sums(fold: Any, n: int, nodes: int, latent: int) -> Quadrature:
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _integral(
-    model: Model, place: Any, latent: int, transform: Any, batch_size: int, chunk: int,
-    params: Any, key: Key, x: Any, c: Any, boxes: Any, nodes: Array, log_w: Array,
-) -> Quadrature:  # fmt: skip
+    model: Model,
+    place: Any,
+    latent: int,
+    transform: Any,
+    batch_size: int,
+    chunk: int,
+    params: Any,
+    key: Key,
+    x: Any,
+    c: Any,
+    boxes: Any,
+    nodes: Array,
+    log_w: Array,
+) -> Quadrature:
     model = deterministic(model)
 
     def batch(x: Any, given: Any, keys: Key) -> Quadrature:
@@ -522,9 +550,19 @@ def _integral(
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _grid_posterior(
-    model: Model, latent: int, draws: int, transform: Any, batch_size: int, chunk: int,
-    params: Any, key: Key, x: Any, c: Any, nodes: Array, log_w: Array,
-) -> GridPosterior:  # fmt: skip
+    model: Model,
+    latent: int,
+    draws: int,
+    transform: Any,
+    batch_size: int,
+    chunk: int,
+    params: Any,
+    key: Key,
+    x: Any,
+    c: Any,
+    nodes: Array,
+    log_w: Array,
+) -> GridPosterior:
     model = deterministic(model)
 
     def batch(x: Any, c: Any, keys: Key) -> GridPosterior:
@@ -555,9 +593,16 @@ def _grid_posterior(
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _enumerate(
-    model: Model, transform: Any, batch_size: int, chunk: int,
-    params: Any, key: Key, x: Any, c: Any, values: Any,
-) -> Enumeration:  # fmt: skip
+    model: Model,
+    transform: Any,
+    batch_size: int,
+    chunk: int,
+    params: Any,
+    key: Key,
+    x: Any,
+    c: Any,
+    values: Any,
+) -> Enumeration:
     model = deterministic(model)
     count = size_of(values)
 

@@ -122,8 +122,9 @@ def inference_gap(
     if transform is not None:
         batch = batch._replace(x=_seen(transform, batch_size, seen_key, batch.x))
     options: dict[str, Any] = {"batch_size": batch_size}
-    q = refine(model, params, refine_key, batch, steps=steps,
-               learning_rate=learning_rate, **options)  # fmt: skip
+    q = refine(
+        model, params, refine_key, batch, steps=steps, learning_rate=learning_rate, **options
+    )
     refined, given = _given_posterior(model), batch._replace(c=(batch.c, q))
     proposal = _proposal(model, batch_size, params, q, batch.x, batch.c)
     # The same noise for both bounds: their difference is that of the posteriors.
@@ -133,9 +134,13 @@ def inference_gap(
     )
     if log_px is None:
         log_px, ess = evaluate.log_likelihood(
-            refined, params, weight_key, batch._replace(c=(batch.c, proposal)),
-            particles=particles, **options,
-        )  # fmt: skip
+            refined,
+            params,
+            weight_key,
+            batch._replace(c=(batch.c, proposal)),
+            particles=particles,
+            **options,
+        )
     else:
         log_px, ess = np.asarray(log_px), np.full(n, np.nan)
     gaps = _mean(log_px - elbo_refined), _mean(elbo_refined - elbo)
@@ -249,13 +254,13 @@ def _constrained(free: _Free) -> Any:
 def _given_posterior(model: Model) -> Model:
     """The model whose condition is (c, q): its posterior is handed over instead of encoded."""
 
-    def encode(params: Params, x: Any, c: Any, *, key: Key | None = None) -> Any:
+    def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
         return c[1]
 
-    def prior(params: Params, c: Any) -> Any:
+    def prior(params: Params, c: Any = ()) -> Any:
         return model.prior(params, c[0])
 
-    def decode(params: Params, z: Any, c: Any, *, key: Key | None = None) -> Any:
+    def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
         return model.decode(params, z, c[0], key=key)
 
     return Model(model.init, prior, encode, decode)

@@ -150,8 +150,9 @@ def factor_vae(
         found = jax.vmap(lambda one: critic.apply(params["critic"], one))(z)
         if not isinstance(found, jax.Array) or found.size != len(z):
             got = f"an output of shape {jax.tree.map(jnp.shape, found)} for {len(z)} codes"
-            raise wrong("factor_vae: critic", got, "one logit each", "end it with nn.Dense(1)",
-                        TypeError)  # fmt: skip
+            raise wrong(
+                "factor_vae: critic", got, "one logit each", "end it with nn.Dense(1)", TypeError
+            )
         return found.reshape(len(z))
 
     def model_loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:

@@ -117,9 +117,18 @@ def fit_gaussian(
     values that are not finite, data without an event axis, and floor <= 0.
     """
     return _fit_gaussian(
-        "fit_gaussian", data, components, key, transform, floor, restarts, iterations, tolerance,
-        batch_size, lambda loc: Normal(loc, jnp.ones_like(loc)),
-    )  # fmt: skip
+        "fit_gaussian",
+        data,
+        components,
+        key,
+        transform,
+        floor,
+        restarts,
+        iterations,
+        tolerance,
+        batch_size,
+        lambda loc: Normal(loc, jnp.ones_like(loc)),
+    )
 
 
 def fit_full_gaussian(
@@ -145,9 +154,18 @@ def fit_full_gaussian(
         fix = "flatten: x.reshape(len(x), -1)"
         raise wrong("fit_full_gaussian: data", f"events {event}", "vectors [n, d]", fix)
     return _fit_gaussian(
-        "fit_full_gaussian", data, components, key, transform, floor, restarts, iterations,
-        tolerance, batch_size, lambda loc: MultivariateNormal(loc, jnp.zeros((*loc.shape, *event))),
-    )  # fmt: skip
+        "fit_full_gaussian",
+        data,
+        components,
+        key,
+        transform,
+        floor,
+        restarts,
+        iterations,
+        tolerance,
+        batch_size,
+        lambda loc: MultivariateNormal(loc, jnp.zeros((*loc.shape, *event))),
+    )
 
 
 def fit(
@@ -303,8 +321,9 @@ def m_step(mixture: Mixture, x: Any, q: Any, *, floor: Any = 1e-3) -> Mixture:
             components = MultivariateNormal(means, lax.map(scale_tril, (share, means)))
     kept = jax.tree.map(
         lambda new, old: _choose(claimed, new.reshape(jnp.shape(old)), old),
-        components, mixture.components,
-    )  # fmt: skip
+        components,
+        mixture.components,
+    )
     return Mixture(jnp.log(jnp.maximum(counts, 1e-30) / len(x)), kept)
 
 
@@ -352,9 +371,13 @@ def _em(
         gain = jnp.mean(expectation.log_px - state.expectation.log_px)
         i = state.step + 1
         return _State(
-            i, mixture, state.history.at[i].set(expectation.log_px.mean()),
-            state.reseeded.at[i].set(moved), gain < tolerance, expectation,
-        )  # fmt: skip
+            i,
+            mixture,
+            state.history.at[i].set(expectation.log_px.mean()),
+            state.reseeded.at[i].set(moved),
+            gain < tolerance,
+            expectation,
+        )
 
     history = jnp.full(iterations + 1, jnp.nan).at[0].set(first.log_px.mean())
     reseeded = jnp.zeros(iterations + 1, int)

@@ -325,7 +325,8 @@ def with_prior(model: Model, network: Any) -> Model:
     """The model with a prior over its maps of indices: it generates, and bounds log p(x).
 
     `p(z) = p(k)` of the entries' indices k, by a network trained on `indices` in a second stage;
-    then `-log p(x) <= -log p(k) - log p(x|z)`, k the code of x: `terms.rate` plus `terms.distortion`.
+    then `-log p(x) <= -log p(k) - log p(x|z)`, k the code of x: `terms.rate` plus
+    `terms.distortion`.
 
     `model`: from `quantize`; `network`: `.init(key) -> params` and `.apply(params)`, a Distribution
     over integers in the shape of the code (its map without the last axis), for instance
@@ -412,8 +413,12 @@ def _enough(
     weight = np.ones(size_of(batch.x)) if isinstance(batch.weight, tuple) else batch.weight
     entries = len(params["codebook"])
     examples = min(examples, int(np.count_nonzero(np.asarray(weight) > 0)))
-    one = jax.eval_shape(partial(_features, model, transform), params, jax.random.key(0),
-                         jax.tree.map(lambda leaf: leaf[:1], batch))  # fmt: skip
+    one = jax.eval_shape(
+        partial(_features, model, transform),
+        params,
+        jax.random.key(0),
+        jax.tree.map(lambda leaf: leaf[:1], batch),
+    )
     if examples * len(one) < entries:
         got = f"a codebook of {entries} entries for {examples * len(one)} codes"
         fix = f"give fewer entries, or more examples, of {len(one)} codes each"

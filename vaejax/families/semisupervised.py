@@ -230,9 +230,15 @@ def log_likelihood(
     for c, log_py in zip(joint.classes, jax.nn.log_softmax(joint.py.logits), strict=True):
         conditions = jnp.broadcast_to(c, (size_of(batch.x), *c.shape))
         found = evaluate.log_likelihood(
-            joint.model, params["model"], jax.random.clone(key), batch._replace(c=conditions),
-            particles=particles, transform=transform, batch_size=batch_size, chunk=chunk,
-        )  # fmt: skip
+            joint.model,
+            params["model"],
+            jax.random.clone(key),
+            batch._replace(c=conditions),
+            particles=particles,
+            transform=transform,
+            batch_size=batch_size,
+            chunk=chunk,
+        )
         log_pxy.append(found.log_px + np.asarray(log_py))
     stacked = np.stack(log_pxy, axis=1)
     with np.errstate(invalid="ignore"):  # rows of weight 0 may be NaN

@@ -18,7 +18,7 @@ from vaejax.batch import present
 from vaejax.distributions import Distribution
 from vaejax.errors import check_key, wrong
 from vaejax.networks import kernels
-from vaejax.types import Array, Key, Params
+from vaejax.types import Array, Decode, Encode, Init, Key, Params, Prior
 
 
 class Model(NamedTuple):
@@ -33,10 +33,10 @@ class Model(NamedTuple):
     `model._replace(...)`: priors and posteriors are functions from Model to Model.
     """
 
-    init: Callable[..., Params]
-    prior: Callable[..., Any]
-    encode: Callable[..., Any]
-    decode: Callable[..., Any]
+    init: Init
+    prior: Prior
+    encode: Encode
+    decode: Decode
 
 
 class Draw(NamedTuple):
@@ -99,8 +99,12 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
             pz = jax.eval_shape(lambda: prior.apply(params["prior"], *present(c)))
         if isinstance(pz, Distribution) and pz.event_shape != q.event_shape:
             fix = "for instance Normal(jnp.zeros(latent), jnp.ones(latent))"
-            raise wrong("init: prior", f"{type(pz).__name__} over events {pz.event_shape}",
-                        f"{q.event_shape}, as of q(z|x)", fix)  # fmt: skip
+            raise wrong(
+                "init: prior",
+                f"{type(pz).__name__} over events {pz.event_shape}",
+                f"{q.event_shape}, as of q(z|x)",
+                fix,
+            )
         decoded = jax.eval_shape(lambda: decoder.apply(params["decoder"], z, *present(c)))
         _is_distribution("decoder", decoded)
         one, got = decoded.event_shape, jnp.shape(x) if isinstance(x, jax.Array) else ()

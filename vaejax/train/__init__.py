@@ -14,13 +14,14 @@ from vaejax.train._fit import (
     update,
 )
 from vaejax.train._loop import Fitted, Interrupted, Terminated
-from vaejax.train._order import Order, permute, shuffled
+from vaejax.train._order import permute, shuffled
+from vaejax.types import StepOrder
 
 __all__ = [
     "Fitted",
     "Interrupted",
     "NonFiniteError",
-    "Order",
+    "StepOrder",
     "Terminated",
     "TrainState",
     "checkpoint",

@@ -11,9 +11,8 @@ import numpy as np
 from jax import lax
 
 from vaejax.errors import check_key, takes, unscaled, wrong
-from vaejax.train._order import Order
 from vaejax.trees import finite
-from vaejax.types import Batch, Key, Loss, Metrics
+from vaejax.types import Batch, Key, Loss, Metrics, StepOrder
 
 
 class NonFiniteError(FloatingPointError):
@@ -112,7 +111,7 @@ def check_metrics(history: Metrics, dimensions: int) -> None:
             raise wrong(f"fit: metric {name!r}", f"shape {shape}", "a scalar", "take its mean")
 
 
-def check_order(order: Order, key: Key, size: int, batch_size: int) -> None:
+def check_order(order: StepOrder, key: Key, size: int, batch_size: int) -> None:
     """JAX reads the last example for an index that is past it, and says nothing."""
     chosen = np.asarray(order(key, jnp.zeros((), jnp.int32)))
     if chosen.shape != (batch_size,):

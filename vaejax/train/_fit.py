@@ -28,15 +28,15 @@ from vaejax.train import _loop as loop
 from vaejax.train import checkpoint, devices
 from vaejax.train._faults import NonFiniteError
 from vaejax.train._loop import Fitted, Interrupted, Terminated
-from vaejax.train._order import Order, permute, shuffled
+from vaejax.train._order import permute, shuffled
 from vaejax.trees import finite, on_host
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, StepOrder, Transform
 
 __all__ = [
     "Fitted",
     "Interrupted",
     "NonFiniteError",
-    "Order",
+    "StepOrder",
     "Terminated",
     "TrainState",
     "fit",
@@ -133,7 +133,7 @@ def make_scan(
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-    indices: Order,
+    indices: StepOrder,
     transform: Transform | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """`steps` updates as one pure program: `(state, data) -> (state, history)`.
@@ -152,7 +152,7 @@ def make_train(
     *,
     steps: int,
     batch_size: int = 128,
-    indices: Order | None = None,
+    indices: StepOrder | None = None,
     transform: Transform | None = None,
 ) -> Callable[[Key, Params, Any], tuple[TrainState, Metrics]]:
     """A whole run as one pure function `(key, params, data) -> (state, history)`.
@@ -187,7 +187,7 @@ def fit(
     key: Key,
     epochs: int,
     batch_size: int = 128,
-    indices: Order | None = None,
+    indices: StepOrder | None = None,
     transform: Transform | None = None,
     evaluate: Callable[[Params, Key], Metrics] | None = None,
     evaluate_every: int = 1,
@@ -301,7 +301,7 @@ Advance = Callable[[TrainState, int, int], tuple[TrainState, Metrics]]
 
 
 def _scanned(
-    step: Step, order: Order, data: Batch, state: TrainState, mesh: Mesh | None
+    step: Step, order: StepOrder, data: Batch, state: TrainState, mesh: Mesh | None
 ) -> Advance:
     """Steps on data that lie on the device, a chunk of them by one program."""
     if mesh is not None:
@@ -322,9 +322,14 @@ def _scanned(
 
 
 def _fed(
-    step: Step, source: Source, batches: Any, stop: int, state: TrainState, mesh: Mesh | None,
+    step: Step,
+    source: Source,
+    batches: Any,
+    stop: int,
+    state: TrainState,
+    mesh: Mesh | None,
     feeds: contextlib.ExitStack,
-) -> Advance:  # fmt: skip
+) -> Advance:
     """Steps on batches that are read while the steps before are computed.
 
     `history` gets `waiting`, the share of time in which the device waited for its input. Where a
@@ -375,7 +380,9 @@ def _as_before(state: TrainState, mesh: Mesh | None) -> Any:
     return None if mesh is None else (jax.tree.map(lambda leaf: leaf.sharding, state), None)
 
 
-def _scan_of(step: Step, indices: Order, steps: int) -> Callable[..., tuple[TrainState, Metrics]]:
+def _scan_of(
+    step: Step, indices: StepOrder, steps: int
+) -> Callable[..., tuple[TrainState, Metrics]]:
     def scan(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         data = as_batch(data)
         order_key = key_for(state.key, "order")

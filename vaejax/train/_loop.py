@@ -174,10 +174,17 @@ def drive(
     `evaluate(state)`; the rest as for `train.fit`.
     """
     _check_options(
-        epochs=epochs, patience=patience, evaluate=evaluate, evaluate_every=evaluate_every,
-        monitor=monitor, directory=directory, keep=keep, checkpoint_every=checkpoint_every,
-        resume=resume, chunk=chunk,
-    )  # fmt: skip
+        epochs=epochs,
+        patience=patience,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        monitor=monitor,
+        directory=directory,
+        keep=keep,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        chunk=chunk,
+    )
     piece = _piece(steps, chunk)
     first = jax.process_index() == 0
     with (
@@ -274,9 +281,18 @@ def chosen(whether: Any, new: Any, old: Any) -> Any:
 
 
 def _check_options(
-    *, epochs: int, patience: int | None, evaluate: Any, evaluate_every: int, monitor: str,
-    directory: Any, keep: int, checkpoint_every: int, resume: bool, chunk: int,
-) -> None:  # fmt: skip
+    *,
+    epochs: int,
+    patience: int | None,
+    evaluate: Any,
+    evaluate_every: int,
+    monitor: str,
+    directory: Any,
+    keep: int,
+    checkpoint_every: int,
+    resume: bool,
+    chunk: int,
+) -> None:
     every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
     at_least_one("fit", epochs=epochs, patience=patience, **every, keep=keep, chunk=chunk)
     if patience is not None and evaluate is None:

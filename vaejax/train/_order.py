@@ -1,19 +1,14 @@
 """Which examples a step sees: a function of a key and the step's number, computed where needed."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from vaejax.errors import wrong
-from vaejax.types import Array, Key
-
-Order = Callable[[Key, Array], Array]
-"""`indices(key, step) -> [batch_size]`, int32."""
+from vaejax.types import Array, Key, StepOrder
 
 
-def shuffled(size: int, batch_size: int) -> Order:
+def shuffled(size: int, batch_size: int) -> StepOrder:
     """`indices(key, step) -> [batch_size]`: each epoch visits the examples in a new random order.
 
     An epoch is `size // batch_size` steps; what is left over is dropped, others each epoch. The

@@ -113,9 +113,12 @@ def check_space(store: Store, like: Record) -> None:
     if free < needed:
         got, fix = f"{free / 1e6:.0f} MB free", "make room, or use another directory"
         raise wrong(
-            f"fit: directory {store.path}", got, f"{needed / 1e6:.0f} MB for a checkpoint", fix,
+            f"fit: directory {store.path}",
+            got,
+            f"{needed / 1e6:.0f} MB for a checkpoint",
+            fix,
             SaveError,
-        )  # fmt: skip
+        )
 
 
 def restore(store: Store, *, like: Record) -> Record | None:

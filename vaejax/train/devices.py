@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vaejax.errors import wrong
-from vaejax.train._order import Order
-from vaejax.types import Array, Key, Params
+from vaejax.types import Array, Key, Params, StepOrder
 
 AXIS = "data"
 """Name of the axis of a mesh over which batches, members of a population and shards are split."""
@@ -91,7 +90,7 @@ def placed(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-def splitting(order: Order, mesh: Mesh) -> Order:
+def splitting(order: StepOrder, mesh: Mesh) -> StepOrder:
     """An order whose batches are split over the devices: what follows from them is, too."""
 
     def indices(key: Key, step: Array) -> Array:

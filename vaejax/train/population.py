@@ -27,9 +27,9 @@ from vaejax.train import _fit as train
 from vaejax.train import _loop as loop
 from vaejax.train import devices
 from vaejax.train._fit import TrainState
-from vaejax.train._order import Order, shuffled
+from vaejax.train._order import shuffled
 from vaejax.trees import digest, finite, on_host
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, StepOrder, Transform
 
 Make = Callable[[Any], tuple[Loss, optax.GradientTransformation]]
 """`make(hyper) -> (loss, optimizer)`, of one member; traced, so `hyper` holds arrays."""
@@ -64,8 +64,13 @@ class Population(NamedTuple):
         """
         members = len(self.frozen)
         if not -members <= index < members:
-            raise wrong("member: index", index, f"{-members} to {members - 1}",
-                        f"the population has {members} members", IndexError)  # fmt: skip
+            raise wrong(
+                "member: index",
+                index,
+                f"{-members} to {members - 1}",
+                f"the population has {members} members",
+                IndexError,
+            )
         state = self.best if best else self.state
         state = state._replace(key=jax.random.clone(state.key))
         return jax.tree.map(lambda leaf: leaf[index], state)
@@ -88,8 +93,12 @@ class Population(NamedTuple):
             raise wrong("best_member: metric", repr(name), f"one of {known}", fix)
         values = np.where(self.frozen >= 0, np.inf, np.nan_to_num(self.history[name], nan=np.inf))
         if np.isinf(values).all():
-            raise wrong("best_member", f"no finite {name!r}", "a member that was not frozen",
-                        "lower the learning rate")  # fmt: skip
+            raise wrong(
+                "best_member",
+                f"no finite {name!r}",
+                "a member that was not frozen",
+                "lower the learning rate",
+            )
         return int(values.min(axis=0).argmin())
 
 
@@ -111,7 +120,7 @@ def grid(**values: Iterable[Any]) -> dict[str, np.ndarray]:
 
 
 def make_scan(
-    make: Make, *, steps: int, indices: Order, transform: Transform | None = None
+    make: Make, *, steps: int, indices: StepOrder, transform: Transform | None = None
 ) -> Callable[[TrainState, Any, Array, Any], tuple[TrainState, Metrics]]:
     """`steps` updates of all members as one pure program: `(state, hyper, start, data) -> ...`.
 
@@ -159,7 +168,7 @@ def fit(
     keys: Key,
     epochs: int,
     batch_size: int = 128,
-    indices: Order | None = None,
+    indices: StepOrder | None = None,
     transform: Transform | None = None,
     evaluate: Callable[[Any, Params, Key], Metrics] | None = None,
     evaluate_every: int = 1,

@@ -624,9 +624,9 @@ def test_share_transform_and_all_units_dead(params):
     np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(w, axis=1), 0.5e-3, rtol=1e-5)
     assert new(data=0 * x)[2] == []  # without a residual there is nowhere to start
-    shares = jax.vmap(lambda share: parts(
-        sparsity.revive(RELU, OPTIMIZER, x, share=share)(state).params
-    )[1])(jnp.array([0.05, 0.15]))  # fmt: skip
+    shares = jax.vmap(
+        lambda share: parts(sparsity.revive(RELU, OPTIMIZER, x, share=share)(state).params)[1]
+    )(jnp.array([0.05, 0.15]))
     assert np.any(shares != 0, axis=2).sum(axis=1).tolist() == [1, 2]
 
 

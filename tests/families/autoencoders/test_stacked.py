@@ -52,9 +52,14 @@ def clusters():
 @pytest.fixture(scope="module")
 def pretrained(clusters):
     return stacked.pretrain(
-        LEVELS, jax.random.key(0), clusters, loss=autoencoders.reconstruction, optimizer=ADAM,
-        steps=300, batch_size=30,
-    )  # fmt: skip
+        LEVELS,
+        jax.random.key(0),
+        clusters,
+        loss=autoencoders.reconstruction,
+        optimizer=ADAM,
+        steps=300,
+        batch_size=30,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +208,14 @@ def by_hand(levels, key, x, *, transform=None, transform_above=None):
 def test_one_level_is_make_train_bit_for_bit(clusters):
     x = jnp.asarray(clusters.x)
     found = stacked.pretrain(
-        LEVELS[:1], jax.random.key(3), clusters, loss=autoencoders.reconstruction, optimizer=ADAM,
-        steps=20, batch_size=30,
-    )  # fmt: skip
+        LEVELS[:1],
+        jax.random.key(3),
+        clusters,
+        loss=autoencoders.reconstruction,
+        optimizer=ADAM,
+        steps=20,
+        batch_size=30,
+    )
     params, history = by_hand(LEVELS[:1], jax.random.key(3), x)
     assert_equal(found.params, params)
     assert_equal(found.history, (history,))
@@ -216,9 +226,15 @@ def test_the_transform_is_for_stored_data_alone(clusters):
     square = sigmoid_level(8, 8)
     stored, key = jnp.asarray(np.round(255 * clusters.x), jnp.uint8), jax.random.key(4)
     found = stacked.pretrain(
-        [square, square], key, stored, loss=autoencoders.reconstruction, optimizer=ADAM, steps=20,
-        batch_size=30, transform=data.scale,
-    )  # fmt: skip
+        [square, square],
+        key,
+        stored,
+        loss=autoencoders.reconstruction,
+        optimizer=ADAM,
+        steps=20,
+        batch_size=30,
+        transform=data.scale,
+    )
     hand = partial(by_hand, [square, square], x=stored, transform=data.scale)
     assert_equal(found.params, hand(key=jax.random.clone(key))[0])
     mistaken, _ = hand(key=jax.random.clone(key), transform_above=lambda key, x: x / 255)
@@ -244,9 +260,14 @@ def test_a_level_may_be_denoising_and_another_contractive(clusters):
         partial(autoencoders.contractive, norm=norm, weight=0.1),
     )
     _, history = stacked.pretrain(
-        LEVELS[:2], jax.random.key(5), clusters.x, loss=loss, optimizer=ADAM, steps=120,
+        LEVELS[:2],
+        jax.random.key(5),
+        clusters.x,
+        loss=loss,
+        optimizer=ADAM,
+        steps=120,
         batch_size=30,
-    )  # fmt: skip
+    )
     for one in history:
         assert one["loss"][-20:].mean() < one["loss"][:5].mean()
     assert ["jacobian_norm" in one for one in history] == [False, True]
@@ -256,9 +277,13 @@ def test_codes_are_the_means_one_by_one_whatever_the_chunks(clusters, pretrained
     key = jax.random.key(6)
     whole = evaluate.codes(DEEP, pretrained.params, key, clusters, transform=data.binarize)
     parts = evaluate.codes(
-        DEEP, pretrained.params, jax.random.clone(key), clusters.x, transform=data.binarize,
+        DEEP,
+        pretrained.params,
+        jax.random.clone(key),
+        clusters.x,
+        transform=data.binarize,
         batch_size=7,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(whole, parts, rtol=1e-6)
     assert whole.shape == (120, 3)
     plain = evaluate.codes(DEEP, pretrained.params, jax.random.clone(key), clusters)
@@ -278,9 +303,14 @@ def test_conditions_reach_every_level_the_classifier_and_its_draw(clusters):
     levels = [conditional(8, 3), conditional(3, 2)]
     x, c = clusters.x, np.eye(3, dtype=np.float32)[clusters.y[::-1]]
     trained = stacked.pretrain(
-        levels, jax.random.key(0), Batch(x, c), loss=autoencoders.reconstruction, optimizer=ADAM,
-        steps=2, batch_size=30,
-    )  # fmt: skip
+        levels,
+        jax.random.key(0),
+        Batch(x, c),
+        loss=autoencoders.reconstruction,
+        optimizer=ADAM,
+        steps=2,
+        batch_size=30,
+    )
     classify = stacked.classifier(stacked.stack(levels), 3)
     params = classify.init(jax.random.key(1), x[0], c[0]) | {"model": trained.params}
 
@@ -310,9 +340,14 @@ def test_masked_rows_leave_no_trace_in_pretraining(clusters):
     for hidden in (0.5, np.nan):
         x = np.where(weight[:, None] > 0, clusters.x, hidden).astype(np.float32)
         trained = stacked.pretrain(
-            LEVELS[:2], jax.random.key(0), Batch(x, weight=weight), optimizer=ADAM, steps=3,
-            batch_size=60, loss=autoencoders.reconstruction,
-        )  # fmt: skip
+            LEVELS[:2],
+            jax.random.key(0),
+            Batch(x, weight=weight),
+            optimizer=ADAM,
+            steps=3,
+            batch_size=60,
+            loss=autoencoders.reconstruction,
+        )
         found.append(trained)
     assert_equal(*found)
 
@@ -482,9 +517,13 @@ def test_the_deep_autoencoder_is_fine_tuned_as_a_whole(clusters, pretrained):
 
 def test_no_level_and_wrong_counts_are_refused(clusters):
     run = partial(
-        stacked.pretrain, key=jax.random.key(0), data=clusters, loss=autoencoders.reconstruction,
-        optimizer=ADAM, steps=2,
-    )  # fmt: skip
+        stacked.pretrain,
+        key=jax.random.key(0),
+        data=clusters,
+        loss=autoencoders.reconstruction,
+        optimizer=ADAM,
+        steps=2,
+    )
     with pytest.raises(ValueError, match="stack: expected levels >= 1"):
         stacked.stack([])
     with pytest.raises(ValueError, match="pretrain: expected levels >= 1"):
@@ -512,18 +551,28 @@ def test_levels_that_do_not_fit_are_named(clusters):
         stacked.stack(wrong).init(jax.random.key(0), jnp.ones(8))
     with pytest.raises(ValueError, match="pretrain: " + message):
         stacked.pretrain(
-            wrong, jax.random.key(0), clusters, loss=autoencoders.reconstruction, optimizer=ADAM,
-            steps=2, batch_size=30,
-        )  # fmt: skip
+            wrong,
+            jax.random.key(0),
+            clusters,
+            loss=autoencoders.reconstruction,
+            optimizer=ADAM,
+            steps=2,
+            batch_size=30,
+        )
 
 
 def test_a_level_that_diverges_is_named(clusters):
     outside = clusters._replace(x=clusters.x + 1)  # no probability: a Bernoulli's support ends at 1
     with pytest.raises(train.NonFiniteError, match=r"level 0: .*'loss': inf.* at step 0"):
         stacked.pretrain(
-            LEVELS[:1], jax.random.key(0), outside, loss=autoencoders.reconstruction,
-            optimizer=ADAM, steps=2, batch_size=30,
-        )  # fmt: skip
+            LEVELS[:1],
+            jax.random.key(0),
+            outside,
+            loss=autoencoders.reconstruction,
+            optimizer=ADAM,
+            steps=2,
+            batch_size=30,
+        )
 
 
 def test_labels_outside_the_classes_and_none_are_refused(clusters, start):
@@ -545,8 +594,14 @@ def test_labels_outside_the_classes_and_none_are_refused(clusters, start):
 def test_a_model_alone_or_a_loss_in_place_of_its_function_is_refused():
     with pytest.raises(TypeError, match=r"stack: levels: got one Model.*\[model\]"):
         stacked.stack(LEVELS[0])
-    run = partial(stacked.pretrain, key=jax.random.key(0), data=np.zeros((4, 8)), steps=1,
-                  optimizer=optax.sgd(0.1), batch_size=2)  # fmt: skip
+    run = partial(
+        stacked.pretrain,
+        key=jax.random.key(0),
+        data=np.zeros((4, 8)),
+        steps=1,
+        optimizer=optax.sgd(0.1),
+        batch_size=2,
+    )
     with pytest.raises(TypeError, match="pretrain: levels: got one Model"):
         run(LEVELS[0], loss=autoencoders.reconstruction)
     with pytest.raises(TypeError, match="pretrain: loss: got loss"):

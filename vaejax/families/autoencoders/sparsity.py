@@ -121,9 +121,15 @@ def smallest_active(z: Array) -> Array:
 
 
 def threshold(
-    model: Model, params: Params, key: Key, data: Any, *, k: int, batch_size: int = 500,
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    k: int,
+    batch_size: int = 500,
     transform: Transform | None = None,
-) -> float:  # fmt: skip
+) -> float:
     """The activation above which a model trained with `batch_top_k` keeps a unit at inference.
 
     `theta = mean over batches of min{z_ij kept, z_ij > 0}`: with it each example is coded alone,
@@ -286,9 +292,16 @@ def revive(
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _revived(
-    model: Model, optimizer: Any, transform: Any, keep: Any, examples: int, share: Any,
-    scale: Any, state: TrainState, data: Batch,
-) -> TrainState:  # fmt: skip
+    model: Model,
+    optimizer: Any,
+    transform: Any,
+    keep: Any,
+    examples: int,
+    share: Any,
+    scale: Any,
+    state: TrainState,
+    data: Batch,
+) -> TrainState:
     _check_revivable(optimizer, state, examples)
     key = jax.random.fold_in(jax.random.fold_in(state.key, _REVIVE), state.step)
     chosen_key, transform_key, start_key = jax.random.split(key, 3)
