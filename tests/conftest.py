@@ -47,7 +47,7 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what lies in the folders of `whole`; the longest come first, so that workers end alike."""
+    """Mark what lies in the folders of `whole`; the longest files come first."""
     for item in items:
         if item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:
             item.add_marker(pytest.mark.whole)
