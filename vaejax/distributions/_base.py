@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.types import Array, Key
+from vaejax.types import Array, Key, describe_fields
 
 Class = TypeVar("Class", bound=type)
 
@@ -35,7 +35,8 @@ def distribution(cls: Class) -> Class:
     so registered that have as many fields count as one structure, and now and then a compiled
     function runs the program of one on the parameters of the other.
     """
-    dataclasses.dataclass(frozen=True, eq=False)(cls)
+    dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    describe_fields(cls)
     fields: Any = dataclasses.fields(cls)
     static = [f.name for f in fields if f.metadata.get("static", False)]
     leaves = [f.name for f in fields if f.name not in static]

@@ -18,9 +18,10 @@ from vaejax.batch import present
 from vaejax.distributions import Distribution
 from vaejax.errors import check_key, wrong
 from vaejax.networks import kernels
-from vaejax.types import Array, Decode, Encode, Init, Key, Params, Prior
+from vaejax.types import Array, Decode, Encode, Init, Key, Params, Prior, describe_fields
 
 
+@describe_fields
 class Model(NamedTuple):
     """A latent-variable model as pure functions of its parameters.
 
@@ -39,6 +40,7 @@ class Model(NamedTuple):
     decode: Decode
 
 
+@describe_fields
 class Draw(NamedTuple):
     """What one pass of inference produced, for one example.
 
@@ -54,6 +56,7 @@ class Draw(NamedTuple):
     px: Any
 
 
+@describe_fields
 class Generated(NamedTuple):
     """One ancestral sample: `z ~ p(z)`, `x ~ p(x|z)`, and the `mean` of p(x|z).
 

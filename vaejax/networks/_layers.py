@@ -18,10 +18,11 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 
 from vaejax.errors import wrong
+from vaejax.networks._network import Network
 from vaejax.types import Array
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """Fully connected layers on the flattened example, with an activation after each.
 
     `h_0 = (x, c)` flattened and joined, `h_i = activation(W_i h_{i-1} + b_i)`.
@@ -45,7 +46,7 @@ class MLP(nn.Module):
         return h
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(Network):
     """Strided 3x3 convolutions on one image of any height, width and channel count.
 
     Each entry of `features` halves the image, rounding up: 28x20 -> 14x10 -> 7x5, 33x17 -> 17x9
@@ -70,7 +71,7 @@ class ConvEncoder(nn.Module):
         return join(h, c)
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(Network):
     """Sub-pixel convolutions from a code to a feature map of any height and width.
 
     A dense layer makes the coarsest map; each further entry of `features` doubles it (a 3x3
@@ -101,7 +102,7 @@ class ConvDecoder(nn.Module):
         return h
 
 
-class Conv(nn.Module):
+class Conv(Network):
     """One convolution layer with "same" padding on one image: `activation`-free, with a bias.
 
     `y[i, j] = b + sum_{k, l} x[stride i + k - p, stride j + l - p] K[k, l]`, where x is zero

@@ -21,7 +21,7 @@ from jax import lax
 
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import concrete, wrong
-from vaejax.types import Array, Key, Params
+from vaejax.types import Array, Key, Params, describe_fields
 
 
 @distribution
@@ -130,6 +130,7 @@ class Autoregressive(Distribution):
         return jax.eval_shape(self.conditionals, x).discrete
 
 
+@describe_fields
 class Causal(NamedTuple):
     """A causal Linen module, as a network that returns an `Autoregressive` distribution.
 

@@ -22,10 +22,11 @@ from jax import lax
 from vaejax.distributions import Bernoulli, Categorical
 from vaejax.errors import at_least_one, wrong
 from vaejax.networks._layers import has_condition, join
+from vaejax.networks._network import Network
 from vaejax.types import Array
 
 
-class MADE(nn.Module):
+class MADE(Network):
     """A masked autoencoder: dense layers, cut so that output i hears of the inputs before it alone.
 
     Inputs have the degrees 1 to n, outputs 0 to n - 1, hidden units evenly from 1 to n - 1; a
@@ -120,7 +121,7 @@ class MADE(nn.Module):
         return h
 
 
-class GatedPixelCNN(nn.Module):
+class GatedPixelCNN(Network):
     """Causal convolutions in two stacks, so that a pixel sees all those before it in its reach.
 
     `y = tanh(W_f * u + V_f c) . sigmoid(W_g * u + V_g c)` in every layer: of the vertical stack,
@@ -227,7 +228,7 @@ class GatedPixelCNN(nn.Module):
         return self.logits(nn.relu(self.hidden(nn.relu(h))))
 
 
-class _Gated(nn.Module):
+class _Gated(Network):
     """One layer of both stacks, on maps that are padded already (or windows of them)."""
 
     features: int
@@ -257,7 +258,7 @@ class _Gated(nn.Module):
         return u + h[:, self.side // 2 :] if h.shape[-1] == self.features else u
 
 
-class _ValidConv(nn.Module):
+class _ValidConv(Network):
     """A convolution without padding: `[h + a - 1, w + b - 1, channels]` to `[h, w, features]`."""
 
     features: int

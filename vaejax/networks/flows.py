@@ -32,7 +32,8 @@ from jax import lax
 from vaejax.distributions import Distribution, Normal, distribution
 from vaejax.errors import at_least_one, wrong
 from vaejax.networks._layers import MLP, join
-from vaejax.types import Array, Key, Params
+from vaejax.networks._network import Network
+from vaejax.types import Array, Key, Params, describe_fields
 
 
 class Flow:
@@ -196,6 +197,7 @@ class InverseAutoregressive(Flow):
         return m, jax.nn.log_sigmoid(free + 2), jax.nn.sigmoid(free + 2)
 
 
+@describe_fields
 class Stack(NamedTuple):
     """A network of flows, one after the other, each with a conditioner of its own.
 
@@ -281,7 +283,7 @@ def planar(size: int, *, layers: int = 4) -> "PlanarNet":
     return PlanarNet(size, layers)
 
 
-class PlanarNet(nn.Module):
+class PlanarNet(Network):
     """What `planar` makes: `init(key, *given) -> params`, `apply(params, *given) -> Composed`."""
 
     size: int
@@ -299,6 +301,7 @@ class PlanarNet(nn.Module):
         return Composed(tuple(Planar(u=row[:n], w=row[n : 2 * n], b=row[-1]) for row in free))
 
 
+@describe_fields
 class Density(NamedTuple):
     """The network of a density: x = f(z), z ~ N(0, I), as a `Transformed` distribution.
 
@@ -320,7 +323,7 @@ class Density(NamedTuple):
         return Transformed(Normal(jnp.zeros(n), jnp.ones(n)), self.flow.apply(params, *given))
 
 
-class Conditioner(nn.Module):
+class Conditioner(Network):
     """A perceptron of tanh layers whose output is zero before it is trained: `[outputs]`."""
 
     hidden: tuple[int, ...]
@@ -332,7 +335,7 @@ class Conditioner(nn.Module):
         return nn.Dense(self.outputs, kernel_init=nn.initializers.zeros)(h)
 
 
-class Masked(nn.Module):
+class Masked(Network):
     """A masked perceptron: row o(i) of the output depends on z_o(1), ..., z_o(i-1), and on h.
 
     `hidden`: ELU units; `outputs`: m for each entry; `order`: o, a permutation of the n positions.
@@ -359,7 +362,7 @@ class Masked(nn.Module):
         return out.reshape(n, self.outputs)
 
 
-class MaskedDense(nn.Module):
+class MaskedDense(Network):
     """A dense layer (W * mask) x + b, with a mask `[inputs, features]` of zeros and ones."""
 
     features: int

@@ -20,12 +20,13 @@ from flax import linen as nn
 
 from vaejax import distributions
 from vaejax.errors import concrete, wrong
+from vaejax.networks._network import Network
 from vaejax.types import Array
 
 Shape = int | Sequence[int]
 
 
-class Code(nn.Module):
+class Code(Network):
     """A point: the code of a deterministic autoencoder, z = s(W h + b), as a `Delta` of `shape`.
 
     `activation`: s, elementwise; the identity by default. `nn.sigmoid` and `nn.relu` make the codes
@@ -41,7 +42,7 @@ class Code(nn.Module):
         return distributions.Delta(self.activation(_linear(self, "code", h)))
 
 
-class TopK(nn.Module):
+class TopK(Network):
     """A sparse point: z = the k largest entries of W h + b where they stand, zero elsewhere.
 
     Exactly k entries are kept (the first ones of equals), whatever their sign: a `SparseDelta` of
@@ -64,7 +65,7 @@ class TopK(nn.Module):
         return distributions.SparseDelta(value, self.k)
 
 
-class Normal(nn.Module):
+class Normal(Network):
     """Diagonal Normal with mean and standard deviation both predicted from the features.
 
     `loc = W_1 h + b_1`, `scale = floor + softplus(W_2 h + b_2)`.
@@ -87,7 +88,7 @@ class Normal(nn.Module):
         return distributions.Normal(loc, self.floor + nn.softplus(free))
 
 
-class FullNormal(nn.Module):
+class FullNormal(Network):
     """Normal with full covariance: z = mu(x) + B(x) eps, B lower triangular, Sigma = B B^T.
 
     The diagonal of B is `floor + softplus(.)`, so that B is invertible; below it the entries are
@@ -117,7 +118,7 @@ class FullNormal(nn.Module):
         return distributions.MultivariateNormal(loc, scale_tril)
 
 
-class Bernoulli(nn.Module):
+class Bernoulli(Network):
     """Independent Bernoulli variables from logits l = W h + b.
 
     `bias_init`: for images, `logit_of(mean_image)` starts every pixel at its mean over the data
@@ -133,7 +134,7 @@ class Bernoulli(nn.Module):
         return distributions.Bernoulli(_linear(self, "logits", h, bias_init=self.bias_init))
 
 
-class ContinuousBernoulli(nn.Module):
+class ContinuousBernoulli(Network):
     """Independent continuous Bernoulli variables on [0, 1] from logits l = W h + b.
 
     The likelihood for grey values that a Bernoulli's cross-entropy is not
@@ -148,7 +149,7 @@ class ContinuousBernoulli(nn.Module):
         return distributions.ContinuousBernoulli(_linear(self, "logits", h))
 
 
-class FixedNormal(nn.Module):
+class FixedNormal(Network):
     """Normal with a predicted mean and one fixed standard deviation `scale` (event units).
 
     Its -log p is `||x - loc||^2 / (2 scale^2)` plus a constant: squared error is this likelihood
@@ -167,7 +168,7 @@ class FixedNormal(nn.Module):
         return distributions.Normal(loc, jnp.asarray(self.scale, loc.dtype))
 
 
-class SharedNormal(nn.Module):
+class SharedNormal(Network):
     """Normal with a predicted mean and one learned standard deviation for all entries.
 
     `scale = floor + softplus(s)` with one parameter s: the weight between reconstruction and KL
@@ -186,7 +187,7 @@ class SharedNormal(nn.Module):
         return distributions.Normal(loc, self.floor + nn.softplus(free))
 
 
-class DiscretizedLogistic(nn.Module):
+class DiscretizedLogistic(Network):
     """Logistic density integrated over the bins of 8-bit images: a likelihood of stored pixels.
 
     x lies on the grid k / (levels - 1) in [0, 1] (`data.scale`). `loc = 1/2 + W_1 h + b_1`,
@@ -207,7 +208,7 @@ class DiscretizedLogistic(nn.Module):
         return distributions.DiscretizedLogistic(loc, scale, self.levels)
 
 
-class Categorical(nn.Module):
+class Categorical(Network):
     """Independent categorical variables over `classes` values, from logits l = W h + b.
 
     The event is an array of integers of `shape`; the logits are `[*shape, classes]`.
