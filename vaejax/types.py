@@ -46,8 +46,8 @@ def describe(value: Any) -> str:
     Example:
       >>> import jax.numpy as jnp
       >>> from vaejax.types import describe
-      >>> describe({"x": jnp.zeros((64, 8, 8, 1)), "y": 3})
-      "{'x': f32[64, 8, 8, 1], 'y': 3}"
+      >>> describe({"x": jnp.zeros((64, 8, 8, 1)), "y": jnp.zeros(64)})
+      "{'x': f32[64, 8, 8, 1], 'y': f32[64]}"
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return _array(value)
@@ -78,7 +78,13 @@ def describe(value: Any) -> str:
 
 
 def numbers_in(tree: Any) -> str:
-    """How much a tree holds, as "84,210 numbers in 8 arrays"."""
+    """How much a tree holds, as "84,210 numbers in 8 arrays".
+
+    Args:
+      tree: of arrays.
+    Returns:
+      The words.
+    """
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
     total = sum(math.prod(shape) for shape in shapes)
     numbers = "1 number" if total == 1 else f"{total:,} numbers"
