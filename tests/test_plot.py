@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from vaejax import plot
+from vaejax.plot import _pictures
 
 rng = np.random.default_rng(0)
 SHAPES = [(8, 8, 1), (5, 9, 3), (7, 3), (1, 1, 1), (13, 31, 3)]
@@ -234,7 +235,7 @@ def test_a_bound_and_its_gap_end_at_log_px(tmp_path):
 
 def test_filters_are_each_scaled_to_their_own_largest_magnitude_around_grey():
     weights = np.array([[[0.0, 2.0], [-1.0, 0.5]], [[0.0, -10.0], [0.0, 0.0]], np.zeros((2, 2))])
-    with mock.patch.object(plot, "images") as images:
+    with mock.patch.object(_pictures, "images") as images:
         plot.filters(weights, columns=3, title="t")
     drawn = images.call_args.args[0]
     np.testing.assert_allclose(drawn[0], [[0.5, 1.0], [0.25, 0.625]])

@@ -1,5 +1,7 @@
 """Convolutions by both means agree; encoders and decoders take any size."""
 
+import inspect
+import pydoc
 from functools import partial
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from vaejax import networks
+from vaejax import causal, heads, networks
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 3), (33, 17)])
@@ -128,3 +130,21 @@ def test_stored_pixels_and_double_precision_are_taken(dtype, x64, key):
     y, variables = jax.jit(networks.ConvEncoder((3,)).init_with_output)(key, x)
     assert jnp.issubdtype(y.dtype, jnp.floating)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("thing", "most"), [(heads, 300), (networks, 200), (causal, 200), (networks.MLP, 30)]
+)
+def test_help_shows_what_a_network_adds_and_not_what_linen_does(thing, most):
+    lines = pydoc.plain(pydoc.render_doc(thing)).splitlines()
+    assert len(lines) <= most
+    text = "\n".join(lines)
+    assert "__call__" in text and "tabulate" not in text and "parent:" not in text
+    assert " at 0x" not in text
+
+
+def test_what_linen_adds_is_still_there():
+    assert list(inspect.signature(heads.Normal).parameters)[:2] == ["shape", "floor"]
+    assert heads.Normal(3, name="z").name == "z"
+    assert heads.Normal(3).clone(shape=4).shape == 4
+    assert {"init", "apply", "shape"} <= set(dir(heads.Normal(3)))

@@ -33,6 +33,7 @@ from vaejax.batch import batch_mean, over_batch, present
 from vaejax.distributions import Distribution, Normal
 from vaejax.errors import wrong
 from vaejax.model import Model, autoencoder, draw, terms
+from vaejax.networks import Network
 from vaejax.objectives import Schedule, players, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -64,7 +65,7 @@ def saturating(fake: Array) -> Array:
     return -nn.softplus(fake)
 
 
-class Critic(nn.Module):
+class Critic(Network):
     """A critic of any network: `(features, logit)`, features h = net(x, ...), logit w^T h + b.
 
     `net`: called with one thing to judge, and its condition if there is one; h is flattened,

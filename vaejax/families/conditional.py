@@ -24,6 +24,7 @@ from vaejax.batch import over_examples
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.model import Generated, Model, generate
+from vaejax.networks import Network
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
 Condition = Callable[[Key, Any], Any]
@@ -153,7 +154,7 @@ class Completed(Distribution):
         return jnp.where(self.known == 1, self.x, drawn).reshape(self.event_shape)
 
 
-class Completing(nn.Module):
+class Completing(Network):
     """A decoder of whole images that leaves to `decoder` only what is hidden: `Completed`.
 
     `decoder(z, c)`, or `decoder(c)` for a network without latents, returns a Distribution of

@@ -27,11 +27,11 @@ from vaejax.batch import present
 from vaejax.distributions import Categorical, Steps
 from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.model import Draw, Generated, Model
-from vaejax.networks import has_condition, join
+from vaejax.networks import Network, has_condition, join
 from vaejax.types import Array, Key, Params
 
 
-class GRU(nn.Module):
+class GRU(Network):
     """A gated recurrent unit over inputs that are already projected, `u_t = W x_t + b`.
 
     `r = sigmoid(u_r + h W_r)`, `s = sigmoid(u_s + h W_s)`, `n = tanh(u_n + r (h W_n + b_n))`,
@@ -66,7 +66,7 @@ class GRU(nn.Module):
         return _gated(self.kernel, self.bias, h, u)
 
 
-class Language(nn.Module):
+class Language(Network):
     """A GRU that predicts each symbol of a sequence from those before it: for `Causal`.
 
     `p(x) = prod_t Categorical(x_t; W h_t + b)`, `h_t = GRU(h_{t-1}, x_{t-1})`, where x_0 is a
@@ -133,7 +133,7 @@ class Language(nn.Module):
         return jnp.where((before == self.end)[..., None], only_end, logits)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Network):
     """A GRU that reads a sequence of symbols up to its end: its last state, for a head.
 
     `vocabulary`, `features` and `end` as in `Language`: symbols behind the first `end` are not
@@ -158,7 +158,7 @@ class TextEncoder(nn.Module):
         return jnp.where(jnp.any(outside if read is None else outside & read), jnp.nan, h)
 
 
-class Cell(nn.Module):
+class Cell(Network):
     """One step of a GRU, `h_t = GRU(h_{t-1}, (x_t, z_t))`: the recurrence of a `vrnn`.
 
     `features`: of h. Takes h `[features]`, x_t and z_t of any shapes; returns `[features]`.

@@ -7,7 +7,7 @@
 
 A **flow** is a value, a frozen pytree as a Distribution is: `forward(z) -> (x, log|det dx/dz|)` and
 `inverse(x) -> (z, log|det dz/dx|)` for one vector, in nats. A **network of flows** makes one from
-parameters and, in a posterior, from features h of the example: `planar`, `coupling` and
+parameters and, in a posterior, from features h of the example. `planar`, `coupling` and
 `inverse_autoregressive` build it; `posteriors` and `priors` put it into a Model.
 
 | flow | density of a given x | draw with its density | expressive |
@@ -32,18 +32,33 @@ from jax import lax
 from vaejax.distributions import Distribution, Normal, distribution
 from vaejax.errors import at_least_one, wrong
 from vaejax.networks._layers import MLP, join
-from vaejax.types import Array, Key, Params
+from vaejax.networks._network import Network
+from vaejax.types import Array, Key, Params, describe_fields
 
 
 class Flow:
     """An invertible map x = f(z) of one vector; a subclass has the decorator `distribution`."""
 
     def forward(self, z: Array) -> tuple[Array, Array]:
-        """x = f(z) `[n]`, and log|det dx/dz| `()`, nats."""
+        """x = f(z).
+
+        Args:
+          z: one vector, `[n]`.
+        Returns:
+          x, `[n]`, and log|det dx/dz|, nats, `()`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def inverse(self, x: Array) -> tuple[Array, Array]:
-        """z with f(z) = x `[n]`, and log|det dz/dx| `()`, nats."""
+        """z with f(z) = x.
+
+        Args:
+          x: one vector, `[n]`.
+        Returns:
+          z, `[n]`, and log|det dz/dx|, nats, `()`.
+        Raises:
+          NotImplementedError: where the flow has no inverse in closed form.
+        """
         raise NotImplementedError(
             f"{type(self).__name__}.inverse: there is none in closed form, so no log_prob of a "
             "given point; use sample_and_log_prob, as the bounds do, or take a flow that has one "
@@ -55,9 +70,13 @@ class Flow:
 class Transformed(Distribution):
     """The law of x = f(z), z ~ base: log p(x) = log p_base(z) - log|det df/dz| at z = f^-1(x).
 
-    `base`: a density over `[n]`; `flow`: a Flow. `sample_and_log_prob` needs no inverse; where the
-    flow has none, `log_prob` raises NotImplementedError. Samples are differentiable where the
-    base's are. Raises TypeError for a discrete base, which has no volume to change.
+    `sample_and_log_prob` needs no inverse; where the flow has none, `log_prob` raises
+    NotImplementedError. Samples are differentiable where the base's are. Raises TypeError at use
+    for a discrete base, which has no volume to change.
+
+    Args:
+      base: a density over `[n]`.
+      flow: a Flow.
     """
 
     base: Any
@@ -85,7 +104,11 @@ class Transformed(Distribution):
 
 @distribution
 class Composed(Flow):
-    """Flows one after the other, the first first: f = f_T o ... o f_1; log-determinants add up."""
+    """Flows one after the other, the first first: f = f_T o ... o f_1; log-determinants add up.
+
+    Args:
+      flows: the flows, in the order in which they are applied.
+    """
 
     flows: tuple[Any, ...]
 
@@ -100,11 +123,17 @@ class Composed(Flow):
 class Planar(Flow):
     """A bend along one direction: f(z) = z + u' tanh(w . z + b), |det| = 1 + u' . w tanh'(w . z+b).
 
-    It is invertible because u' . w > -1: u' = u + (m(w . u) - w . u) w / |w|^2, where
-    m(a) = softplus(a + k) - .999, with k such that m(0) = 0: u' then stays finite as w goes to
-    zero, which it does not with m(a) = softplus(a) - 1, and the determinant above .001. `u`, `w`
-    `[n]`; `b` `()`. The inverse has no closed form and raises NotImplementedError.
-    Rezende and Mohamed, 2015, Variational inference with normalizing flows, arXiv:1505.05770.
+    It is invertible because u' . w > -1: u' = u + (m(w . u) - w . u) w / |w|^2, where m(a) =
+    softplus(a + k) - .999, with k such that m(0) = 0. Then u' stays finite as w goes to zero, which
+    it does not with m(a) = softplus(a) - 1, and the determinant stays above .001. The inverse has
+    no closed form and raises NotImplementedError.
+
+    Args:
+      u: what is added, before it is corrected to u', `[n]`.
+      w: the direction of the bend, `[n]`.
+      b: its place, `()`.
+    References:
+      Rezende and Mohamed, 2015, Variational inference with normalizing flows, arXiv:1505.05770.
     """
 
     u: Any
@@ -130,11 +159,15 @@ class Planar(Flow):
 class Coupling(Flow):
     """Half the entries scaled and shifted by what the others say: x_a = z_a, x_b = z_b e^s + t.
 
-    (s, t) are functions of z_a: log|det| = sum s. `net(z_a, *given) -> [2 * size of b]`, any
-    function that is a pytree; s is kept within -+3 by a tanh, because exp of what a network says
-    overflows early in training. `given`: a tuple of what it takes beside z_a; `order`: a
-    permutation of the n >= 2 positions, whose first half is a.
-    Dinh, Sohl-Dickstein and Bengio, 2017, Density estimation using Real NVP, arXiv:1605.08803.
+    (s, t) are functions of z_a, and log|det| = sum s. s is kept within -+3 by a tanh, because exp
+    of what a network says overflows early in training.
+
+    Args:
+      net: `net(z_a, *given) -> [2 * size of b]`, any function that is a pytree.
+      given: a tuple of what the net takes beside z_a.
+      order: a permutation of the n >= 2 positions, whose first half is a.
+    References:
+      Dinh, Sohl-Dickstein and Bengio, 2017, Density estimation using Real NVP, arXiv:1605.08803.
     """
 
     net: Any
@@ -162,13 +195,17 @@ class Coupling(Flow):
 class InverseAutoregressive(Flow):
     """Every entry gated by those before it: x_i = s_i z_i + (1 - s_i) m_i, (m, s) of z_<i.
 
-    s = sigmoid(. + 2) lies near 1 at the start: log|det| = sum log s. Far below it is kept above
-    sigmoid(-18), since a gate of 0 has no inverse. The Jacobian is triangular in the `order`, a
-    permutation of the n positions. `net(z, *given) -> [n, 2]` is masked (see `Masked`); `given`: a
-    tuple of what it takes beside z. One pass forward; the inverse goes through the entries one by
-    one, n passes.
-    Kingma et al., 2016, Improving variational inference with inverse autoregressive flow,
-    arXiv:1606.04934.
+    s = sigmoid(. + 2) lies near 1 at the start, and log|det| = sum log s. Far below it is kept
+    above sigmoid(-18), since a gate of 0 has no inverse. The Jacobian is triangular in the order.
+    One pass forward; the inverse goes through the entries one by one, n passes.
+
+    Args:
+      net: `net(z, *given) -> [n, 2]`, masked (see `Masked`).
+      given: a tuple of what the net takes beside z.
+      order: a permutation of the n positions.
+    References:
+      Kingma et al., 2016, Improving variational inference with inverse autoregressive flow,
+        arXiv:1606.04934.
     """
 
     net: Any
@@ -196,13 +233,17 @@ class InverseAutoregressive(Flow):
         return m, jax.nn.log_sigmoid(free + 2), jax.nn.sigmoid(free + 2)
 
 
+@describe_fields
 class Stack(NamedTuple):
     """A network of flows, one after the other, each with a conditioner of its own.
 
-    `family`: `Coupling` or `InverseAutoregressive`; `nets`: their conditioners, Linen modules;
-    `orders`: a permutation of the positions for each. Made by `coupling` and
-    `inverse_autoregressive`. `init(key, *given) -> params`, `apply(params, *given) -> Composed`;
-    given is a vector of features h, or nothing.
+    `coupling` and `inverse_autoregressive` make it. `init(key, *given) -> params` and
+    `apply(params, *given) -> Composed`; given is a vector of features h, or nothing.
+
+    Args:
+      family: `Coupling` or `InverseAutoregressive`.
+      nets: the conditioners, one Linen module for each flow.
+      orders: a permutation of the positions for each flow.
     """
 
     family: Any
@@ -215,7 +256,14 @@ class Stack(NamedTuple):
         return len(self.orders[0])
 
     def init(self, key: Key, *given: Any) -> Params:
-        """The conditioners' parameters, by flow."""
+        """New parameters of the conditioners.
+
+        Args:
+          key: one PRNG key.
+          *given: features h, or nothing.
+        Returns:
+          The parameters, by flow.
+        """
         seen = self.size // 2 if self.family is Coupling else self.size
         return {
             f"flow_{i}": net.init(jax.random.fold_in(key, i), jnp.zeros(seen), *given)
@@ -223,7 +271,15 @@ class Stack(NamedTuple):
         }
 
     def apply(self, params: Params, *given: Any, rngs: Any = None) -> Composed:
-        """The flow under these parameters, for these features."""
+        """The flow under these parameters, for these features.
+
+        Args:
+          params: of the conditioners.
+          *given: features h, or nothing.
+          rngs: not looked at; there is no layer noise in a conditioner.
+        Returns:
+          The flow.
+        """
         del rngs  # there is no layer noise in a conditioner
         # Partial keeps the parameters as leaves; the function in it is stored with the module, so
         # that it is the same object, hence the same structure, at every call.
@@ -240,9 +296,23 @@ def coupling(
 ) -> Stack:
     """A network of affine coupling flows, which is the identity before it is trained.
 
-    `size`: of the vector, 2 or more; `layers`: flows; `hidden`: tanh units of each conditioner;
-    `orders`: a permutation of the positions for each layer, whose first half stays; by default the
-    halves take turns. Raises ValueError for size < 2, layers < 1, or no permutation.
+    Args:
+      size: of the vector, 2 or more.
+      layers: how many flows.
+      hidden: widths of the tanh layers of each conditioner.
+      orders: a permutation of the positions for each flow, whose first half stays; by default the
+        halves take turns.
+    Returns:
+      The network.
+    Raises:
+      ValueError: for size < 2, layers < 1, or orders that are no permutations.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import flows
+      >>> network = flows.coupling(2, layers=1, hidden=(3,))
+      >>> x, log_det = network.apply(network.init(jax.random.key(0))).forward(jnp.ones(2))
+      >>> print(x, log_det)
+      [1. 1.] 0.0
     """
     if size < 2:
         fix = (
@@ -261,10 +331,16 @@ def inverse_autoregressive(
 ) -> Stack:
     """A network of inverse autoregressive flows, a gate of 0.88 each before it is trained.
 
-    `size`: of the vector; `layers`: flows; `hidden`: ELU units of each masked conditioner;
-    `orders`: a permutation of the positions for each layer, by default forward and backward in
-    turn. Raises ValueError for a count below 1, no hidden layer, by which the features enter, or no
-    permutation.
+    Raises ValueError for a count below 1, no hidden layer, by which the features enter, or orders
+    that are no permutations.
+
+    Args:
+      size: of the vector.
+      layers: how many flows.
+      hidden: widths of the ELU layers of each masked conditioner, one or more.
+      orders: a permutation of the positions for each flow; by default forward and backward in turn.
+    Returns:
+      The network.
     """
     at_least_one("inverse_autoregressive", size=size, layers=layers, hidden=len(hidden))
     orders = _orders("inverse_autoregressive", size, layers, orders)
@@ -275,14 +351,25 @@ def inverse_autoregressive(
 def planar(size: int, *, layers: int = 4) -> "PlanarNet":
     """A network of planar flows: their u, w and b are linear in the features h, or free parameters.
 
-    `size`: of the vector; `layers`: flows. Raises ValueError for a count below 1.
+    Raises ValueError for a count below 1.
+
+    Args:
+      size: of the vector.
+      layers: how many flows.
+    Returns:
+      The network.
     """
     at_least_one("planar", size=size, layers=layers)
     return PlanarNet(size, layers)
 
 
-class PlanarNet(nn.Module):
-    """What `planar` makes: `init(key, *given) -> params`, `apply(params, *given) -> Composed`."""
+class PlanarNet(Network):
+    """What `planar` makes: `init(key, *given) -> params`, `apply(params, *given) -> Composed`.
+
+    Args:
+      size: of the vector.
+      layers: how many flows.
+    """
 
     size: int
     layers: int
@@ -299,12 +386,15 @@ class PlanarNet(nn.Module):
         return Composed(tuple(Planar(u=row[:n], w=row[n : 2 * n], b=row[-1]) for row in free))
 
 
+@describe_fields
 class Density(NamedTuple):
     """The network of a density: x = f(z), z ~ N(0, I), as a `Transformed` distribution.
 
-    `flow`: a network of flows with a `size`. `init(key, *given) -> params` and
-    `apply(params, *given, rngs=None) -> Transformed`: it serves as a model of its own
-    (`objectives.maximum_likelihood`) or as the prior of an `autoencoder`.
+    `init(key, *given) -> params` and `apply(params, *given, rngs=None) -> Transformed`. It serves
+    as a model of its own (`objectives.maximum_likelihood`) or as the prior of an `autoencoder`.
+
+    Args:
+      flow: a network of flows with a `size`.
     """
 
     flow: Any
@@ -320,8 +410,13 @@ class Density(NamedTuple):
         return Transformed(Normal(jnp.zeros(n), jnp.ones(n)), self.flow.apply(params, *given))
 
 
-class Conditioner(nn.Module):
-    """A perceptron of tanh layers whose output is zero before it is trained: `[outputs]`."""
+class Conditioner(Network):
+    """A perceptron of tanh layers whose output is zero before it is trained: `[outputs]`.
+
+    Args:
+      hidden: widths of the tanh layers.
+      outputs: length of what it returns.
+    """
 
     hidden: tuple[int, ...]
     outputs: int
@@ -332,13 +427,18 @@ class Conditioner(nn.Module):
         return nn.Dense(self.outputs, kernel_init=nn.initializers.zeros)(h)
 
 
-class Masked(nn.Module):
+class Masked(Network):
     """A masked perceptron: row o(i) of the output depends on z_o(1), ..., z_o(i-1), and on h.
 
-    `hidden`: ELU units; `outputs`: m for each entry; `order`: o, a permutation of the n positions.
     Takes z `[n]` and features h of any shape, or none; returns `[n, outputs]`, near zero before it
-    is trained. Germain et al., 2015, MADE: masked autoencoder for distribution estimation,
-    arXiv:1502.03509.
+    is trained.
+
+    Args:
+      hidden: widths of the ELU layers.
+      outputs: m for each entry.
+      order: o, a permutation of the n positions.
+    References:
+      Germain et al., 2015, MADE: masked autoencoder for distribution estimation, arXiv:1502.03509.
     """
 
     hidden: tuple[int, ...]
@@ -359,8 +459,13 @@ class Masked(nn.Module):
         return out.reshape(n, self.outputs)
 
 
-class MaskedDense(nn.Module):
-    """A dense layer (W * mask) x + b, with a mask `[inputs, features]` of zeros and ones."""
+class MaskedDense(Network):
+    """A dense layer (W * mask) x + b, with a mask `[inputs, features]` of zeros and ones.
+
+    Args:
+      features: how many outputs.
+      kernel_init: initialiser of W.
+    """
 
     features: int
     kernel_init: Any = nn.initializers.lecun_normal()
@@ -373,13 +478,18 @@ class MaskedDense(nn.Module):
 
 
 def autoregressive_masks(order: Sequence[int], hidden: Sequence[int]) -> list[np.ndarray]:
-    """Masks `[inputs, outputs]` of layers by which entry o(i) depends on those before it alone.
+    """Masks of layers by which entry o(i) depends on those before it alone.
 
-    Entry o(i) has the rank i = 1..n, hidden units have degrees 0 to n - 1 in turn (in a layer of
-    fewer than n units spread over that range, or no unit would see the later entries): a unit sees
-    the inputs of rank <= its degree and the units of degree <= its own; entry o(i) sees the units
-    of degree < i. Units of degree 0 see no entry, and carry features to the first. The last mask
-    has one output for each entry.
+    Entry o(i) has the rank i = 1..n. Hidden units have degrees 0 to n - 1 in turn; in a layer of
+    fewer than n units they are spread over that range, or no unit would see the later entries. A
+    unit sees the inputs of rank <= its degree and the units of degree <= its own; entry o(i) sees
+    the units of degree < i. Units of degree 0 see no entry, and carry features to the first.
+
+    Args:
+      order: o, a permutation of the n positions.
+      hidden: widths of the layers.
+    Returns:
+      One mask `[inputs, outputs]` for each layer; the last has one output for each entry.
     """
     n = len(order)
     rank = np.empty(n, int)

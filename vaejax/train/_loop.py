@@ -21,6 +21,7 @@ import numpy as np
 from vaejax.errors import at_least_one, wrong
 from vaejax.train import _faults as faults
 from vaejax.train import checkpoint
+from vaejax.types import describe, numbers_in
 
 
 class Fitted(NamedTuple):
@@ -41,6 +42,14 @@ class Fitted(NamedTuple):
     def params(self) -> Any:
         """Parameters after the last step."""
         return self.state.params
+
+    def __repr__(self) -> str:
+        epochs = len(next(iter(self.history.values()), ()))
+        return (
+            f"Fitted(stopped={self.stopped!r}, epochs={epochs}, "
+            f"steps={describe(self.state.step)}, history={list(self.history)}, "
+            f"params={numbers_in(self.params)})"
+        )
 
 
 class Interrupted(KeyboardInterrupt):

@@ -29,7 +29,18 @@ from vaejax.train import devices
 from vaejax.train._fit import TrainState
 from vaejax.train._order import shuffled
 from vaejax.trees import digest, finite, on_host
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, StepOrder, Transform
+from vaejax.types import (
+    Array,
+    Batch,
+    Key,
+    Loss,
+    Metrics,
+    Params,
+    StepOrder,
+    Transform,
+    describe,
+    numbers_in,
+)
 
 Make = Callable[[Any], tuple[Loss, optax.GradientTransformation]]
 """`make(hyper) -> (loss, optimizer)`, of one member; traced, so `hyper` holds arrays."""
@@ -56,6 +67,14 @@ class Population(NamedTuple):
     def params(self) -> Params:
         """Parameters of all members after the last step."""
         return self.state.params
+
+    def __repr__(self) -> str:
+        return (
+            f"Population(members={len(self.frozen)}, frozen={int((self.frozen >= 0).sum())}, "
+            f"stopped={self.stopped!r}, epochs={len(next(iter(self.history.values()), ()))}, "
+            f"steps={describe(self.state.step)}, history={list(self.history)}, "
+            f"params={numbers_in(self.params)}, hyper={describe(self.hyper)})"
+        )
 
     def member(self, index: int, *, best: bool = False) -> TrainState:
         """The state of one member, as its own run would have it; -1 is the last.
