@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vaejax import data
-from vaejax.data import _load, prepare
+from vaejax.data import _cache, prepare
 from vaejax.types import Batch
 
 GREY = (np.arange(25 * 4 * 3).reshape(25, 4, 3) % 256).astype(np.uint8)
@@ -61,7 +61,7 @@ def test_mnist_is_read_once_then_mapped_from_the_cache(mnist_prepared, cache):
 def test_damaged_and_unwritable_caches(mnist_prepared, cache, tmp_path, monkeypatch):
     decoded = Batch(GREY[..., None], y=np.arange(25))
     calls = []
-    monkeypatch.setattr(_load, "_decode", lambda *a: calls.append(a) or decoded)
+    monkeypatch.setattr(_cache, "_decode", lambda *a: calls.append(a) or decoded)
     data.load("mnist", "train", cache_dir=tmp_path)
     assert len(data.load("mnist", "train", cache_dir=tmp_path).x) == 25 and len(calls) == 1
     (copy,) = tmp_path.glob("*.x.npy")
@@ -83,7 +83,7 @@ def test_a_set_prepared_again_is_not_served_stale(mnist_prepared, tmp_path, monk
     for name in ("dataset_info.json", "features.json"):
         (place / name).write_bytes(pathlib.Path(source, name).read_bytes())
     calls = []
-    monkeypatch.setattr(_load, "_decode", lambda *a: calls.append(a) or Batch(GREY, y=()))
+    monkeypatch.setattr(_cache, "_decode", lambda *a: calls.append(a) or Batch(GREY, y=()))
     for _ in range(2):
         data.load("mnist", data_dir=tmp_path / "tfds", cache_dir=tmp_path)
     assert len(calls) == 1
@@ -241,13 +241,13 @@ def test_images_of_differing_sizes():
     features = {"photo": tfds.features.Image(), "label": tfds.features.ClassLabel()}
     info = SimpleNamespace(features=features, file_format=SimpleNamespace(value="array_record"))
     builder = SimpleNamespace(info=info, as_data_source=lambda split: rows)
-    assert _load._decode(builder, "set", "train").y.tolist() == [0, 1, 2]
+    assert _cache._decode(builder, "set", "train").y.tolist() == [0, 1, 2]
     rows.append({"photo": GREY[0, :2, :, None], "label": 0})
     with pytest.raises(ValueError, match=r"sizes \[\(2, 3, 1\), \(4, 3, 1\)\], expected one size"):
-        _load._decode(builder, "set", "train")
+        _cache._decode(builder, "set", "train")
     info.file_format.value = "tfrecord"
     with pytest.raises(ValueError, match="stored as tfrecord"):
-        _load._decode(builder, "set", "train")
+        _cache._decode(builder, "set", "train")
 
 
 def over_keys(transform, x, n=2000):

@@ -320,7 +320,7 @@ def test_indices_beyond_a_split_are_refused(tmp_path):
 
 def test_importing_is_light():
     code = (
-        "import sys, vaejax.sources, vaejax.feed\n"
+        "import sys, vaejax.data.sources, vaejax.data.feed\n"
         "print({'tensorflow_datasets', 'grain', 'PIL'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,6 +12,7 @@ import pytest
 
 from vaejax import autoencoders, data, heads, train
 from vaejax.model import autoencoder
+from vaejax.types import Batch
 
 KEY = jax.random.key(5)
 ROWS = np.arange(1000, dtype=np.float32)[:, None] * np.ones(3, np.float32)
@@ -63,7 +64,7 @@ def check_mixed(batches):
 def test_neighbours_are_mixed():
     """Checked against blocks that are read in a random order and given on as they are."""
     check_mixed(list(data.stream(ROWS, key=KEY, **SIZES)))
-    mistaken = [data.Batch(part) for part in np.split(ROWS[:960], 15)]
+    mistaken = [Batch(part) for part in np.split(ROWS[:960], 15)]
     with pytest.raises(AssertionError):
         check_mixed(mistaken)
     everything = data.stream(ROWS, key=KEY, batch_size=64, block=1, mixed=1000)
