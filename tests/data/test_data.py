@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -17,17 +16,6 @@ from vaejax.data import _cache, prepare
 from vaejax.types import Batch
 
 GREY = (np.arange(25 * 4 * 3).reshape(25, 4, 3) % 256).astype(np.uint8)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-def test_import_is_light():
-    code = "import sys, vaejax.data; print({'tensorflow_datasets', 'sklearn'} & set(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "set()"
 
 
 def test_digits_are_split_by_every_sixth_and_rescaled():

@@ -132,11 +132,7 @@ def sample(
     at_least_one("sprites.sample", n=n, size=size, batch_size=batch_size)
     choices = _choices("sprites.sample", grid)
 
-    def places(key: Key) -> Array:
-        keys = zip(jax.random.split(key, len(choices)), choices, strict=True)
-        return jnp.stack([jax.random.randint(one, (), 0, len(have)) for one, have in keys])
-
-    index = jax.vmap(places)(keys_of(key, jnp.arange(n))).astype(jnp.int32)
+    index = _uniform(key, n, tuple(len(have) for have in choices))
     return _drawn(size, batch_size, index, choices)
 
 
@@ -185,8 +181,21 @@ def values(index: Any, grid: Sequence[Any] = GRID) -> Array:
     return jnp.stack([have[index[..., j]] for j, have in enumerate(choices)], axis=-1)
 
 
+@partial(jax.jit, static_argnums=(1, 2))
+def _uniform(key: Key, n: int, sizes: tuple[int, ...]) -> Array:
+    """n times a place on a grid of these sizes, `[n, 5]`, int32."""
+
+    def place(key: Key) -> Array:
+        keys = zip(jax.random.split(key, len(sizes)), sizes, strict=True)
+        return jnp.stack([jax.random.randint(one, (), 0, size) for one, size in keys])
+
+    return jax.vmap(place)(keys_of(key, jnp.arange(n))).astype(jnp.int32)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _drawn(size: int, batch_size: int, index: Array, grid: tuple[Array, ...]) -> Batch:
+    """The sprites at places of a grid, `batch_size` at a time."""
+
     def example(one: Array) -> Array:
         return draw(values(one, grid), size=size).astype(jnp.float32)
 
