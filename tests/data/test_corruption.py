@@ -129,7 +129,7 @@ def test_an_erased_block_is_one_square_evenly_placed_in_all_channels():
 
 @pytest.mark.parametrize("shape, side", [((3, 5), 3), ((4, 4, 3), 4), ((1, 7, 1), 1)])
 def test_blocks_up_to_the_images_smaller_side(shape, side, key):
-    erased = corruption.erased_block(side)(key, jnp.ones(shape))
+    erased = jax.jit(corruption.erased_block(side))(key, jnp.ones(shape))
     assert (erased == 0).sum() == side**2 * np.prod(shape[2:], dtype=int)
 
 
@@ -141,7 +141,7 @@ def test_low_resolution_is_the_mean_of_each_cell(shape, factor, key):
     """Against a loop over the cells, ragged edges included; doing it twice changes nothing."""
     x_key, one, other = jax.random.split(key, 3)
     x = jax.random.normal(x_key, shape)
-    corrupt = corruption.low_resolution(factor)
+    corrupt = jax.jit(corruption.low_resolution(factor))
     expected = np.array(x)
     for i in range(0, shape[0], factor):
         for j in range(0, shape[1], factor):
@@ -167,15 +167,15 @@ def test_same_key_same_draw_under_jit_and_vmap_in_any_shape(name, key):
 @pytest.mark.parametrize("name", ["masking", "gaussian", "salt_and_pepper"])
 def test_vectors_and_scalars_and_leaves_of_a_tree_with_noise_of_their_own(name, key):
     x = {"image": X, "table": (X.ravel(), np.float32(0.5))}
-    found = ALL[name](key, x)
+    found = jax.jit(ALL[name])(key, x)
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, x)
     assert not np.array_equal(found["image"].ravel(), found["table"][0])
 
 
 def test_what_is_masked_may_be_nan_or_whole_numbers(key):
-    nan = corruption.masking(1.0)(jax.random.clone(key), jnp.full(3, jnp.nan))
+    nan = jax.jit(corruption.masking(1.0))(jax.random.clone(key), jnp.full(3, jnp.nan))
     assert np.array_equal(nan, np.zeros(3))
-    assert corruption.masking(0.5)(key, jnp.arange(4)).dtype == jnp.int32
+    assert jax.eval_shape(corruption.masking(0.5), key, jnp.arange(4)).dtype == jnp.int32
 
 
 @pytest.mark.parametrize("corrupt", [corruption.masking, corruption.salt_and_pepper])
@@ -266,7 +266,8 @@ def test_strengths_may_be_traced_and_types_are_kept():
         for strength, found in zip(strengths, both, strict=True):
             np.testing.assert_array_equal(found, make(float(strength))(jax.random.clone(key), x))
     half = x.astype(jnp.bfloat16)
-    assert corruption.gaussian(np.float32(0.5))(key, half).dtype == jnp.bfloat16
+    found = jax.eval_shape(corruption.gaussian(np.float32(0.5)), key, half)
+    assert found.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("count", [float("nan"), float("inf"), 2.5])
