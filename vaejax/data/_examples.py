@@ -1,11 +1,11 @@
 """The one convention for examples in memory: types, ranks, finite numbers, labels."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from vaejax.errors import wrong
 from vaejax.types import Batch
@@ -51,7 +51,7 @@ def checked(batch: Batch, where: str) -> Batch:
     return batch
 
 
-def stored(x: Any) -> np.ndarray:
+def stored(x: ArrayLike) -> np.ndarray:
     """Bool as levels 0 and 255, and floats as float32: what overflows is infinity from then on."""
     x = np.asarray(x)
     if x.dtype == bool:
@@ -60,7 +60,7 @@ def stored(x: Any) -> np.ndarray:
         return x.astype(np.float32, copy=False) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-def as_labels(y: Any, where: str) -> np.ndarray:
+def as_labels(y: ArrayLike, where: str) -> np.ndarray:
     """Labels as int32 `[n]`; -1 is "unknown".
 
     Args:

@@ -76,7 +76,8 @@ def _digits() -> Batch:
         from sklearn.datasets import load_digits
     except ImportError as error:
         fix = 'pip install "vaejax[experiments]"'
-        raise wrong("load: source", '"digits"', "scikit-learn with it", fix, ImportError) from error
+        got, expected = '"digits" without scikit-learn', "scikit-learn, which has them"
+        raise wrong("load: source", got, expected, fix, ImportError) from error
     scans = load_digits()
     x = np.rint(scans.images * 255 / 16).astype(np.uint8)
     return checked(Batch(x, y=scans.target), "load: digits")

@@ -232,5 +232,5 @@ def _grain() -> Any:
         import grain
     except ImportError as error:
         got, fix = "no Grain", 'pip install "vaejax[streaming]"'
-        raise wrong("feed", got, "it for reading in threads", fix, ImportError) from error
+        raise wrong("feed", got, "Grain, which reads in threads", fix, ImportError) from error
     return grain

@@ -38,7 +38,7 @@ def prepare(
     missing = [p for p in ("tensorflow", "importlib_resources") if not importlib.util.find_spec(p)]
     if missing:
         fix, got = 'pip install "vaejax[prepare]"', f"{' and '.join(missing)} not installed"
-        raise wrong("prepare", got, "them for preparing (reading needs neither)", fix, ImportError)
+        raise wrong("prepare", got, "both to prepare (reading needs neither)", fix, ImportError)
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=folder(data_dir), file_format="array_record")

@@ -14,12 +14,12 @@ Hassabis and Lerchner, 2017), at any size and on any grid.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from vaejax.batch import keys_of
 from vaejax.errors import at_least_one, concrete, wrong
@@ -31,7 +31,7 @@ FACTORS = ("shape", "scale", "rotation", "x", "y")
 SHAPES = ("square", "ellipse", "heart")
 
 
-def draw(factors: Any, *, size: int = 32) -> Array:
+def draw(factors: ArrayLike, *, size: int = 32) -> Array:
     """One sprite, white on black: each pixel is the share of it that the shape covers.
 
     `x_ij = clip(1/2 - d(u_ij), 0, 1)`, where d is the signed distance of a pixel's centre from the
@@ -110,7 +110,7 @@ GRID = grid()
 
 
 def sample(
-    key: Key, n: int, *, grid: Sequence[Any] = GRID, size: int = 32, batch_size: int = 1000
+    key: Key, n: int, *, grid: Sequence[ArrayLike] = GRID, size: int = 32, batch_size: int = 1000
 ) -> Batch:
     """n sprites with factors drawn uniformly from a grid, each independent of the others.
 
@@ -136,7 +136,7 @@ def sample(
     return _drawn(size, batch_size, index, choices)
 
 
-def every(*, grid: Sequence[Any] = GRID, size: int = 32, batch_size: int = 1000) -> Batch:
+def every(*, grid: Sequence[ArrayLike] = GRID, size: int = 32, batch_size: int = 1000) -> Batch:
     """Every sprite of a grid once, the last factor changing first: what `sample` draws from.
 
     Args:
@@ -155,7 +155,7 @@ def every(*, grid: Sequence[Any] = GRID, size: int = 32, batch_size: int = 1000)
     return _drawn(size, batch_size, jnp.asarray(index), choices)
 
 
-def values(index: Any, grid: Sequence[Any] = GRID) -> Array:
+def values(index: ArrayLike, grid: Sequence[ArrayLike] = GRID) -> Array:
     """The factors at places of a grid: what `draw` takes.
 
     Args:
@@ -228,7 +228,7 @@ def _heart(u: Array, v: Array, half: Array) -> Array:
     return jnp.minimum(_square(diagonal * (u + v), diagonal * (v - u), a), discs)
 
 
-def _choices(function: str, grid: Sequence[Any]) -> tuple[Array, ...]:
+def _choices(function: str, grid: Sequence[ArrayLike]) -> tuple[Array, ...]:
     """The values of each factor as arrays `[values]`."""
     choices = tuple(jnp.asarray(have, float) for have in grid)
     shapes = [have.shape for have in choices]

@@ -1,9 +1,9 @@
 """Text as arrays of integers: vocabulary, encoding, and the windows or lines to train on."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vaejax.errors import at_least_one, wrong
 
@@ -52,7 +52,7 @@ def encode(text: str, characters: str) -> np.ndarray:
     return np.fromiter((places[character] for character in text), np.int32, len(text))
 
 
-def decode(codes: Any, characters: str) -> str:
+def decode(codes: ArrayLike, characters: str) -> str:
     """The text of codes; the inverse of `encode`. The end symbol of `lines` is left out.
 
     Args:

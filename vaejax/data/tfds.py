@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from vaejax.data._files import PathLike
 from vaejax.errors import wrong
 from vaejax.types import Batch
 
 __all__ = ["check_name", "folder", "open_set", "reader"]
 
 
-def open_set(function: str, name: str, split: str, data_dir: Any) -> Any:
+def open_set(function: str, name: str, split: str, data_dir: PathLike | None) -> Any:
     """TFDS's builder, read-only, of a set that lies prepared on the disk and has the split.
 
     It asks no network.
@@ -100,7 +101,7 @@ def reader(
     return len(examples), read
 
 
-def folder(data_dir: Any) -> str | None:
+def folder(data_dir: PathLike | None) -> str | None:
     """Where TFDS sets lie.
 
     Args:

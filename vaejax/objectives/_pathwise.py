@@ -100,13 +100,14 @@ def iwae(model: Model, *, particles: int, draw: MakeDraw = draw) -> Loss:
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from vaejax import Batch, autoencoder, distributions, heads, objectives
-      >>> prior = distributions.Normal(jnp.zeros(2), jnp.ones(2))
-      >>> model = autoencoder(heads.Normal(2), heads.Bernoulli(4), prior)
-      >>> params = model.init(jax.random.key(0), jnp.zeros(4))
-      >>> loss = objectives.iwae(model, particles=5)
-      >>> value, metrics = jax.jit(loss)(params, jax.random.key(1), Batch(jnp.ones((3, 4))), 0)
-      >>> value.shape, sorted(metrics)
+      >>> import vaejax as vae
+      >>> prior = vae.distributions.Normal(jnp.zeros(2), jnp.ones(2))
+      >>> model = vae.autoencoder(vae.heads.Normal(2), vae.heads.Bernoulli(4), prior)
+      >>> x = jnp.ones((3, 4))
+      >>> params = model.init(jax.random.key(0), x[0])
+      >>> loss = jax.jit(vae.objectives.iwae(model, particles=5))
+      >>> minus_bound, metrics = loss(params, jax.random.key(1), vae.Batch(x), 0)
+      >>> minus_bound.shape, sorted(metrics)
       ((), ['bound', 'elbo', 'ess'])
 
     References:
