@@ -17,6 +17,7 @@ from flax import linen as nn
 from vaejax import autoencoder, data, devices, heads, networks, population, sources, train
 from vaejax.distributions import Normal
 from vaejax.objectives import elbo
+from vaejax.trees import on_host
 
 PRIOR = Normal(np.zeros(4, np.float32), np.ones(4, np.float32))  # no device is asked for yet
 MODEL = autoencoder(
@@ -148,7 +149,7 @@ def as_one_of_two(folder, rank, port):
         "devices": mesh.size,
         "logged": len(logged),
         "loss sharded": resumed.history["loss"].tolist(),
-        "whole": devices.on_host(shards.params)["decoder"]["params"]["layers_0"]["Dense_0"][
+        "whole": on_host(shards.params)["decoder"]["params"]["layers_0"]["Dense_0"][
             "kernel"
         ].shape,
     }

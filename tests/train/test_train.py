@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import some_slow
 from vaejax import autoencoders, checkpoint, data, heads, sources, sparsity, train
+from vaejax.batch import as_batch
 from vaejax.distributions import Normal
 from vaejax.model import autoencoder
 from vaejax.objectives import elbo
@@ -90,14 +91,14 @@ def test_make_train_is_pure_and_maps_over_keys(params):
 def test_a_step_uses_every_term_of_the_loss_before_the_update(params):
     init, step = train.make_step(LOSS, ADAM)
     state = init(jax.random.key(0), params)
-    new, metrics = jax.jit(step)(state, train.as_batch(jnp.ones((6, 4, 3))))
+    new, metrics = jax.jit(step)(state, as_batch(jnp.ones((6, 4, 3))))
     assert set(metrics) == {"loss", "elbo", "distortion", "rate", "beta"}
     assert int(new.step) == 1
     chex.assert_trees_all_equal_shapes_and_dtypes(new.params, params)
     # One step of Adam by hand, with the key that the step says it uses.
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0)
     loss_key = jax.random.split(step_key)[1]
-    batch = train.as_batch(jnp.ones((6, 4, 3)))
+    batch = as_batch(jnp.ones((6, 4, 3)))
     value, grads = jax.value_and_grad(lambda p: LOSS(p, loss_key, batch, 0)[0])(params)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     updates, _ = ADAM.update(grads, ADAM.init(params), params)
@@ -326,7 +327,7 @@ def test_fit_runs_outside_the_main_thread(params):
 def on_disk(tmp_path_factory):
     path = tmp_path_factory.mktemp("images") / "images.npy"
     np.save(path, IMAGES)
-    return sources.in_memory(train.as_batch(np.load(path, mmap_mode="r")))
+    return sources.in_memory(as_batch(np.load(path, mmap_mode="r")))
 
 
 def test_a_streamed_run_is_the_run_in_memory_and_either_continues_the_other(

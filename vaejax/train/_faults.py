@@ -12,7 +12,7 @@ from jax import lax
 
 from vaejax.errors import check_key, takes, unscaled, wrong
 from vaejax.trees import finite
-from vaejax.types import Batch, Key, Loss, Metrics, StepOrder
+from vaejax.types import Batch, Key, Loss, Metrics
 
 
 class NonFiniteError(FloatingPointError):
@@ -111,17 +111,6 @@ def check_metrics(history: Metrics, dimensions: int) -> None:
             raise wrong(f"fit: metric {name!r}", f"shape {shape}", "a scalar", "take its mean")
 
 
-def check_order(order: StepOrder, key: Key, size: int, batch_size: int) -> None:
-    """JAX reads the last example for an index that is past it, and says nothing."""
-    chosen = np.asarray(order(key, jnp.zeros((), jnp.int32)))
-    if chosen.shape != (batch_size,):
-        fix = "give fit and indices one batch_size, which also says how many steps an epoch has"
-        raise wrong("fit: indices", f"shape {chosen.shape}", f"({batch_size},)", fix)
-    if chosen.min() < 0 or chosen.max() >= size:
-        got, fix = f"{chosen.min()} to {chosen.max()}", "make them for the data that fit is given"
-        raise wrong("fit: indices", got, f"0 to {size - 1}, the examples", fix)
-
-
 def check_functions(loss: Any, optimizer: Any, transform: Any, evaluate: Any, key: Any) -> None:
     """Raise TypeError for what `fit` was given in place of a function, an optimizer or a key."""
     fix = "for instance objectives.elbo(model)"
@@ -136,18 +125,6 @@ def check_functions(loss: Any, optimizer: Any, transform: Any, evaluate: Any, ke
         fix = "for instance lambda params, key: evaluate.mean_loss(loss, params, key, data)"
         takes("fit: evaluate", evaluate, "params, key", fix)
     check_key("fit", key)
-
-
-def check_finite_data(data: Batch) -> None:
-    """Raise ValueError for data with NaN or infinity, naming the first such example."""
-    for name, leaf in (("x", data.x), ("c", data.c)):
-        for array in map(np.asarray, jax.tree.leaves(leaf)):
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                bad = np.unique(np.argwhere(~np.isfinite(array))[:, 0])
-                raise ValueError(
-                    f"fit: data.{name} holds NaN or infinite values in {len(bad)} of "
-                    f"{len(array)} examples, the first at index {bad[0]}; drop or fill them"
-                )
 
 
 def check_monitored(

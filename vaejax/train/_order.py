@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vaejax.errors import wrong
@@ -26,6 +27,25 @@ def shuffled(size: int, batch_size: int) -> StepOrder:
         first = (step % steps) * batch_size
         return permute(epoch_key, first + jnp.arange(batch_size), size)
 
+    return indices
+
+
+def order_of(indices: StepOrder | None, key: Key, size: int, batch_size: int) -> StepOrder:
+    """The order of a run: the caller's `indices`, once checked, or `shuffled`.
+
+    Raises ValueError for a batch larger than the data, for indices that are not one batch, and for
+    those beyond the data: JAX would read the last example for them, and say nothing.
+    """
+    by_default = shuffled(size, batch_size)
+    if indices is None:
+        return by_default
+    chosen = np.asarray(indices(key, jnp.zeros((), jnp.int32)))
+    if chosen.shape != (batch_size,):
+        fix = "give fit and indices one batch_size, which also says how many steps an epoch has"
+        raise wrong("fit: indices", f"shape {chosen.shape}", f"({batch_size},)", fix)
+    if chosen.min() < 0 or chosen.max() >= size:
+        got, fix = f"{chosen.min()} to {chosen.max()}", "make them for the data that fit is given"
+        raise wrong("fit: indices", got, f"0 to {size - 1}, the examples", fix)
     return indices
 
 

@@ -20,14 +20,17 @@ from jax import lax
 from jax.sharding import Mesh
 
 from vaejax.batch import as_batch, batch_mean, over_examples, size_of
+from vaejax.data.examples import as_examples
 from vaejax.data.sources import in_arrays
-from vaejax.errors import at_least_one, warn_of_levels, wrong
+from vaejax.errors import at_least_one, wrong
 from vaejax.train import _faults as faults
-from vaejax.train import _fit as train
 from vaejax.train import _loop as loop
+from vaejax.train import _step as train
 from vaejax.train import devices
-from vaejax.train._fit import TrainState
-from vaejax.train._order import shuffled
+from vaejax.train._advance import Advance
+from vaejax.train._bookkeeping import Bookkeeping
+from vaejax.train._order import order_of
+from vaejax.train._step import TrainState
 from vaejax.trees import digest, finite, on_host
 from vaejax.types import (
     Array,
@@ -220,63 +223,11 @@ def fit(
     Raises NonFiniteError once every member is frozen; else as `train.fit`.
     """
     members = _members(hyper, params, keys)
-    data = as_batch(in_arrays("population.fit", data))
-    size = size_of(data)
-    faults.check_finite_data(data)
-    warn_of_levels(data.x, transform, "population.fit")
-    order = indices or shuffled(size, batch_size)
-    if indices is not None:
-        first = train.key_for(jax.random.clone(keys)[0], "order")
-        faults.check_order(order, first, size, batch_size)
-    hyper = jax.tree.map(jnp.asarray, hyper)
-    state = jax.jit(jax.vmap(_member_init(make)))(hyper, keys, params)
-    everywhere: Any
-    if mesh is None:
-        everywhere = jax.tree.map(jnp.asarray, data)
-    else:
-        devices.check_divides("population.fit: members", members, mesh)
-        state, hyper = devices.put((state, hyper), devices.split(mesh))
-        everywhere = devices.put(data, devices.copied(mesh))
-    scan = partial(make_scan, make, indices=order, transform=transform)
-    run_chunk = jax.jit(
-        lambda state, hyper, start, data, count: scan(steps=count)(state, hyper, start, data),
-        static_argnums=4,
-        donate_argnums=0,
-    )
-
-    def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        number = jnp.asarray(start, jnp.int32)
-        state, history = run_chunk(state, hyper, number, everywhere, count)
-        return state, on_host(history)
-
-    def measure(state: TrainState) -> Metrics:
-        return on_host(measured(hyper, state))
-
-    @jax.jit
-    def measured(hyper: Any, state: TrainState) -> Metrics:
-        def one(hyper: Any, params: Params, key: Key) -> Metrics:
-            assert evaluate is not None
-            return evaluate(hyper, params, train.key_for(key, "evaluation"))
-
-        found = jax.vmap(one)(hyper, state.params, state.key)
-        going = state.step == state.step.max()  # a frozen member's numbers are not a run's
-        return {name: jnp.where(going, value, jnp.nan) for name, value in found.items()}
-
-    fitted = loop.drive(
-        state,
-        advance=advance,
-        inspect=partial(_inspect, hyper, members),
-        evaluate=None if evaluate is None else measure,
-        identity={
-            "examples": size,
-            "data": digest(jax.tree.map(lambda leaf: leaf[:256], data)),
-            "batch_size": batch_size,
-            "members": members,
-            "hyper": digest(hyper),
-            "keys": digest(jax.random.key_data(keys)),
-        },
+    examples = as_examples("population.fit", in_arrays("population.fit", data), transform)
+    order_key = train.key_for(jax.random.clone(keys)[0], "order")
+    order = order_of(indices, order_key, examples.size, batch_size)
+    book = Bookkeeping(
         epochs=epochs,
-        steps=size // batch_size,
         chunk=chunk,
         evaluate_every=evaluate_every,
         monitor=monitor,
@@ -289,9 +240,68 @@ def fit(
         log=log,
         progress=progress,
     )
+    hyper = jax.tree.map(jnp.asarray, hyper)
+    state = jax.jit(jax.vmap(_member_init(make)))(hyper, keys, params)
+    if mesh is None:
+        everywhere = jax.tree.map(jnp.asarray, examples.arrays)
+    else:
+        devices.check_divides("population.fit: members", members, mesh)
+        state, hyper = devices.put((state, hyper), devices.split(mesh))
+        everywhere = devices.put(examples.arrays, devices.copied(mesh))
+    program = loop.Program(
+        advance=_advance(make, hyper, order, transform, everywhere),
+        inspect=partial(_inspect, hyper, members),
+        evaluate=None if evaluate is None else _measure(evaluate, hyper),
+        steps=examples.size // batch_size,
+        identity={
+            "examples": examples.size,
+            "data": examples.digest,
+            "batch_size": batch_size,
+            "members": members,
+            "hyper": digest(hyper),
+            "keys": digest(jax.random.key_data(keys)),
+        },
+    )
+    fitted = loop.drive(state, program, book)
     reached = on_host(fitted.state.step)
     frozen = np.where(reached < reached.max(), reached, -1)
     return Population(hyper, *fitted, frozen)
+
+
+def _advance(
+    make: Make, hyper: Any, order: StepOrder, transform: Transform | None, data: Batch
+) -> Advance:
+    """Steps of all members, a chunk of them by one program."""
+    scan = partial(make_scan, make, indices=order, transform=transform)
+    run_chunk = jax.jit(
+        lambda state, hyper, start, data, count: scan(steps=count)(state, hyper, start, data),
+        static_argnums=4,
+        donate_argnums=0,
+    )
+
+    def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
+        number = jnp.asarray(start, jnp.int32)
+        state, history = run_chunk(state, hyper, number, data, count)
+        return state, on_host(history)
+
+    return advance
+
+
+def _measure(
+    evaluate: Callable[[Any, Params, Key], Metrics], hyper: Any
+) -> Callable[[TrainState], Metrics]:
+    """What `evaluate` finds of each member, NaN for those that are frozen."""
+
+    def one(hyper: Any, params: Params, key: Key) -> Metrics:
+        return evaluate(hyper, params, train.key_for(key, "evaluation"))
+
+    @jax.jit
+    def measured(hyper: Any, state: TrainState) -> Metrics:
+        found = jax.vmap(one)(hyper, state.params, state.key)
+        going = state.step == state.step.max()  # a frozen member's numbers are not a run's
+        return {name: jnp.where(going, value, jnp.nan) for name, value in found.items()}
+
+    return lambda state: on_host(measured(hyper, state))
 
 
 def mean_loss(
@@ -437,7 +447,7 @@ def _inspect(
             f"population.fit: member {member} of {members} ({setting}) is frozen before step "
             f"{first}, whose loss, gradient or new parameters are not finite ({terms}); the others "
             "go on",
-            stacklevel=4,
+            stacklevel=5,
         )
     if (reached < start + steps).all():
         raise faults.NonFiniteError(
