@@ -24,6 +24,7 @@ from vaejax import (
     train,
 )
 from vaejax.distributions import Bernoulli, Categorical, Delta, Normal
+from vaejax.families.quantized._codebook import _different
 
 ENTRIES, SIZE, PLACES, SHAPE = 4, 3, (2, 1), (3, 2, 1)
 GAMMA = 0.9
@@ -310,7 +311,7 @@ def test_the_codebook_starts_at_different_encodings(params, x, features):
 def test_entries_start_different_where_most_codes_are_equal(key):
     """As those of an empty background; drawn blindly, most entries were one and the same."""
     codes = jnp.concatenate([jnp.zeros((200, 2)), jnp.arange(12.0).reshape(6, 2)])
-    draw = jax.jit(quantized._different, static_argnums=2)
+    draw = jax.jit(_different, static_argnums=2)
     assert len(np.unique(draw(key, codes, 7), axis=0)) == 7
     assert len(np.unique(draw(jax.random.clone(key), codes, 20), axis=0)) == 7
 
