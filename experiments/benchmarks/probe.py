@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.probe jax|torch [SIZE]
 
-Prints one line of JSON: operations per second of the product of two SIZE x SIZE matrices by number
-format, bytes per second of reading and writing a large array, and what runs here. On a GPU products
-of float32 are in TF32, as in the benchmark.
+Prints one line of JSON: the operations per second of the product of two SIZE x SIZE matrices in
+each number format, the bytes per second of reading and writing a large array, and what runs here.
+On a GPU products of float32 are in TF32, as in the benchmark.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def by_jax(size: int | None) -> dict[str, Any]:
-    """By XLA."""
+    """The numbers by XLA."""
     import jax
     import jax.numpy as jnp
 
@@ -42,7 +42,7 @@ def by_jax(size: int | None) -> dict[str, Any]:
 
 
 def by_torch(size: int | None) -> dict[str, Any]:
-    """By PyTorch."""
+    """The numbers by PyTorch."""
     import torch
 
     from experiments.benchmarks.in_torch import DEVICE
