@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
 from experiments.benchmarks import paired
 from experiments.benchmarks.classical import ClassicalVAE, classical_loss
+from experiments.common import image_vae
 from vaejax import data, networks, objectives, train
 from vaejax.types import Batch, Loss, Params
 
@@ -80,7 +81,7 @@ def programs(config: Config) -> dict[str, paired.Program]:
         }
         return paired.Program(start, train_all, n, facts)
 
-    model, net = vae.build(preset, shape, np.full(shape, 0.5)), ClassicalVAE(preset.latent)
+    model, net = image_vae.build(preset, shape, np.full(shape, 0.5)), ClassicalVAE(preset.latent)
     params, native = model.init(init_key, images[0] / 255), networks.conv_native
     net_params = jax.jit(net.init)(net_key, images[:1] / 255, jax.random.key(config.seed))
     ours = partial(program, params, objectives.elbo(model), data.binarize)
@@ -100,4 +101,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(run.parse(PRESETS, __doc__ or ""))
+    main(common.parse(PRESETS, __doc__ or ""))

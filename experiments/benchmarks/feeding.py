@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
 from experiments.benchmarks.memory import peak_memory
 from experiments.benchmarks.paired import Program, measure
+from experiments.common import image_vae
 from vaejax import data, feed, objectives, sources, train
 from vaejax.errors import wrong
 
@@ -62,7 +63,7 @@ def write(config: Config, path: Path) -> None:
 def problem(config: Config) -> tuple[Any, Any, Any]:
     """Loss, optimizer and parameters."""
     shape = (28, 28, 1)
-    model = vae.build(vae.MNIST, shape, np.full(shape, 0.5))
+    model = image_vae.build(vae.MNIST, shape, np.full(shape, 0.5))
     params = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros(shape))
     return objectives.elbo(model), optax.adam(1e-3), params
 
@@ -157,9 +158,9 @@ def main(config: Config) -> dict[str, Any]:
         write(config, path)
         report = compare(config, path)
     if config.out is not None:
-        run.write_json(config.out, report)
+        common.write_json(config.out, report)
     return report
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import run
+from experiments import common
 from experiments.benchmarks.suite import summary
 
 
@@ -54,7 +54,7 @@ def measure(
     ratios = {name: np.divide(rates[numerator], rates[name]) for name in programs}
     report = {
         "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
-        **run.circumstances(),
+        **common.circumstances(),
         "unit": f"{unit}/s",
         "numerator": numerator,
         "programs": {
@@ -70,5 +70,5 @@ def measure(
         )
         print(f"{name:14s} {rate:10.0f} {spread:>22s} {row['compile_seconds']:20.1f}")
     if config.out is not None:
-        run.write_json(config.out, report)
+        common.write_json(config.out, report)
     return report

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
 from experiments.benchmarks import paired
+from experiments.common import image_vae
 from vaejax import data, objectives, population, train
 from vaejax.types import Array
 
@@ -43,7 +44,7 @@ def programs(config: Config) -> dict[str, paired.Program]:
     preset, steps, batch = vae.PRESETS["mnist"], config.steps, config.batch_size
     shape = (28, 28, 1)
     images = jax.random.bits(jax.random.key(config.seed), (config.examples, *shape), jnp.uint8)
-    model = vae.build(preset, shape, np.full(shape, 0.5))
+    model = image_vae.build(preset, shape, np.full(shape, 0.5))
     order = train.shuffled(config.examples, batch)
 
     def make(hyper: Any) -> Any:
@@ -100,4 +101,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(run.parse(PRESETS, __doc__ or ""))
+    main(common.parse(PRESETS, __doc__ or ""))
