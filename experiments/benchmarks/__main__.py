@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import run
+from experiments import common
 from experiments.benchmarks import processes, report, suite
 from experiments.benchmarks.processes import Failed, Worker
 
@@ -65,7 +65,7 @@ def main(config: Config) -> dict[str, Any]:
     for left in found["left_out"]:
         print("left out: {workload} {variant}: {why}".format(**left))
     found |= {"seconds": time.perf_counter() - began, "load": [load, _load()]}
-    run.write_json(folder / "benchmarks.json", found)
+    common.write_json(folder / "benchmarks.json", found)
     report.draw(found["rows"], folder / "benchmarks.png")
     print(f"{folder.resolve() / 'benchmarks.json'}, and benchmarks.png beside it")
     return found
@@ -252,4 +252,4 @@ def _load() -> float | None:
 
 
 if __name__ == "__main__":
-    main(run.parse({"all": Config()}, __doc__ or ""))
+    main(common.parse({"all": Config()}, __doc__ or ""))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments import run
+from experiments import common
 from experiments.benchmarks import paired
 from experiments.benchmarks.options import Timed
 from vaejax import contraction, heads
@@ -86,4 +86,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(run.parse(PRESETS, __doc__ or ""))
+    main(common.parse(PRESETS, __doc__ or ""))

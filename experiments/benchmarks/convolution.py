@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
 from experiments.benchmarks import paired
 from experiments.benchmarks.classical import ClassicalVAE, classical_loss
 from experiments.benchmarks.options import Timed
+from experiments.common import image_vae
 from vaejax import data, networks, objectives, train
 from vaejax.types import Array, Batch, Key, Loss, Params, Transform
 
@@ -57,7 +58,7 @@ def programs(config: Config) -> dict[str, paired.Program]:
     shape, n = (*config.size, 1), config.steps * config.batch_size
     images = jax.random.bits(data_key, (n, *shape), jnp.uint8)
     adam = optax.adam(preset.learning_rate)
-    model, net = vae.build(preset, shape, np.full(shape, 0.5)), ClassicalVAE(preset.latent)
+    model, net = image_vae.build(preset, shape, np.full(shape, 0.5)), ClassicalVAE(preset.latent)
     params = model.init(init_key, images[0] / 255)
     net_params = jax.jit(net.init)(net_key, images[:1] / 255, jax.random.key(config.seed))
     elbo, native = objectives.elbo(model), networks.conv_native
@@ -131,4 +132,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(run.parse(PRESETS, __doc__ or ""))
+    main(common.parse(PRESETS, __doc__ or ""))

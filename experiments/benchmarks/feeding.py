@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
 from experiments.benchmarks.memory import peak_memory
 from experiments.benchmarks.options import Timed
 from experiments.benchmarks.paired import Program, measure
 from experiments.benchmarks.scratch import large_array
+from experiments.common import image_vae
 from vaejax import data, feed, objectives, sources, train
 from vaejax.types import Array, Batch, Loss, Metrics, Params
 
@@ -60,7 +61,7 @@ def fill(config: Config, file: np.ndarray) -> None:
 
 def problem(config: Config) -> tuple[Loss, optax.GradientTransformation, Params]:
     """Loss, optimizer and parameters."""
-    model = vae.build(vae.MNIST, SHAPE, np.full(SHAPE, 0.5))
+    model = image_vae.build(vae.MNIST, SHAPE, np.full(SHAPE, 0.5))
     params = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros(SHAPE))
     return objectives.elbo(model), optax.adam(1e-3), params
 
@@ -168,9 +169,9 @@ def main(config: Config) -> dict[str, Any]:
         file.flush()
         report = compare(config, path)
     if config.out is not None:
-        run.write_json(config.out, report)
+        common.write_json(config.out, report)
     return report
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

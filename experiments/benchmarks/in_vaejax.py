@@ -14,6 +14,7 @@ from flax import linen as nn
 from experiments import vae
 from experiments.benchmarks import contractive, paired
 from experiments.benchmarks.suite import Burst, Sizes, levels
+from experiments.common import image_vae
 from vaejax import (
     contraction,
     data,
@@ -83,7 +84,7 @@ def model_of(sizes: Sizes) -> Model:
         latent=sizes.latent,
         likelihood="bernoulli",
     )
-    return vae.build(config, shape, np.full(shape, 0.5))
+    return image_vae.build(config, shape, np.full(shape, 0.5))
 
 
 def loss_of(model: Model, sizes: Sizes) -> Loss:

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import run, vae
+from experiments import common, vae
 from experiments.benchmarks import memory, paired
 from experiments.benchmarks.options import Timed
+from experiments.common import image_vae
 from vaejax import evaluate
 from vaejax.errors import wrong
 from vaejax.model import Model
@@ -56,7 +57,7 @@ def problem(config: Config) -> tuple[Model, Params, np.ndarray]:
         latent=config.latent,
         activation=config.activation,
     )
-    model = vae.build(options, shape, np.full(shape, 0.5))
+    model = image_vae.build(options, shape, np.full(shape, 0.5))
     x = jax.random.bernoulli(image_key, 0.13, (config.images, *shape)).astype(jnp.float32)
     return model, model.init(init_key, x[0]), np.asarray(x)
 
@@ -182,14 +183,14 @@ def scored_once(config: Config) -> dict[str, Any]:
             "samples_per_second": samples / seconds,
             "peak_anonymous_mb": peak(),
             "nll_nats": -float(log_px.mean()),
-            **run.circumstances(),
+            **common.circumstances(),
         }
     print(
         f"{samples} samples in {seconds:.1f} s with compilation, {samples / seconds:.0f} "
         f"samples/s; anonymous memory at most {report['peak_anonymous_mb']:.0f} MB"
     )
     if config.out is not None:
-        run.write_json(config.out, report)
+        common.write_json(config.out, report)
     return report
 
 
@@ -200,4 +201,4 @@ def _program(config: Config, function: Callable[[], np.ndarray]) -> paired.Progr
 
 
 if __name__ == "__main__":
-    main(run.parse(PRESETS, __doc__ or ""))
+    main(common.parse(PRESETS, __doc__ or ""))

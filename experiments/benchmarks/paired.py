@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import run
+from experiments import common
 from experiments.benchmarks.options import Timed
 from experiments.benchmarks.suite import summary
 
@@ -62,7 +62,7 @@ def measure(
     ratios = {name: np.divide(rates[numerator], rates[name]) for name in programs}
     report = {
         "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
-        **run.circumstances(),
+        **common.circumstances(),
         "unit": f"{unit}/s",
         "numerator": numerator,
         "programs": {
@@ -72,7 +72,7 @@ def measure(
     }
     _print_table(report)
     if config.out is not None:
-        run.write_json(config.out, report)
+        common.write_json(config.out, report)
     return report
 
 

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
 from experiments.benchmarks import paired
 from experiments.benchmarks.options import Timed
+from experiments.common import image_vae
 from vaejax import data, objectives, population, train
 from vaejax.model import Model
 from vaejax.types import Array, Loss
@@ -40,7 +41,7 @@ PRESETS = {"mnist": Config()}
 
 def programs(config: Config) -> dict[str, paired.Program]:
     """One run alone, and populations; each counts the images that all its members see."""
-    model = vae.build(vae.PRESETS["mnist"], SHAPE, np.full(SHAPE, 0.5))
+    model = image_vae.build(vae.PRESETS["mnist"], SHAPE, np.full(SHAPE, 0.5))
     images = jax.random.bits(jax.random.key(config.seed), (config.examples, *SHAPE), jnp.uint8)
     populations = {f"members_{n}": _together(config, model, images, n) for n in config.members}
     return {"alone": _alone(config, model, images), **populations}
@@ -110,4 +111,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(run.parse(PRESETS, __doc__ or ""))
+    main(common.parse(PRESETS, __doc__ or ""))

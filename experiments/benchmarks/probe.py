@@ -19,7 +19,7 @@ def by_jax(size: int | None) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from experiments import run
+    from experiments import common
 
     size = size or (1024 if jax.default_backend() == "cpu" else 8192)
     if jax.default_backend() == "gpu":
@@ -38,7 +38,7 @@ def by_jax(size: int | None) -> dict[str, Any]:
     x = jnp.zeros(16 * size**2)
     flops = {"float32": product(jnp.float32), "bfloat16": product(jnp.bfloat16)}
     moved = 2 * x.nbytes / best(lambda: add(x).block_until_ready())
-    return {"flops": flops, "bytes": moved, **run.circumstances()}
+    return {"flops": flops, "bytes": moved, **common.circumstances()}
 
 
 def by_torch(size: int | None) -> dict[str, Any]:

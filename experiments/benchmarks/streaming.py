@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import activations, run
+from experiments import activations, common
 from experiments.benchmarks.memory import peak_memory
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.scratch import large_array
@@ -71,14 +71,14 @@ def main(config: Config) -> dict[str, Any]:
         with peak_memory() as peak:
             summary = activations.main(options)
             sizes = {"file_gb": path.stat().st_size / 1e9, "rss_anon_peak_gb": peak() / 1e3}
-            report = {**sizes, **summary, **run.circumstances()}
+            report = {**sizes, **summary, **common.circumstances()}
     print(
         "peak of anonymous memory {rss_anon_peak_gb:.2f} GB, file {file_gb:.2f} GB".format(**sizes)
     )
     if config.out is not None:
-        run.write_json(config.out, report)
+        common.write_json(config.out, report)
     return report
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vaejax
-from experiments import run
+from experiments import common
 from experiments.benchmarks import __main__ as compare
 from experiments.benchmarks import (
     convolution,
@@ -33,7 +33,7 @@ from vaejax.types import Batch
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark") / "convolution.json"
-    config = run.parse(convolution.PRESETS, "", ["--smoke", "--out", str(out)])
+    config = common.parse(convolution.PRESETS, "", ["--smoke", "--out", str(out)])
     report = convolution.main(config)
     assert json.loads(out.read_text()) == report
     return report
@@ -292,7 +292,7 @@ def test_the_comparison_reports_every_variant_and_why_one_is_left_out(tmp_path, 
         "--out",
         str(tmp_path),
     ]
-    found = compare.main(run.parse({"all": compare.Config()}, "", options))
+    found = compare.main(common.parse({"all": compare.Config()}, "", options))
     assert json.loads((tmp_path / "benchmarks.json").read_text()) == json.loads(json.dumps(found))
     assert (tmp_path / "benchmarks.png").stat().st_size > 1000
     ours, theirs = found["rows"]
