@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from experiments import run, sparse
+from experiments import common, sparse
 from vaejax import data, plot, sparsity, train
 from vaejax.errors import wrong
 
@@ -70,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
 
     model = sparse.build(config, sample.shape[1:])
     params = sparse.begin(config, model, init_key, jnp.zeros(sample.shape[1:]))
-    folder = run.open_folder(config, name=f"activations-{config.dataset.stem}")
+    folder = common.open_folder(config, name=f"activations-{config.dataset.stem}")
     rows = len(np.load(config.dataset, mmap_mode="r"))
     steps = config.epochs * -(-rows // config.batch_size)
     loss, adam = sparse.loss_for(config, model), sparse.adam_for(config, steps)
@@ -78,7 +78,7 @@ def main(config: Config) -> dict[str, Any]:
         config, model, adam, sample, steps, between=config.every, transform=transform
     )
     init, step = train.make_step(loss, adam, transform=transform)
-    step, log, history = jax.jit(step, donate_argnums=0), run.logger(folder), []
+    step, log, history = jax.jit(step, donate_argnums=0), common.logger(folder), []
     state = init(fit_key, params)
     began = perf_counter()
     batches = data.stream(
@@ -108,7 +108,7 @@ def main(config: Config) -> dict[str, Any]:
     summary |= sparse.measured(config, z, seen, r, name="squared_error") | {
         "seconds_train": seconds
     }
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     arrays: Any = {"/".join(path): a for path, a in flatten_dict(final).items()}
     np.savez(folder / "parameters.npz", mean=mean, norm=norm, **arrays)
     missed = [row["distortion"] - seen[0].size * np.log(np.pi) / 2 for row in history]
@@ -121,10 +121,10 @@ def main(config: Config) -> dict[str, Any]:
         ),
         "units": sparse.drawn_units(config, z),
     }
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, f"over {len(seen)} rows, which were also trained on")
+    common.save_figures(folder, drawn)
+    common.report(folder, summary, f"over {len(seen)} rows, which were also trained on")
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -20,8 +20,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run
-from experiments.judge import judge
+from experiments import common
+from experiments.common import judge
 from vaejax import adversarial, data, distributions, evaluate, heads, networks, plot
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model, autoencoder, generate
@@ -31,7 +31,7 @@ LEAKY = partial(nn.leaky_relu, negative_slope=0.2)
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz FILE of images
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
@@ -179,10 +179,10 @@ def main(config: Config) -> dict[str, Any]:
     judged = generate(model, params, keys[2]).z if config.family == "aae" else x
     params = {**params, "critic": jax.jit(critic.init)(keys[3], judged)}
     steps = config.epochs * (len(images) // config.batch_size)
-    folder = run.open_folder(config, name=f"{config.family}-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"{config.family}-{Path(config.dataset).stem}")
 
     measure = partial(evaluate.mean_loss, loss, data=test.x, transform=transform)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         loss,
@@ -230,10 +230,10 @@ def main(config: Config) -> dict[str, Any]:
             wanted = jax.vmap(model.prior(fitted.params).sample)(as_many)
             drawn["codes"] = beside(np.asarray(z), test.y, np.asarray(wanted))
     drawn |= curves(fitted.history)
-    summary |= {"epochs": config.epochs, "seconds_train": run.seconds(folder)}
-    run.write_json(folder / "summary.json", summary)
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, note(summary))
+    summary |= {"epochs": config.epochs, "seconds_train": common.seconds(folder)}
+    common.write_json(folder / "summary.json", summary)
+    common.save_figures(folder, drawn)
+    common.report(folder, summary, note(summary))
     return summary
 
 
@@ -264,4 +264,4 @@ def note(summary: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

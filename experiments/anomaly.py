@@ -22,7 +22,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run, vae
+from experiments import common
+from experiments.common import image_vae
 from vaejax import anomaly, data, heads, networks, objectives, plot, train
 from vaejax.distributions import Normal
 from vaejax.errors import at_least_one, wrong
@@ -79,7 +80,7 @@ PRESETS = {
 
 def build(hidden: tuple[int, ...], code: Any, shape: Any, scale: float, prior: Any = None) -> Model:
     """An autoencoder of dense layers with a Normal likelihood; linear where none is hidden."""
-    layers = partial(networks.MLP, kernel_init=vae.XAVIER)
+    layers = partial(networks.MLP, kernel_init=image_vae.XAVIER)
     decoder = nn.Sequential([layers(hidden[::-1]), heads.FixedNormal(shape, scale)])
     return autoencoder(nn.Sequential([layers(hidden), code]), decoder, prior)
 
@@ -234,7 +235,7 @@ def main(config: Config) -> dict[str, Any]:
     score_class = scorer(
         config, x.shape[1:], int(np.unique(y, return_counts=True)[1].max()), x_test
     )
-    folder = run.open_folder(config, name=f"anomaly-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"anomaly-{Path(config.dataset).stem}")
     began, kept = time.perf_counter(), {}
 
     def fit_and_score(label: int, x_class: Any, tested: Any) -> dict[str, Any]:
@@ -255,16 +256,16 @@ def main(config: Config) -> dict[str, Any]:
         "test_images": len(x_test),
         "seconds": time.perf_counter() - began,
     }
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     worst = min(kept, key=lambda label: found[config.score].per_class[label].value)
     drawn = {"auroc": bars(found, ["pca", "linear_ae", "dae_reconstruction", config.score])}
     if x_test.ndim == 4:
         drawn["extremes"] = extremes(x_test, kept[worst][config.score], test.y == worst, worst)
-    run.save_figures(folder, drawn)
+    common.save_figures(folder, drawn)
     means = {name: result.mean for name, result in found.items()}
-    run.report(folder, means, f"mean AUROC over classes; the score of the claim: {config.score}")
+    common.report(folder, means, f"mean AUROC over classes; the score of the claim: {config.score}")
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -19,14 +19,15 @@ import optax
 import scipy.linalg
 from flax import linen as nn
 
-from experiments import figures, run
+from experiments import common
+from experiments.common import figures
 from vaejax import autoencoders, data, evaluate, heads, networks, representation
 from vaejax.errors import wrong
 from vaejax.model import Model, autoencoder, tied
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE of images
     dataset: str = "digits"
     train_split: str = "train"  # images to train on, for instance train or train[:50000]
@@ -104,10 +105,10 @@ def main(config: Config) -> dict[str, Any]:
         )
     model = build(config, x.shape[1:])
     params = model.init(init_key, jnp.asarray(x[0]))
-    folder = run.open_folder(config, name=f"autoencoder-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"autoencoder-{Path(config.dataset).stem}")
     loss = autoencoders.reconstruction(model)
     steps = config.epochs * (len(x) // config.batch_size)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         loss,
@@ -133,7 +134,7 @@ def main(config: Config) -> dict[str, Any]:
         "pca_squared_error": float(np.sum((centred - centred @ axes.T @ axes) ** 2) / len(centred)),
         "latent": config.latent,
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.seconds(folder),
+        "seconds_train": common.seconds(folder),
     }
     drawn = {}
     if config.network == "linear":  # the span of the decoder's columns is that of PCA's axes
@@ -150,11 +151,11 @@ def main(config: Config) -> dict[str, Any]:
         labelled = codes, labels, test_codes, test.y
         summary["probe_accuracy"] = representation.linear_probe(*labelled)
         summary["retrieval_accuracy"] = representation.nearest_neighbours(*labelled)
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     if x.ndim == 4 and x.shape[-1] in (1, 3):
         drawn |= figures.autoencoder(model, fitted.params, draw_key, x_test, test.y)
-        run.save_figures(folder, drawn)
-    run.report(folder, summary, "squared error summed over pixels, white = 1, per test image")
+        common.save_figures(folder, drawn)
+    common.report(folder, summary, "squared error summed over pixels, white = 1, per test image")
     return summary
 
 
@@ -167,4 +168,4 @@ def principal_axes(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -20,14 +20,14 @@ import optax
 from flax import linen as nn
 from jax.scipy.special import entr
 
-from experiments import run
+from experiments import common
 from vaejax import causal, data, evaluate, heads, objectives, plot, train
 from vaejax.errors import at_least_one, wrong
 from vaejax.networks.autoregressive import Causal
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     dataset: str = "digits"  # digits, mnist, ..., tfds:NAME, or a .npz or .npy FILE of grey images
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
@@ -164,13 +164,13 @@ def main(config: Config) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(config.seed), 6)
     network = build(config, images)
     params = jax.jit(network.init)(keys[0])
-    folder = run.open_folder(config, name=f"autoregressive-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"autoregressive-{Path(config.dataset).stem}")
 
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(200, steps), config.epochs * steps
     )
     measure = partial(evaluate.log_prob, network, transform=transform, batch_size=20)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         objectives.maximum_likelihood(network),
@@ -199,7 +199,7 @@ def main(config: Config) -> dict[str, Any]:
         "test_images": len(test),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.seconds(folder),
+        "seconds_train": common.seconds(folder),
     }
     curves = {"train": -fitted.history["log_px"], "test, first 1000": fitted.history["eval/loss"]}
     lines = {}
@@ -209,13 +209,13 @@ def main(config: Config) -> dict[str, Any]:
         lines["entropy of the binarisation"] = summary["floor_nats"]
     if config.levels == 2 and config.dataset == "mnist":
         lines[f"{config.network}, published"] = PUBLISHED[config.network]
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     curves |= {f"{name}, {at:.2f}": np.full(len(curves["train"]), at) for name, at in lines.items()}
     drawn = pictures(network, fitted.params, keys[5], seen[1][:8], config.levels)
     title = f"-log p(x), exact ({config.network}, {config.order})"
     drawn["curves"] = plot.curves(curves, ylabel="nats per image", title=title)
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "nats per test image, exact; images of discrete pixels")
+    common.save_figures(folder, drawn)
+    common.report(folder, summary, "nats per test image, exact; images of discrete pixels")
     return summary
 
 
@@ -227,4 +227,4 @@ def independent(levels: int, images: Any, test: Any) -> float:
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -20,14 +20,14 @@ import numpy as np
 import optax
 from jax import lax
 
-from experiments import run
+from experiments import common
 from vaejax import objectives, plot, recurrent, text
 from vaejax.errors import at_least_one
 from vaejax.networks.autoregressive import Causal
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     text: Path | None = None  # a text file; by default the language reference in pydoc_data
     features: int = 128  # units of the GRU
     window: int = 128  # characters of a training example
@@ -112,13 +112,13 @@ def main(config: Config) -> dict[str, Any]:
     language = recurrent.Language(len(characters), config.features)
     net = Causal(language, (config.window,), jnp.int32)
     params = jax.jit(net.init)(keys[0])
-    folder = run.open_folder(config, name="charmodel")
+    folder = common.open_folder(config, name="charmodel")
 
     steps = config.epochs * (len(windows) // config.batch_size)
     rate = optax.cosine_decay_schedule(config.learning_rate, steps)
     # The characters just before the split are the context of the first behind it.
     measure = partial(validation, net, codes[max(split - config.context, 0) :], config.context)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         objectives.maximum_likelihood(net),
@@ -143,19 +143,21 @@ def main(config: Config) -> dict[str, Any]:
         "vocabulary": len(characters),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.seconds(folder),
+        "seconds_train": common.seconds(folder),
     }
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     longer = net._replace(shape=(len(known) + config.length,))
     x = jnp.zeros(longer.shape, jnp.int32).at[: len(known)].set(known)
     draws = _continued(longer, fitted.params, jax.random.split(keys[2], 3), x, len(known))
     shown = [text.decode(draw, characters)[len(known) :] for draw in np.asarray(draws)]
     written = "".join(f"--- continuation {i + 1}\n{prompt}|{one}\n" for i, one in enumerate(shown))
-    run.write_text(folder / "samples.txt", written)
+    common.write_text(folder / "samples.txt", written)
     print(written)
     log_p = np.asarray(log_probs(net, fitted.params, codes[split:], context=config.context))
-    run.save_figures(folder, _figures(fitted.history, config.window, grams, -log_p.mean(axis=0)))
-    run.report(folder, summary, "nats per character of the validation text; samples.txt beside it")
+    common.save_figures(folder, _figures(fitted.history, config.window, grams, -log_p.mean(axis=0)))
+    common.report(
+        folder, summary, "nats per character of the validation text; samples.txt beside it"
+    )
     return summary
 
 
@@ -204,4 +206,4 @@ def _continued(net: Causal, params: Any, keys: Any, x: Any, known: Any) -> jax.A
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -17,13 +17,14 @@ import jax
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
+from experiments.common import image_vae
 from vaejax import data, diagnostics, objectives, plot, train
 from vaejax.errors import at_least_one
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     # preset of experiments.vae: network, likelihood, batch and step size
     model: Literal["digits", "mnist", "burda", "conv", "gaussian"] = "digits"
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
@@ -56,23 +57,23 @@ def main(config: Config) -> dict[str, Any]:
     base = replace(base, batch_size=min(base.batch_size, 16) if config.smoke else base.batch_size)
     images = data.load(config.dataset, config.train_split).x
     test = data.load(config.dataset, config.test_split).x
-    vae.check_images(base, images)
-    transform = vae.transform_for(base, images)
+    image_vae.check_images(base, images)
+    transform = image_vae.transform_for(base, images)
     keys = jax.random.split(jax.random.key(config.seed), 5)
     seen_key, start_key, train_key, report_key, calibration_key = keys
     as_seen = jax.vmap(transform)(jax.random.split(seen_key, len(images[:2000])), images[:2000])
-    model = vae.build(base, images.shape[1:], np.asarray(as_seen.mean(axis=0)))
+    model = image_vae.build(base, images.shape[1:], np.asarray(as_seen.mean(axis=0)))
     start = model.init(start_key, as_seen[0])
     train.shuffled(len(images), base.batch_size)  # refuses a batch larger than the data
     steps = len(images) // base.batch_size
-    folder = run.open_folder(config, name=f"collapse-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"collapse-{Path(config.dataset).stem}")
 
     decay = optax.cosine_decay_schedule(base.learning_rate, config.epochs * steps)
     reports, calibrated = {}, {}
     for beta in config.betas:
         name = f"beta {beta:g}"
         # The same start, noise and draws at every beta: they differ by beta alone.
-        params = run.fit(
+        params = common.fit(
             config,
             folder / name.replace(" ", "-"),
             objectives.elbo(model, beta=beta),
@@ -101,9 +102,9 @@ def main(config: Config) -> dict[str, Any]:
             )
 
     text = "\n\n".join(f"{n}: {r}" for n, r in reports.items())
-    run.write_text(folder / "reports.txt", text + "\n")
+    common.write_text(folder / "reports.txt", text + "\n")
     summary = _summary(config, reports)
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     rates = {
         name: [part.value for part in report.decomposition.dimension_rate or []]
         for name, report in reports.items()
@@ -119,8 +120,8 @@ def main(config: Config) -> dict[str, Any]:
         levels = next(iter(calibrated.values())).levels
         errors = {name: found.error for name, found in calibrated.items()}
         drawn["calibration"] = plot.calibration(levels, coverage, errors=errors)
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "nats per test image, in the order of the betas")
+    common.save_figures(folder, drawn)
+    common.report(folder, summary, "nats per test image, in the order of the betas")
     return summary
 
 
@@ -149,4 +150,4 @@ def _summary(config: Config, reports: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

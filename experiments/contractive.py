@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run
+from experiments import common
 from vaejax import (
     anomaly,
     autoencoders,
@@ -197,7 +197,7 @@ def main(config: Config) -> dict[str, Any]:
     seen, test = (split._replace(x=scaled(split.x)) for split in splits)
     if isinstance(seen.y, tuple):
         raise wrong("contractive: --dataset", "no labels", "labels y", "give a .npz with x and y")
-    folder = run.open_folder(config, name=f"contractive-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"contractive-{Path(config.dataset).stem}")
     model = build(config, np.asarray(seen.x.mean(axis=0)))
     steps = config.epochs * (len(seen.x) // config.batch_size)
     adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps or 1))
@@ -213,14 +213,14 @@ def main(config: Config) -> dict[str, Any]:
                 state, _ = fit(fit_key, model.init(init_key, seen.x[0]), seen.x)
             rows[method].append(measured(config, model, state.params, seen, test))
             trained.setdefault(method, state.params)
-            run.write_json(folder / "measurements.json", rows)
+            common.write_json(folder / "measurements.json", rows)
             print(f"{method}, seed {seed}:", *(f"{n} {v:.4g}" for n, v in rows[method][-1].items()))
     summary = summarise(rows)
-    run.write_json(folder / "summary.json", summary)
-    run.save_figures(folder, draw(model, trained, test.x))
-    run.report(folder, summary, "nats per test image (Bernoulli, grey levels); sd over seeds")
+    common.write_json(folder / "summary.json", summary)
+    common.save_figures(folder, draw(model, trained, test.x))
+    common.report(folder, summary, "nats per test image (Bernoulli, grey levels); sd over seeds")
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

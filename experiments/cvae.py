@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import judge, run
+from experiments import common
 from vaejax import (
     conditional,
     corruption,
@@ -39,7 +39,7 @@ from vaejax.types import Batch
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     # digits, mnist, fashion_mnist, tfds:NAME, or a .npz FILE of labelled grey images
     dataset: str = "digits"
     train_split: str = "train"  # images to train on, for instance train or train[:50000]
@@ -99,7 +99,7 @@ def class_figures(
     config: Config, model: Model, params: Any, key: Any, classes: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The share of samples that are recognised as their class, and a row of them for each."""
-    check, error = judge.judge(
+    check, error = common.judge(
         config.dataset, train_split=config.train_split, test_split=config.test_split
     )
     y = np.repeat(np.arange(classes), max(1, config.samples // classes))
@@ -172,7 +172,7 @@ def main(config: Config) -> dict[str, Any]:
         "model": model.init(keys[2], first.x, first.c),
         "plain": jax.jit(plain.init)(keys[3], first.c),
     }
-    folder = run.open_folder(config, name=f"cvae-{config.condition}-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"cvae-{config.condition}-{Path(config.dataset).stem}")
 
     elbo, likelihood = (
         objectives.elbo(model, beta=config.beta),
@@ -185,7 +185,7 @@ def main(config: Config) -> dict[str, Any]:
         }
     )
     steps = config.epochs * (len(stored.x) // config.batch_size)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         both if config.condition == "class" else conditional.conditioned(both, hide),
@@ -223,15 +223,15 @@ def main(config: Config) -> dict[str, Any]:
         "posterior_collapsed": summary["test_rate_nats"] < 0.1,
         "test_images": len(test.x),
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.seconds(folder),
+        "seconds_train": common.seconds(folder),
     }
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     curves = {"train": fitted.history["elbo"], "test": fitted.history["eval/elbo"]}
     drawn["curves"] = plot.curves(curves, ylabel="ELBO, nats per image")
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "nats per test image, a bound or estimate of -log p(x|c)")
+    common.save_figures(folder, drawn)
+    common.report(folder, summary, "nats per test image, a bound or estimate of -log p(x|c)")
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run
+from experiments import common
 from vaejax import autoencoders, corruption, data, evaluate, heads, networks, plot, train
 from vaejax.batch import over_examples
 from vaejax.errors import at_least_one, wrong
@@ -28,7 +28,7 @@ EXACT = 60.0  # dB: what an image counts that is better than this, for instance 
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE of images
     dataset: str = "digits"
     train_split: str = "train"  # images to train on, for instance train or train[:50000]
@@ -126,13 +126,13 @@ def main(config: Config) -> dict[str, Any]:
     jax.eval_shape(corrupt, init_key, jnp.asarray(mean, jnp.float32))  # refuses what does not fit
     model = build(config, images.shape[1:], mean)
     start = model.init(init_key, jnp.asarray(mean, jnp.float32))
-    folder = run.open_folder(config, name=f"denoising-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"denoising-{Path(config.dataset).stem}")
 
     steps = len(images) // config.batch_size
     adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps))
     plain, denoising = autoencoders.reconstruction, autoencoders.denoising
     loss = together({"denoising": denoising(model, corrupt=corrupt), "plain": plain(model)})
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         loss,
@@ -170,9 +170,9 @@ def main(config: Config) -> dict[str, Any]:
         "plain_psnr_of_clean_db": float(psnr(clean, of_clean).mean()),
         "test_images": len(test),
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.seconds(folder),
+        "seconds_train": common.seconds(folder),
     }
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     curves = {
         f"{name}, {part}": fitted.history[prefix + name]
         for name in fitted.params
@@ -185,10 +185,10 @@ def main(config: Config) -> dict[str, Any]:
         shown = np.concatenate([clean[:10], *(row[:10] for row in rows.values())])
         columns = min(10, len(clean))
         drawn["images"] = plot.images(shown, columns=columns, title=title, labels=labels)
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "dB: mean over test images of -10 log10(mean squared error)")
+    common.save_figures(folder, drawn)
+    common.report(folder, summary, "dB: mean over test images of -10 log10(mean squared error)")
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

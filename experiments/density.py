@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run
+from experiments import common
 from vaejax import evaluate, flows, objectives, plot
 from vaejax.distributions import Mixture, MultivariateNormal, Normal
 from vaejax.errors import at_least_one, wrong
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     shape: Literal["moons", "rings"] = "moons"  # the curves along which the data lie
     noise: float = 0.1  # standard deviation of the data around them
     layers: int = 8  # coupling flows
@@ -83,7 +83,7 @@ def main(config: Config) -> dict[str, Any]:
     at_least_one("density", layers=config.layers, epochs=config.epochs)
     if not config.noise > 0:
         raise wrong("density: --noise", config.noise, "> 0", "a curve without width has no density")
-    folder = run.open_folder(config, name=f"density-{config.shape}")
+    folder = common.open_folder(config, name=f"density-{config.shape}")
     data_key, init_key, fit_key, test_key, sample_key = jax.random.split(
         jax.random.key(config.seed), 5
     )
@@ -94,7 +94,7 @@ def main(config: Config) -> dict[str, Any]:
 
     network = flows.Density(flows.coupling(2, layers=config.layers, hidden=config.hidden))
     steps = config.epochs * (len(x) // config.batch_size)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         objectives.maximum_likelihood(network),
@@ -126,9 +126,9 @@ def main(config: Config) -> dict[str, Any]:
         "kl_error_nats": float(excess.std(ddof=1) / len(excess) ** 0.5),
         "integral": float(density.sum() * config.spacing**2),
         "test_points": len(test),
-        "seconds_train": run.seconds(folder),
+        "seconds_train": common.seconds(folder),
     }
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     flow_sample = jax.jit(lambda keys: jax.vmap(q.sample)(keys))
     panels = {
         "data": test[:3000],
@@ -140,16 +140,18 @@ def main(config: Config) -> dict[str, Any]:
         "flow": -fitted.history["loss"],
         "truth": np.full(config.epochs, np.mean(-found["truth"])),
     }
-    run.save_figures(
+    common.save_figures(
         folder,
         {
             "density": drawn(panels, side),
             "curves": plot.curves(curve, ylabel="log p(x), nats per point"),
         },
     )
-    run.report(folder, summary, "nats per point; the truth's is the least that any density reaches")
+    common.report(
+        folder, summary, "nats per point; the truth's is the least that any density reaches"
+    )
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

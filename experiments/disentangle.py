@@ -22,7 +22,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run, vae
+from experiments import common, vae
+from experiments.common import image_vae
 from vaejax import data, diagnostics, disentangle, networks, objectives, plot, sprites, train
 from vaejax.errors import at_least_one
 from vaejax.model import Model
@@ -30,7 +31,7 @@ from vaejax.types import Batch, Key, Params
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     # what is added to the negative ELBO, one model each
     methods: tuple[Literal["vae", "beta_vae", "beta_tcvae", "factor_vae"], ...] = (
         "vae",
@@ -111,7 +112,7 @@ def trained(
         names = {"model": "model", "critic": "critic"}
         of_critic = optax.adam(config.critic_learning_rate, b1=0.5, b2=0.9)
         adam = optax.partition({"model": adam, "critic": of_critic}, names)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder / method,
         loss,
@@ -260,9 +261,9 @@ def main(config: Config) -> dict[str, Any]:
     few = images.x[:2000]
     seen = jax.vmap(data.binarize)(jax.random.split(seen_key, len(few)), few)
     base = replace(vae.MNIST, hidden=config.hidden, activation="relu", latent=config.latent)
-    model = vae.build(base, seen.shape[1:], np.asarray(seen.mean(axis=0)))
+    model = image_vae.build(base, seen.shape[1:], np.asarray(seen.mean(axis=0)))
     start = model.init(start_key, seen[0])
-    folder = run.open_folder(
+    folder = common.open_folder(
         config, name=f"disentangle-{Path(config.dataset).stem}", free={"epochs"}
     )
 
@@ -286,14 +287,14 @@ def main(config: Config) -> dict[str, Any]:
         x = data.binarize(jax.random.clone(seen_key), test.x[shown])
         drawn[f"traversals_{method}"] = drawn_traversals(model, params, x, **one)
     summary = summarised(config, found, critic)
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     if config.dataset == "sprites":
         drawn["information"] = drawn_information(config, found)
     drawn["curves"] = plot.curves(curves, ylabel="ELBO, nats per training image")
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "nats per image, gaps as shares; in the order of the methods")
+    common.save_figures(folder, drawn)
+    common.report(folder, summary, "nats per image, gaps as shares; in the order of the methods")
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
+from experiments.common import image_vae
 from vaejax import data, inference, mixtures, objectives, plot
 from vaejax.batch import over_examples
 from vaejax.distributions import Bernoulli, Mixture
@@ -28,7 +29,7 @@ from vaejax.errors import at_least_one
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     components: int = 10  # components of the mixture
     floor: float = 1e-3  # probabilities of the mixture stay in [floor, 1 - floor]
@@ -87,7 +88,7 @@ def main(config: Config) -> dict[str, Any]:
         jax.jit(over_examples, static_argnums=0)(data.binarize, key, stored)
         for key, stored in zip(keys[:2], (images, test), strict=True)
     )
-    folder = run.open_folder(config, name=f"em-{Path(config.dataset).stem}", free={"epochs"})
+    folder = common.open_folder(config, name=f"em-{Path(config.dataset).stem}", free={"epochs"})
 
     fitted = mixtures.fit_bernoulli(
         x, config.components, key=keys[2], floor=config.floor, restarts=config.restarts
@@ -102,8 +103,8 @@ def main(config: Config) -> dict[str, Any]:
         "e_step_largest_gap_nats": max(abs(log_px - bound) for log_px, bound in steps[1::2]),
         **{f"vae_{name}": values[-1] for name, values in gaps.items() if name != "epoch"},
     }
-    run.write_json(folder / "summary.json", summary)
-    run.write_json(folder / "gap.json", gaps)
+    common.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "gap.json", gaps)
 
     log_px, bound = np.array(steps).T
     names = ["start", *["E" if i % 2 else "M" for i in range(1, len(bound))]]
@@ -133,8 +134,8 @@ def main(config: Config) -> dict[str, Any]:
         means = jax.nn.sigmoid(fitted.mixture.components.logits)
         heaviest = np.argsort(-np.asarray(fitted.mixture.logits))
         drawn["components"] = plot.images(means[heaviest], title="component means, heaviest first")
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "nats per binarised test image, unless named train")
+    common.save_figures(folder, drawn)
+    common.report(folder, summary, "nats per binarised test image, unless named train")
     return summary
 
 
@@ -161,7 +162,7 @@ def gap_over_training(
     options = replace(
         vae.DIGITS, hidden=config.hidden, latent=config.latent, likelihood="bernoulli"
     )
-    model = vae.build(options, images.shape[1:], np.asarray(x.mean(axis=0)))
+    model = image_vae.build(options, images.shape[1:], np.asarray(x.mean(axis=0)))
     params = model.init(init_key, seen[0])
 
     def measure(params: Any, key: Any) -> dict[str, float]:
@@ -182,7 +183,7 @@ def gap_over_training(
 
     untrained_key, train_key = jax.random.split(key)
     untrained = measure(params, untrained_key)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         objectives.elbo(model),
@@ -207,4 +208,4 @@ def gap_over_training(
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
+from experiments.common import image_vae
 from vaejax import data, gradients, objectives, train
 from vaejax.distributions import Normal
 from vaejax.errors import at_least_one, wrong
@@ -91,10 +92,10 @@ def trained(config: Config, key: Key) -> tuple[Model, Params, Any]:
     images = data.load(config.dataset, "train[:640]" if config.smoke else "train").x
     preset = vae.PRESETS["digits" if config.dataset == "digits" else "burda"]
     network = replace(preset, hidden=config.hidden, latent=config.latent)
-    vae.check_images(network, images)
-    transform = vae.transform_for(network, images)
+    image_vae.check_images(network, images)
+    transform = image_vae.transform_for(network, images)
     mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
-    model = vae.build(network, images.shape[1:], mean)
+    model = image_vae.build(network, images.shape[1:], mean)
     keys = jax.random.split(seen_key, config.images)
     x = jax.vmap(transform)(keys, images[-config.images :])
     params = model.init(init_key, x[0])
@@ -162,7 +163,7 @@ def main(config: Config) -> dict[str, Any]:
     at_least_one("gradients", images=config.images, **{"smallest K": min(config.particles)})
     if len(set(config.particles)) < 2:
         raise wrong("gradients: --particles", config.particles, "two values of K", "add another")
-    folder = run.open_folder(config, name=f"gradients-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"gradients-{Path(config.dataset).stem}")
     point_key, small_key, weighted_key, elbo_key, toy_key = jax.random.split(
         jax.random.key(config.seed), 5
     )
@@ -204,7 +205,7 @@ def main(config: Config) -> dict[str, Any]:
         small, near, point = toy(jax.random.fold_in(small_key, d), d, 1)
         near["encoder"]["b"] += 0.5  # close to the optimum the score function has no noise either
         measure("dimensions", d, elbos(small, 4), near, toy_key, point)
-    run.write_json(
+    common.write_json(
         folder / "measurements.json",
         jax.tree.map(
             lambda one: one._asdict(), found, is_leaf=lambda one: isinstance(one, gradients.Quality)
@@ -219,14 +220,14 @@ def main(config: Config) -> dict[str, Any]:
     for name in ("score function", "score function, leave-one-out"):
         ratio = last[name]["encoder"].variance / last["pathwise"]["encoder"].variance
         summary[f"variance_{name.replace(', ', '_').replace(' ', '_')}_to_pathwise"] = ratio
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     floor = {
         "floor (noise alone)": {
             k: one["iwae"]["encoder"].snr_floor for k, one in found["particles"].items()
         }
     }
     per_K = "draws per image K"
-    run.save_figures(
+    common.save_figures(
         folder,
         {
             "snr": panels(
@@ -260,9 +261,9 @@ def main(config: Config) -> dict[str, Any]:
             ),
         },
     )
-    run.report(folder, summary, "slopes: exponents of K in the signal-to-noise ratio")
+    common.report(folder, summary, "slopes: exponents of K in the signal-to-noise ratio")
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

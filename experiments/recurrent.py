@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import charmodel, run
+from experiments import charmodel, common
 from vaejax import data, diagnostics, evaluate, heads, networks, objectives, plot, recurrent
 from vaejax import model as models
 from vaejax import text as texts
@@ -32,7 +32,7 @@ from vaejax.networks.autoregressive import Causal
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     kind: Literal["rows", "linear", "sentences"] = "rows"  # what the sequences are
     dataset: str = "digits"  # of rows: digits, mnist, fashion_mnist, or a .npz or .npy FILE
     text: Path | None = None  # of sentences: a text file; by default Python's language reference
@@ -92,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
     task = {"rows": rows, "linear": linear, "sentences": sentences}[config.kind](config)
     first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.train)
     params = task.model.init(keys[0], task.transform(keys[1], first) if task.transform else first)
-    folder = run.open_folder(config, name=f"recurrent-{config.kind}")
+    folder = common.open_folder(config, name=f"recurrent-{config.kind}")
 
     size = len(jax.tree.leaves(task.train)[0])
     steps = size // config.batch_size
@@ -107,7 +107,7 @@ def main(config: Config) -> dict[str, Any]:
         }
 
     rate = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         loss,
@@ -138,17 +138,17 @@ def main(config: Config) -> dict[str, Any]:
         "test_sequences": len(jax.tree.leaves(task.test)[0]),
         **more,
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.seconds(folder),
+        "seconds_train": common.seconds(folder),
     }
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     curves = {name: fitted.history[at] for name, at in (("train", "elbo"), ("test", "eval/elbo"))}
     figures["curves"] = plot.curves(curves, ylabel="ELBO, nats per sequence")
     if "kalman_nll_nats" in more:
         axes = figures["curves"].axes[0]
         axes.axhline(-more["kalman_nll_nats"], color="0.5", ls=":", label="log p(x), Kalman (test)")
         axes.legend(frameon=False)
-    run.save_figures(folder, figures)
-    run.report(folder, summary, "nats per test sequence")
+    common.save_figures(folder, figures)
+    common.report(folder, summary, "nats per test sequence")
     return summary
 
 
@@ -242,7 +242,7 @@ def sentences(config: Config) -> Task:
             f"--- {title}\n" + "".join(f"{texts.decode(row, characters)}\n" for row in block)
             for title, block in written.items()
         )
-        run.write_text(folder / "samples.txt", said)
+        common.write_text(folder / "samples.txt", said)
         print(said)
         used = diagnostics.rate_per_dimension(model, params, x[split:])
         symbols = np.mean([len(one) + 1 for one in lines[split:]])
@@ -304,4 +304,4 @@ def kalman(x: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -19,7 +19,8 @@ import numpy as np
 import optax
 from scipy import stats
 
-from experiments import run, vae
+from experiments import common, vae
+from experiments.common import image_vae
 from vaejax import checkpoint, data, objectives, plot, representation
 from vaejax.errors import wrong
 from vaejax.model import Model
@@ -30,7 +31,7 @@ UNITS = {"thickness": "pixels", "slant": "degrees"}
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     preset: str = "digits"  # of experiments.vae: network, likelihood, batch size, Adam
     dataset: str = "digits"  # as for experiments.vae; grey images
     train_split: str = "train"  # images to train and to fit probes and directions on
@@ -56,18 +57,18 @@ def trained(config: Config, folder: Path, images: Any, key: Key) -> tuple[Model,
         expected, fix = str(list(vae.PRESETS)), "name one of them"
         raise wrong("representation: --preset", repr(config.preset), expected, fix)
     preset = vae.PRESETS[config.preset]
-    transform = vae.transform_for(preset, images)
+    transform = image_vae.transform_for(preset, images)
     seen_key, init_key, fit_key = jax.random.split(key, 3)
     some = images[:2000]
     seen = jax.vmap(transform)(jax.random.split(seen_key, len(some)), some)
-    model = vae.build(preset, images.shape[1:], np.asarray(seen.mean(axis=0)))
+    model = image_vae.build(preset, images.shape[1:], np.asarray(seen.mean(axis=0)))
     params = model.init(init_key, seen[0])
     if config.trained is not None:
         return model, checkpoint.load(config.trained / "checkpoints", like=params)
     steps = config.epochs * (len(images) // preset.batch_size)
     falling = optax.cosine_decay_schedule(preset.learning_rate, steps or 1)
     adam = optax.adam(falling, eps=preset.adam_epsilon)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         objectives.elbo(model),
@@ -127,7 +128,7 @@ def main(config: Config) -> dict[str, Any]:
     if stored.x.ndim != 4 or stored.x.shape[-1] != 1 or isinstance(stored.y, tuple):
         got, fix = f"x {stored.x.shape}", "choose digits, mnist or fashion_mnist"
         raise wrong("representation: --dataset", got, "labelled grey images", fix)
-    folder = run.open_folder(config, name=f"representation-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"representation-{Path(config.dataset).stem}")
     model, params = trained(config, folder, stored.x, jax.random.key(config.seed))
 
     # Grey levels for all: the expectation of what a Bernoulli model saw, and what pixels give.
@@ -167,11 +168,13 @@ def main(config: Config) -> dict[str, Any]:
             xlabel="multiple of the direction",
             ylabel=f"{name}, {UNITS[name]}",
         )
-    run.write_json(folder / "summary.json", summary)
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "accuracies: shares in [0, 1]; thickness: pixels; slant: degrees")
+    common.write_json(folder / "summary.json", summary)
+    common.save_figures(folder, drawn)
+    common.report(
+        folder, summary, "accuracies: shares in [0, 1]; thickness: pixels; slant: degrees"
+    )
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -18,13 +18,14 @@ import jax
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
+from experiments.common import image_vae
 from vaejax import bounds, checkpoint, data, exact, objectives, plot, train
 from vaejax.errors import at_least_one
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     train_split: str = "train"  # images to train on
     test_split: str = "test[:100]"  # images whose log p(x) is bounded
@@ -77,17 +78,17 @@ def main(config: Config) -> dict[str, Any]:
     like = vae.PRESETS["mnist"]  # binarised pixels: log p(x) is at most 0
     # Smooth in z: at the kinks of a relu a grid converges slowly.
     network = replace(like, hidden=config.hidden, latent=2, activation="tanh")
-    transform = vae.transform_for(network, images)
+    transform = image_vae.transform_for(network, images)
     mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
-    model = vae.build(network, images.shape[1:], mean)
+    model = image_vae.build(network, images.shape[1:], mean)
     params = model.init(init_key, data.scale(init_key, images[0]))
-    folder = run.open_folder(config, name=f"sandwich-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"sandwich-{Path(config.dataset).stem}")
     if config.params is not None:
         params = checkpoint.load(config.params, like=params)
     else:
         steps = config.epochs * (len(images) // config.batch_size)
         adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps))
-        params = run.fit(
+        params = common.fit(
             config,
             folder,
             objectives.elbo(model),
@@ -102,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
 
     # One key on purpose: it binarises the same images for all of them.
     again = partial(jax.random.clone, key)
-    grid = {"transform": transform, "spacing": config.spacing, "width": config.width}
+    grid: Any = {"transform": transform, "spacing": config.spacing, "width": config.width}
     truth = exact.quadrature(model, params, test, key=again(), **grid)
     draws = exact.grid_posterior(model, params, again(), test, draws=config.chains, **grid).z
     gaps = {}
@@ -151,14 +152,14 @@ def main(config: Config) -> dict[str, Any]:
     summary = {
         name: value if isinstance(value, int) else float(value) for name, value in summary.items()
     }
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     K = config.particles[-1]
     values = {
         f"importance weighting, K = {K}": ladder.log_px[-1],
         "AIS": lower.log_px,
         "reverse AIS from exact draws": upper.log_px,
     }
-    run.save_figures(
+    common.save_figures(
         folder,
         {
             "images": images_figure(values, truth.log_px),
@@ -167,7 +168,7 @@ def main(config: Config) -> dict[str, Any]:
         },
     )
     print(ladder, found, sep="\n\n")
-    run.report(folder, summary, f"nats per image, mean over {len(test)} images where not said")
+    common.report(folder, summary, f"nats per image, mean over {len(test)} images where not said")
     return summary
 
 
@@ -238,4 +239,4 @@ def temperatures_figure(gaps: dict[int, tuple[np.ndarray, np.ndarray]]) -> Any:
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

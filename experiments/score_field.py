@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run
+from experiments import common
 from vaejax import autoencoders, corruption, distributions, heads, networks, score, train
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import autoencoder
@@ -168,7 +168,7 @@ def main(config: Config) -> dict[str, Any]:
         steps=config.steps,
         batch_size=config.batch_size,
     )
-    folder = run.open_folder(config, name=f"score_field-{config.density}")
+    folder = common.open_folder(config, name=f"score_field-{config.density}")
     state, history = jax.jit(fit)(keys[0], model.init(keys[1], x[0]), x)
     if not np.isfinite(history["loss"]).all():
         raise wrong("score_field: training", "a loss not finite", "finite", "lower --learning-rate")
@@ -213,16 +213,16 @@ def main(config: Config) -> dict[str, Any]:
         summary["mode_shares_end"] = (np.bincount(last, minlength=3) / len(ends)).tolist()
         summary["share_still_in_the_mode_of_the_start"] = (first == last).mean()
     summary = {k: float(v) if isinstance(v, np.generic) else v for k, v in summary.items()}
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     figure, axes = panels(
         ["data", f"data with noise, scale {config.scale:g}", f"{config.walk} Langevin steps"], box
     )
     for axis, each in zip(axes, (new, noisy, ends), strict=True):
         axis.scatter(*each[: config.chains].T, s=4, alpha=0.5, linewidths=0)
-    run.save_figures(folder, {"field": picture(fields, x, box, marks), "langevin": figure})
-    run.report(folder, summary, "cosine with the true score: mean over noisy points")
+    common.save_figures(folder, {"field": picture(fields, x, box, marks), "langevin": figure})
+    common.report(folder, summary, "cosine with the true score: mean over noisy points")
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

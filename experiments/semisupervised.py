@@ -18,7 +18,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run, vae
+from experiments import common, vae
+from experiments.common import image_vae
 from vaejax import data, evaluate, heads, networks, plot, semisupervised, stacked, train
 from vaejax.batch import over_examples
 from vaejax.distributions import Categorical, Normal
@@ -28,7 +29,7 @@ from vaejax.types import Batch
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     # digits, mnist, fashion_mnist, tfds:NAME, or a .npz FILE of labelled grey images
     dataset: str = "digits"
     train_split: str = "train"  # images to train on, for instance train[:50000]
@@ -182,12 +183,12 @@ def main(config: Config) -> dict[str, Any]:
     images = Batch(stored.x, y=partly_labelled(stored.y, config.labels_per_class, config.seed))
     indices = semisupervised.labelled_ratio(images.y, config.batch_size, labelled=config.labelled)
     keys = jax.random.split(jax.random.key(config.seed), 8)
-    transform = vae.transform_for(vae.Config(likelihood=config.likelihood), stored.x)
+    transform = image_vae.transform_for(vae.Config(likelihood=config.likelihood), stored.x)
     seen = over_examples(transform, keys[0], test.x)
     mean = stored.x.mean(axis=0) / (255 if stored.x.dtype == np.uint8 else 1)
     joint = build(config, stored.x.shape[1:], mean, int(stored.y.max()) + 1)
     params = joint.init(keys[1], seen[0])
-    folder = run.open_folder(config, name=f"semisupervised-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"semisupervised-{Path(config.dataset).stem}")
 
     classifier = semisupervised.discriminative(joint.classifier)
     known = jax.tree.map(lambda leaf: jnp.asarray(leaf[images.y != -1]), images)
@@ -209,7 +210,7 @@ def main(config: Config) -> dict[str, Any]:
     steps = config.epochs * (len(stored.x) // config.batch_size)
     falling = optax.linear_schedule(config.softness, 1.0, steps // 2)
     loss = semisupervised.m2(joint, alpha=config.alpha, beta=falling)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         loss,
@@ -251,20 +252,20 @@ def main(config: Config) -> dict[str, Any]:
         "test_accuracy_by_bayes": float(np.mean(by_bayes)),  # argmax of p(y|x), on those images
         "classes_predicted": len(np.unique(np.argmax(guesses, axis=1))),  # fewer than all: collapse
         "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.seconds(folder),
+        "seconds_train": common.seconds(folder),
     }
     summary["gain_points"] = 100 * (summary["test_accuracy"] + alone_error - 1)
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     drawn = pictures(joint, fitted.params, keys[7], seen[:10])
     curves = {
         "test error of q(y|x)": fitted.history["eval/error"],
         "error on the labelled images": fitted.history["error"] / fitted.history["labelled"],
     }
     drawn["curves"] = plot.curves(curves, ylabel="share of images")
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "accuracies: shares in [0, 1]; nats per test image")
+    common.save_figures(folder, drawn)
+    common.report(folder, summary, "accuracies: shares in [0, 1]; nats per test image")
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

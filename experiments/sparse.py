@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run
+from experiments import common
 from vaejax import autoencoders, data, evaluate, heads, networks, plot, sparsity
 from vaejax.model import Model, autoencoder
 from vaejax.types import Key, Loss, Params
@@ -45,7 +45,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Config(Code, run.Options):
+class Config(Code, common.Options):
     # digits, mnist, fashion_mnist, a file of images or vectors; dictionary: made here
     dataset: str = "digits"
     epochs: int = 200  # passes over the data
@@ -227,7 +227,7 @@ def main(config: Config) -> dict[str, Any]:
     between = len(x) // config.batch_size
     steps = config.epochs * between
     loss, adam = loss_for(config, model), adam_for(config, steps)
-    folder = run.open_folder(config, name=f"sparse-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"sparse-{Path(config.dataset).stem}")
 
     hook = reviving(config, model, adam, x, steps, between=between, transform=transform)
 
@@ -235,7 +235,7 @@ def main(config: Config) -> dict[str, Any]:
         found = evaluate.mean_loss(loss, params, key, test, transform=transform)
         return found if atoms is None else found | recovery(atoms, params)
 
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         loss,
@@ -267,8 +267,8 @@ def main(config: Config) -> dict[str, Any]:
     z, r = codes(model, final, seen)
     summary |= measured(config, z, seen, r)
     summary |= {} if atoms is None else recovery(atoms, final)
-    summary |= {"epochs": config.epochs, "seconds_train": run.seconds(folder)}
-    run.write_json(folder / "summary.json", summary)
+    summary |= {"epochs": config.epochs, "seconds_train": common.seconds(folder)}
+    common.write_json(folder / "summary.json", summary)
 
     constant = x[0].size * np.log(np.pi) / 2  # of -log p with this scale, beside the squared error
     error = {
@@ -291,10 +291,10 @@ def main(config: Config) -> dict[str, Any]:
         drawn["filters"] = drawn_filters(filters, z, x.shape[1:], "what units look for (encoder)")
         dictionary = np.asarray(sparsity.atoms(final))
         drawn["atoms"] = drawn_filters(dictionary, z, x.shape[1:], "what units add (decoder)")
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "squared errors per example, of pixels in [0, 1] for images")
+    common.save_figures(folder, drawn)
+    common.report(folder, summary, "squared errors per example, of pixels in [0, 1] for images")
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run
+from experiments import common
 from vaejax import (
     autoencoders,
     contraction,
@@ -249,7 +249,7 @@ def main(config: Config) -> dict[str, Any]:
     if isinstance(images.y, tuple):
         raise wrong("stacked: --dataset", "no labels", "labels y", "give a .npz with x and y")
     valid = jax.tree.map(lambda leaf: leaf[len(images.x) - config.valid :], images)
-    folder = run.open_folder(config, name=f"stacked-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"stacked-{Path(config.dataset).stem}")
     rows: list[dict[str, Any]] = []
     kept: dict[str, Any] = {}  # of the first seed, for the figures
     for seed in range(config.seed, config.seed + config.seeds):
@@ -257,7 +257,7 @@ def main(config: Config) -> dict[str, Any]:
         print(row, flush=True)
         rows.append(row)
         kept = kept or drawn_from
-        run.write_json(folder / "seeds.json", rows)
+        common.write_json(folder / "seeds.json", rows)
     errors = {name: np.array([row[f"{name}_test_error"] for row in rows]) for name in STARTS}
     gain = errors["scratch"] - errors["pretrained"]
     summary: dict[str, Any] = {"labels": config.labels, "seeds": config.seeds}
@@ -266,13 +266,13 @@ def main(config: Config) -> dict[str, Any]:
         summary[f"{name}_test_error_sd"] = float(values.std(ddof=min(1, len(values) - 1)))
     summary["seeds_won"] = int((gain > 0).sum())
     summary |= deep_autoencoder(config, kept, images.x, test.x)
-    run.write_json(folder / "summary.json", summary)
-    run.save_figures(folder, figures(config, rows, kept))
-    run.report(
+    common.write_json(folder / "summary.json", summary)
+    common.save_figures(folder, figures(config, rows, kept))
+    common.report(
         folder, summary, "errors: shares of test images; sd over seeds; squared error per image"
     )
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run
+from experiments import common
 from vaejax import (
     autoencoders,
     corruption,
@@ -41,7 +41,7 @@ from vaejax.model import autoencoder
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME: labelled images
     others: tuple[str, ...] = ()  # data sets of the same shape, to reconstruct with these features
     train_split: str = "train"  # images to train on
@@ -212,7 +212,7 @@ def main(config: Config) -> dict[str, Any]:
     if stored.x.dtype != np.uint8 or stored.x.ndim != 4 or isinstance(stored.y, tuple):
         got, fix = f"{stored.x.dtype} x {stored.x.shape}", "choose digits, mnist or fashion_mnist"
         raise wrong("structure: --dataset", got, "labelled images of uint8 levels", fix)
-    folder = run.open_folder(config, name=f"structure-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"structure-{Path(config.dataset).stem}")
     x, test_x = levels(stored.x), levels(test.x)
     seen, labels = x[: config.judged], stored.y[: config.judged]
     keys = jax.random.split(jax.random.key(config.seed), 4)
@@ -229,7 +229,7 @@ def main(config: Config) -> dict[str, Any]:
         start = model.init(jax.random.clone(init_key), x[0])
         with warnings.catch_warnings():  # that the control may learn the identity is the point
             warnings.filterwarnings("ignore", "reconstruction: the code has")
-            params = run.fit(
+            params = common.fit(
                 config,
                 folder / name,
                 loss,
@@ -257,7 +257,7 @@ def main(config: Config) -> dict[str, Any]:
         if name == "dimension":
             summary["elsewhere_over_pca"], there = elsewhere(config, model, params, x, test_x)
     summary |= gaussians(config, gaussian_key)
-    run.write_json(folder / "summary.json", summary)
+    common.write_json(folder / "summary.json", summary)
     errors = [f"{name}: {summary[name]['squared_error']:.3g}" for name in pictures]
     far = [f"{name}: {summary[name]['sample_distance']:.3g}" for name in pictures]
     ratios = summary["elsewhere_over_pca"].items()
@@ -283,11 +283,11 @@ def main(config: Config) -> dict[str, Any]:
             "(squared error over that of a PCA fitted to the kind)",
         ),
     }
-    run.save_figures(folder, figures)
+    common.save_figures(folder, figures)
     note = "squared error: per image, white = 1; accuracies and explained variances: shares"
-    run.report(folder, summary, note)
+    common.report(folder, summary, note)
     return summary
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import run
+from experiments import common
 from vaejax import (
     autoregressive,
     causal,
@@ -38,7 +38,7 @@ from vaejax.model import Model, autoencoder, generate, reconstruct
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     train_split: str = "train"  # images to train on
     test_split: str = "test"  # images to report on
@@ -143,7 +143,7 @@ def main(config: Config) -> dict[str, Any]:
     model, network = build(config, images.shape[1:], mean)
     params = jax.jit(model.init)(keys[0], data.scale(keys[1], images[0]))
     params = quantized.from_data(model, params, keys[2], images, transform=data.binarize)
-    folder = run.open_folder(config, name=f"vq-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"vq-{Path(config.dataset).stem}")
 
     def adam(epochs: int) -> Any:
         return optax.adam(optax.cosine_decay_schedule(config.learning_rate, epochs * steps))
@@ -153,7 +153,7 @@ def main(config: Config) -> dict[str, Any]:
         {"model": "model", "codebook": "codebook"},
     )
     loss = quantized.vq_vae(model, beta=config.beta)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder / "autoencoder",
         loss,
@@ -169,7 +169,7 @@ def main(config: Config) -> dict[str, Any]:
     maps = quantized.indices(model, fitted.params, keys[4], images, transform=data.binarize)
     # The second stage: one binarisation of each image, coded once, by an encoder that is done.
     start = jax.jit(network.init)(keys[5])
-    priors = run.fit(
+    priors = common.fit(
         config,
         folder / "prior",
         objectives.maximum_likelihood(network),
@@ -198,12 +198,14 @@ def main(config: Config) -> dict[str, Any]:
         "test_uniform_code_nats": float(np.prod(found.shape[1:]) * np.log(config.entries)),
         "test_nll_bound_nats": -float(measured["elbo"].mean()),
         "test_commitment": float(fitted.history["commitment"][-1]),
-        "seconds_autoencoder": run.seconds(folder / "autoencoder"),
-        "seconds_prior": run.seconds(folder / "prior"),
+        "seconds_autoencoder": common.seconds(folder / "autoencoder"),
+        "seconds_prior": common.seconds(folder / "prior"),
     }
-    run.write_json(folder / "summary.json", summary)
-    run.save_figures(folder, figures(full, params, keys[8], test, used, fitted.history))
-    run.report(folder, summary, "nats per binarised test image; entries: dead on training images")
+    common.write_json(folder / "summary.json", summary)
+    common.save_figures(folder, figures(full, params, keys[8], test, used, fitted.history))
+    common.report(
+        folder, summary, "nats per binarised test image; entries: dead on training images"
+    )
     return summary
 
 
@@ -248,4 +250,4 @@ def figures(
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

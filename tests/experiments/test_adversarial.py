@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import adversarial, run
+from experiments import adversarial, common
 from tests.conftest import some_slow
 from vaejax import Batch
 
@@ -80,5 +80,5 @@ def test_bad_options_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             adversarial.main(replace(adversarial.DIGITS, out=tmp_path / "run", **changes))
-    chosen = run.parse(adversarial.PRESETS, "", ["mnist_gan", "--critic-rate", "1e-3"])
+    chosen = common.parse(adversarial.PRESETS, "", ["mnist_gan", "--critic-rate", "1e-3"])
     assert (chosen.family, chosen.critic_rate, chosen.dataset) == ("gan", 1e-3, "mnist")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from experiments import anomaly, run
+from experiments import anomaly, common
 from vaejax import heads, objectives
 
 SCORES = {
@@ -96,5 +96,5 @@ def test_data_without_labels_or_an_unknown_score_are_refused_before_any_work(tmp
         anomaly.main(replace(anomaly.Config(), steps=0, out=out))
     assert not out.exists()
     with pytest.raises(SystemExit):
-        run.parse(anomaly.PRESETS, "about", ["digits", "--score", "vae_elbow"])
+        common.parse(anomaly.PRESETS, "about", ["digits", "--score", "vae_elbow"])
     assert "vae_distortion" in capsys.readouterr().err

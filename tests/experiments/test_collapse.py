@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import collapse, run
+from experiments import collapse, common
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def test_it_runs_and_leaves_what_it_promises(preset, tmp_path):
 
 
 def test_the_command_line_takes_betas():
-    config = run.parse(collapse.PRESETS, "about", ["mnist", "--betas", "1", "4"])
+    config = common.parse(collapse.PRESETS, "about", ["mnist", "--betas", "1", "4"])
     assert config.betas == (1.0, 4.0) and config.dataset == "mnist"
 
 

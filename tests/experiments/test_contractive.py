@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import contractive, run
+from experiments import common, contractive
 from experiments.benchmarks import contractive as benchmark
 from vaejax import autoencoders, data
 from vaejax.types import Batch
@@ -34,7 +34,7 @@ def test_it_runs_and_leaves_what_it_promises(tmp_path):
     assert summary["plain_over_contractive_reconstruction_nats"] < 1
     names = {"spectrum", "filters", *(f"tangents_{method}" for method in config.methods)}
     assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")} == names
-    assert run.parse(contractive.PRESETS, "", ["mnist"]).seeds == 5
+    assert common.parse(contractive.PRESETS, "", ["mnist"]).seeds == 5
 
 
 def test_the_order_of_errors_is_counted_seed_by_seed():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import denoising, run, score_field
+from experiments import common, denoising, score_field
 from tests.conftest import some_slow
 from vaejax import corruption
 
@@ -140,6 +140,6 @@ def test_the_energy_distance_is_that_of_two_shifted_normals():
 
 
 def test_the_command_line_takes_both():
-    assert run.parse(denoising.PRESETS, "about", ["super_resolution"]).level == 4
-    config = run.parse(score_field.PRESETS, "about", ["ring", "--scale", "0.3"])
+    assert common.parse(denoising.PRESETS, "about", ["super_resolution"]).level == 4
+    config = common.parse(score_field.PRESETS, "about", ["ring", "--scale", "0.3"])
     assert config.density == "ring" and config.scale == 0.3

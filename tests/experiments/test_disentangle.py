@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import disentangle, run
+from experiments import common, disentangle
 from vaejax import sprites
 from vaejax.types import Estimate
 
@@ -84,7 +84,7 @@ def test_a_critic_that_sees_nothing_is_reported():
 
 
 def test_the_command_line_takes_methods():
-    config = run.parse(disentangle.PRESETS, "", ["sprites", "--methods", "vae", "factor_vae"])
+    config = common.parse(disentangle.PRESETS, "", ["sprites", "--methods", "vae", "factor_vae"])
     assert config.methods == ("vae", "factor_vae") and config.size == 32
     with pytest.raises(ValueError, match="methods >= 1, got 0"):
         disentangle.main(replace(config, methods=()))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import run, vae
+from experiments import common, vae
 from tests.conftest import some_slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,7 +118,7 @@ def test_a_resumed_experiment_repeats_the_numbers_of_one_go(digits, tmp_path, mo
     again = smoke("digits", tmp_path / "cut", resume=True)
     for name in SUMMARY - {"seconds_train"}:
         assert whole[name] == again[name]
-    first, second = run.rows(tmp_path / "cut")
+    first, second = common.rows(tmp_path / "cut")
     assert (first["epoch"], second["epoch"]) == (1, 2)
     assert again["seconds_train"] == second["seconds"] > first["seconds"]  # both legs
 
@@ -156,42 +156,42 @@ def test_few_images_or_channels_that_cannot_be_drawn_do_not_spoil_a_run(images, 
 
 def test_metrics_of_repeated_epochs_give_way(tmp_path):
     for epochs in [(1, 2, 3), (2, 3, 4)]:
-        log = run.logger(tmp_path)
+        log = common.logger(tmp_path)
         for epoch in epochs:
             log({"epoch": float(epoch), "loss": float(10 * epochs[0] + epoch)})
-    found = [(row["epoch"], row["loss"]) for row in run.rows(tmp_path)]
+    found = [(row["epoch"], row["loss"]) for row in common.rows(tmp_path)]
     assert found == [(1, 11), (2, 22), (3, 23), (4, 24)]
 
 
 def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1.0, "seconds": 5.0}\n{"epoch": 2.0, "se')
-    log = run.logger(tmp_path)
+    log = common.logger(tmp_path)
     log({"epoch": 2.0})
-    rows = run.rows(tmp_path)
+    rows = common.rows(tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2] and rows[1]["seconds"] > 5
 
 
 def test_the_command_line_takes_a_preset_and_options():
-    config = run.parse(vae.PRESETS, "about", ["burda", "--epochs", "3", "--resume"])
+    config = common.parse(vae.PRESETS, "about", ["burda", "--epochs", "3", "--resume"])
     assert config == replace(vae.PRESETS["burda"], epochs=3, resume=True)
-    assert run.parse(vae.PRESETS, "about", []) == vae.PRESETS["digits"]
-    assert run.parse(vae.PRESETS, "about", ["--latent", "3"]).latent == 3
+    assert common.parse(vae.PRESETS, "about", []) == vae.PRESETS["digits"]
+    assert common.parse(vae.PRESETS, "about", ["--latent", "3"]).latent == 3
 
 
 def test_a_misspelt_preset_or_option_is_answered_with_the_nearest(capsys):
     with pytest.raises(SystemExit, match="unknown preset 'mnits'; did you mean 'mnist'"):
-        run.parse(vae.PRESETS, "about", ["mnits"])
+        common.parse(vae.PRESETS, "about", ["mnits"])
     with pytest.raises(SystemExit):
-        run.parse(vae.PRESETS, "about", ["mnist", "--epcohs", "3"])
+        common.parse(vae.PRESETS, "about", ["mnist", "--epcohs", "3"])
     assert re.search(r"Perhaps you meant:.*--epochs", capsys.readouterr().err, re.DOTALL)
     with pytest.raises(SystemExit):
-        run.parse(vae.PRESETS, "about", ["mnist", "--network", "con"])
+        common.parse(vae.PRESETS, "about", ["mnist", "--network", "con"])
     assert "mlp" in capsys.readouterr().err
 
 
 def test_help_names_every_option_in_a_word_or_more(capsys):
     with pytest.raises(SystemExit):
-        run.parse(vae.PRESETS, vae.__doc__, ["--help"])
+        common.parse(vae.PRESETS, vae.__doc__, ["--help"])
     text = capsys.readouterr().out
     for field in fields(vae.Config):
         assert f"--{field.name.replace('_', '-')}" in text

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import posteriors
+from experiments.common import variations
 from vaejax.distributions import MultivariateNormal, Normal
 from vaejax.model import Model
 
@@ -35,7 +36,7 @@ def test_pixels_start_at_their_mean_for_images_that_are_no_bytes():
     """Grey images in [0, 1] were divided by 255 once more for the full covariance."""
     images = np.full((4, 2, 2, 1), 0.5, np.float32)
     config = replace(posteriors.DIGITS, hidden=(3,))
-    model = posteriors.network(config, images, posterior="full_covariance")
+    model = variations.network(config, images, posterior="full_covariance")
     params = model.init(jax.random.key(0), jnp.zeros((2, 2, 1)))
     assert isinstance(model.encode(params, images[0]), MultivariateNormal)
     spread = jnp.abs(model.decode(params, jnp.zeros(2)).mean - 0.5)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 from experiments import priors
+from experiments.common import variations
 
 
 def test_a_prior_is_trained_measured_and_drawn(tmp_path):
@@ -19,5 +20,5 @@ def test_a_prior_is_trained_measured_and_drawn(tmp_path):
 
 
 def test_a_margin_is_of_paired_differences():
-    found = priors.margin([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
+    found = variations.margin([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
     assert found == {"margin_nats": 2.0, "margin_error_nats": 1 / 3**0.5}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import representation, run, vae
+from experiments import common, representation, vae
 from vaejax.evaluate.representation import thickness
 
 
@@ -45,7 +45,7 @@ def test_other_data_and_presets_are_refused(tmp_path):
         representation.main(replace(config, out=tmp_path / "a"))
     with pytest.raises(ValueError, match="--preset: got 'digit'"):
         smoke(tmp_path / "b", preset="digit")
-    assert run.parse(representation.PRESETS, "", ["mnist"]).dataset == "mnist"
+    assert common.parse(representation.PRESETS, "", ["mnist"]).dataset == "mnist"
 
 
 def test_groups_are_balanced_over_classes():

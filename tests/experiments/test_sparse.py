@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import activations, run, sparse
+from experiments import activations, common, sparse
 from experiments.benchmarks import streaming
 
 PLAIN = {"curves", "units"}
@@ -117,7 +117,7 @@ def test_bad_options_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             smoke("digits", tmp_path / str(len(message)), **changes)
-    chosen = run.parse(sparse.PRESETS, "", ["mnist", "--rho", "0.1"])
+    chosen = common.parse(sparse.PRESETS, "", ["mnist", "--rho", "0.1"])
     assert (chosen.code, chosen.rho, chosen.dataset) == ("kl", 0.1, "mnist")
 
 

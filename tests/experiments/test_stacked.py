@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import run, stacked
+from experiments import common, stacked
 from vaejax import data
 from vaejax.types import Batch
 
@@ -57,7 +57,7 @@ def test_labels_are_balanced_drawn_by_the_seed_and_apart_from_validation():
 
 def test_levels_are_denoising_plain_or_contractive_and_presets_are_read():
     for level in ("denoising", "plain", "contractive"):
-        config = run.parse(stacked.PRESETS, "", ["mnist", "--level", level])
+        config = common.parse(stacked.PRESETS, "", ["mnist", "--level", level])
         assert config.dataset == "mnist"
         loss = stacked.loss_of(config)(stacked.build(config, (28, 28, 1))[0])
         assert loss.__qualname__.startswith(

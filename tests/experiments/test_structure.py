@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import run, structure
+from experiments import common, structure
 from vaejax.model import Model
 
 WAYS = ["free", "dimension", "sparsity", "noise", "prior"]
@@ -35,7 +35,7 @@ def test_it_runs_and_leaves_what_it_promises(tmp_path):
 
 
 def test_the_mnist_preset_and_what_it_cannot_take(tmp_path):
-    assert run.parse(structure.PRESETS, "", ["mnist"]).others == ("fashion_mnist",)
+    assert common.parse(structure.PRESETS, "", ["mnist"]).others == ("fashion_mnist",)
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).uniform(size=(400, 7)))
     config = replace(structure.Config(), dataset=str(tmp_path / "rows.npy"), out=tmp_path / "run")
     with pytest.raises(ValueError, match="--dataset: got float32.*labelled images"):
