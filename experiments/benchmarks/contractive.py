@@ -38,7 +38,9 @@ PRESETS = {"gradient": Config(), "value": Config(gradient=False)}
 def whole(differentiate: Callable[..., Any]) -> contraction.Norm:
     """|df/dx|_F^2 from the whole Jacobian, which `jax.jacrev` or `jax.jacfwd` makes."""
 
-    def norm(model: Model, params: Params, key: Key, x: Any) -> Array:
+    def norm(
+        model: Model, params: Params, key: Key, x: Any, c: Any = (), *, shift: Any = None
+    ) -> Array:
         return jnp.sum(differentiate(lambda x: model.encode(params, x).mean)(x) ** 2)
 
     return norm
