@@ -262,19 +262,29 @@ def test_binarize_has_the_right_mean_and_exact_ends(levels):
     assert not jnp.array_equal(draws[0::2], draws[1::2])
 
 
-def test_dequantize_keeps_every_level_and_is_uniform_in_it():
-    x = np.arange(256, dtype=np.uint8)
-    draws = over_keys(data.dequantize, x)
-    assert draws.dtype == jnp.float32 and draws.min() >= 0 and draws.max() < 1
+@pytest.fixture(scope="module")
+def dequantized():
+    """2000 draws of each of the 256 levels, `[2000, 256]`."""
+    return over_keys(data.dequantize, np.arange(256, dtype=np.uint8))
+
+
+def test_dequantize_keeps_every_level_and_is_uniform_in_it(dequantized):
+    x = np.arange(256)
+    assert dequantized.dtype == jnp.float32 and dequantized.min() >= 0 and dequantized.max() < 1
+    draws = np.asarray(dequantized, np.float64)
     np.testing.assert_array_equal(np.floor(draws * 256), np.broadcast_to(x, draws.shape))
-    u = np.asarray(draws, np.float64) * 256 - x
+    u = draws * 256 - x
     np.testing.assert_allclose([u.mean(), u.var()], [1 / 2, 1 / 12], atol=2e-3)
 
 
-def test_a_density_per_unit_becomes_a_probability_of_levels(key):
-    # For p uniform on [0, 1]: log p = 0, and D values of 256 equally likely levels remain.
-    x = jax.jit(data.dequantize)(key, np.zeros((4, 3), np.uint8))
-    assert np.isclose(0.0 - x.size * np.log(256), np.log(256.0**-12))
+def test_a_mean_density_per_unit_bounds_the_probability_of_a_level(dequantized):
+    """Of p(x) = 2 x, by which level k has the probability ((k + 1)^2 - k^2) / 256^2."""
+    levels = np.arange(1, 256)
+    log_p = np.log(2 * np.asarray(dequantized, np.float64)[:, 1:]) - np.log(256)
+    error = log_p.std(axis=0) / np.sqrt(len(log_p))
+    gap = np.log((2 * levels + 1) / 256**2) - log_p.mean(axis=0)
+    assert (gap > -5 * error).all()
+    assert (gap < 0.02 + 5 * error).all()  # log 3 - log 2 - E[log(1 + u)] = 0.0192 at level 1
 
 
 def test_scale(key):

@@ -1,4 +1,4 @@
-"""Batches of a Source on the device before a step asks for them, in the order of the trainer.
+"""Batches of a Source, put on the device before a step asks for them, in the trainer's order.
 
     order = feed.in_order(train.shuffled(source.size, batch_size), key)
     with feed.feed(source, order, start=0, stop=steps) as batches:
@@ -7,9 +7,10 @@
             batches.dispatched(metrics)
     share = batches.waited / seconds
 
-Which examples a step sees depends on its number alone, never on threads or on where a run began: a
-streamed run trains on the batches of one on data in memory, and goes on at `start=state.step`.
-Where rows cost much one by one (HDF5, Zarr, slow disks), `data.stream` reads them by blocks.
+Which examples a step sees depends on its number alone, never on threads or on where a run began. So
+a streamed run trains on the same batches as a run on data in memory, and a stopped run goes on at
+`start=state.step`. Where rows cost much one by one (HDF5, Zarr, slow disks), `data.stream` reads
+them by blocks.
 """
 
 import contextlib
@@ -107,10 +108,9 @@ class Feed(Iterator[Any]):
     `feed` makes it. Call `dispatched(result)` after each step. Its threads end when it is closed:
     by `with`, by `close()`, or when it is collected as garbage.
 
-    Args:
-      waited: seconds in which no step was on the device because no batch was there, the first batch
-        included, to a millisecond a step. Without calls of `dispatched`, all seconds in which the
-        caller was kept waiting.
+    `waited`: seconds in which no step was on the device because no batch was there, the first batch
+    included, to a millisecond a step. Without calls of `dispatched`, all seconds in which the
+    caller was kept waiting.
     """
 
     waited: float = 0.0
@@ -148,10 +148,13 @@ class Feed(Iterator[Any]):
         return item or (_END, StopIteration())
 
     def dispatched(self, result: Any) -> None:
-        """Say that the step on the latest batch is under way; waits until the one before is done.
+        """Say that the step on the latest batch is under way; wait until the one before is done.
 
-        So no more than two steps are in flight. `result`: arrays that the step returns and nobody
-        deletes, such as its metrics (not a state that the next step takes as donated).
+        So no more than two steps are in flight.
+
+        Args:
+          result: arrays that the step returns and nobody deletes, such as its metrics. A state that
+            the next step takes as donated will not do.
         """
         previous, self._latest = self._latest, result
         jax.block_until_ready(previous)

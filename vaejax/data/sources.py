@@ -39,7 +39,7 @@ class Source(NamedTuple):
       size: how many examples there are.
       read: `read(indices [k]) -> Batch`, those examples in numpy arrays. One call reads a whole
         batch, in any order, with repetitions, and several threads may call it at once.
-      digest: `digest` of the first 256 examples, the same as for the same data in memory.
+      digest: `trees.digest` of the first 256 examples, the same as for the same data in memory.
     """
 
     size: int
