@@ -149,9 +149,7 @@ def as_one_of_two(folder, rank, port):
         "devices": mesh.size,
         "logged": len(logged),
         "loss sharded": resumed.history["loss"].tolist(),
-        "whole": on_host(shards.params)["decoder"]["params"]["layers_0"]["Dense_0"][
-            "kernel"
-        ].shape,
+        "whole": on_host(shards.params)["decoder"]["params"]["layers_0"]["Dense_0"]["kernel"].shape,
     }
 
 

@@ -186,7 +186,8 @@ def _examples_to_blame(seen: Seen) -> tuple[int, ...]:
 
     def fine(weight: Any) -> Any:
         batch = seen.batch._replace(weight=weight)
-        value, metrics = seen.loss(seen.state.params, seen.key, batch, seen.state.step)
+        key = jax.random.clone(seen.key)  # of the same noise for each
+        value, metrics = seen.loss(seen.state.params, key, batch, seen.state.step)
         return jnp.all(jnp.stack([jnp.isfinite(v) for v in (value, *metrics.values())]))
 
     try:
