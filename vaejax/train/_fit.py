@@ -52,37 +52,77 @@ def fit(
 ) -> Fitted:
     """Train with a progress bar, evaluation, early stopping, checkpoints and exact resume.
 
-    - `data`: a Batch, or the x of one, `[n, ...]`, kept on the device; or a Source of data that
-      need not fit memory (`sources.open`; the extra `streaming`), with the same result bit for
-      bit, and `waiting` in `history`, the share of time in which the device waited for input.
-      `transform(key, x)` is applied in each step.
-      `indices(key, step) -> [batch_size]` chooses the examples of a step, by default
-      `shuffled(n, batch_size)`; an epoch is `n // batch_size` steps.
-    - `evaluate(params, key) -> {name: number}` runs every `evaluate_every` epochs, with the same
-      key each time, and after the last, where it is only recorded. The state with the lowest
-      `monitor` (what is to be minimised) is kept as `best`, and after `patience` evaluations
-      without a lower one training stops.
-    - `directory`: where checkpoints go every `checkpoint_every` epochs and at the end, named by
-      their step; the newest `keep` stay. With `resume` the newest one there is continued, bit for
-      bit as if the run had not stopped (a damaged one is set aside, with a warning, for the one
-      before), and a directory that is missing or empty starts a run anew; without it a directory
-      that holds a run is refused.
-    - `skip`: how many steps of the run may be left out, and counted as `skipped`, because their
-      loss or gradient is not finite; by default the first such step ends it.
-    - `chunk`: steps of one compiled call, at most; between calls signals are heeded.
-    - `mesh`: several devices (`devices.mesh()`): each batch is split over them, which must divide
-      it; parameters are copied, or stay as `devices.sharded` has laid them.
-    - `hook(state) -> state` runs after each epoch, before it is evaluated; `log(row)` gets
-      each epoch's numbers.
+    An epoch is `n // batch_size` steps. Ctrl-C and SIGTERM end the run once the chunk under way is
+    done and saved. A resumed run gives bit for bit what the run without a stop gives, in memory or
+    from a Source. Warns of uint8 levels without a transform.
 
-    Raises NonFiniteError at the first loss that is not finite, naming the terms, the step, the
-    examples and the last good checkpoint, with the state before that step in its `fitted` (under
-    `skip`, after the chunk); Interrupted on Ctrl-C and Terminated on SIGTERM, after the chunk under
-    way is done and saved; TypeError for what is no loss, optimizer, transform or key; ValueError
-    for data that cannot be trained on or a directory or checkpoint that is not this run's; OSError
-    where a checkpoint cannot be written. What reading a Source, `hook`, `evaluate` or `log` raises
-    comes through, after the steps before it were saved (but by one of several processes): resuming
-    goes on with what failed. Warns of uint8 levels without a transform.
+    Args:
+      loss: what is minimised, for instance `objectives.elbo(model)`.
+      optimizer: an Optax optimizer.
+      params: the parameters to start from; they stay as they are.
+      data: a Batch, or the x of one, `[n, ...]`, which is kept on the device. Or a Source of data
+        that need not fit memory (`sources.open`; the extra `streaming`), with the same result bit
+        for bit; `history` then has `waiting`, the share of time in which the device waited.
+      key: the run's key, from which every random number of the run comes.
+      epochs: how many the whole run has, those before a resume included.
+      batch_size: examples of a step.
+      indices: `indices(key, step) -> [batch_size]` chooses the examples of a step; by default
+        `shuffled(n, batch_size)`.
+      transform: `transform(key, x)`, of one example, is applied in each step, anew; by default the
+        loss sees the data as they are stored.
+      evaluate: `evaluate(params, key) -> {name: number}`, with the same key each time; by default
+        nothing is evaluated.
+      evaluate_every: epochs between two evaluations. The last epoch is evaluated too, and where it
+        is not due its numbers are only recorded.
+      monitor: the name of the evaluated number that is to be minimised. The state with the lowest
+        one is kept as `best`.
+      patience: training stops after so many evaluations without a lower number; None for never.
+      directory: where checkpoints go, named by their step; None for nowhere. One that holds a run
+        is refused without `resume`.
+      keep: how many of the newest checkpoints stay.
+      checkpoint_every: epochs between two checkpoints; there is one at the end, too.
+      resume: go on from the newest checkpoint in `directory`. A damaged one is set aside, with a
+        warning, for the one before. A directory that is missing or empty starts a run anew.
+      skip: how many steps of the run may be left out because their loss or gradient is not finite;
+        `history` counts them as `skipped`. By default the first such step ends the run.
+      chunk: steps of one compiled call, at most; signals are heeded between calls.
+      mesh: several devices (`devices.mesh()`), which must divide the batch: each batch is split
+        over them. Parameters are copied, or stay as `devices.sharded` has laid them. None is one
+        device.
+      hook: `hook(state) -> state` runs after each epoch, before it is evaluated.
+      log: `log(row)` gets each epoch's numbers.
+      progress: whether to show a progress bar.
+    Returns:
+      Fitted: the last state and the best one, and `history`, arrays `[epochs]`, nats per example.
+    Raises:
+      NonFiniteError: at the first loss that is not finite. It names the terms, the step, the
+        examples and the last good checkpoint; its `fitted` holds the state before that step (under
+        `skip`, after the chunk).
+      Interrupted, Terminated: on Ctrl-C, and on SIGTERM; their `fitted` holds all there was.
+      TypeError: for what is no loss, optimizer, transform or key.
+      ValueError: for data that cannot be trained on, and for a directory or a checkpoint that is
+        not this run's.
+      OSError: where a checkpoint cannot be written.
+      Exception: whatever reading a Source, `hook`, `evaluate` or `log` raises. The steps before it
+        are saved first (but not by one of several processes), and resuming goes on with what
+        failed.
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from vaejax import train
+      >>> def loss(params, key, batch, step):
+      ...     return jnp.mean((batch.x - params["mean"]) ** 2), {}
+      >>> fitted = train.fit(
+      ...     loss,
+      ...     optax.sgd(0.5),
+      ...     {"mean": jnp.zeros(())},
+      ...     jnp.full(6, 3.0),
+      ...     key=jax.random.key(0),
+      ...     epochs=2,
+      ...     batch_size=2,
+      ...     progress=False,
+      ... )
+      >>> float(fitted.params["mean"]), int(fitted.state.step), fitted.history["loss"].tolist()
+      (3.0, 6, [3.0, 0.0])
     """
     faults.check_functions(loss, optimizer, transform, evaluate, key)
     examples = as_examples("fit", data, transform)

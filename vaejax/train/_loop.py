@@ -1,7 +1,8 @@
 """The loop around a compiled run: progress, evaluation, early stopping, checkpoints, signals.
 
-`train.fit` and `population.fit` give it a program that advances their state by some steps; a value
-that it keeps or compares is one number for a single run, and one for each member of a population.
+`train.fit` and `population.fit` give it a program that takes their state some steps on. Each value
+that the loop keeps or compares is one number for a single run, and a list, with one number for each
+member, for a population.
 """
 
 import contextlib
@@ -27,10 +28,12 @@ from vaejax.types import describe, numbers_in
 class Fitted(NamedTuple):
     """What `fit` returns.
 
-    `state`: after the last step; `best`: the state with the lowest monitored value, the last one
-    where nothing was compared; `history`: arrays `[epochs]` by name (`[epochs, members]` of a
-    population), nats per example, with `eval/...` NaN where an epoch was not evaluated;
-    `stopped`: "epochs", "early", "interrupted", "not finite" or "not saved".
+    Args:
+      state: after the last step.
+      best: the state with the lowest monitored value; the last one where nothing was compared.
+      history: arrays `[epochs]` by name (`[epochs, members]` of a population), nats per example;
+        `eval/...` is NaN where an epoch was not evaluated.
+      stopped: "epochs", "early", "interrupted", "not finite" or "not saved".
     """
 
     state: Any
@@ -53,7 +56,7 @@ class Fitted(NamedTuple):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during `fit`: what was under way was saved; `fitted` holds all there was."""
+    """Ctrl-C during `fit`. The steps under way were saved; `fitted` holds all there was."""
 
     def __init__(self, message: str, fitted: Fitted):
         super().__init__(message)
@@ -61,10 +64,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Terminated(SystemExit):
-    """SIGTERM during `fit`, as when a job is preempted: saved, and the process may end.
+    """SIGTERM during `fit`, as when a job is preempted. The steps under way were saved.
 
     Where nothing catches it the process ends without a traceback, with status 143, by which shells
-    and schedulers know a process that SIGTERM ended. `fitted` holds all there was.
+    and schedulers know a process that SIGTERM ended. `fitted` holds all there was, and `message`
+    says where the run stopped.
     """
 
     def __init__(self, message: str, fitted: Fitted):
@@ -79,8 +83,15 @@ class Terminated(SystemExit):
 class Run:
     """What changes while a run goes on, all of it in every checkpoint.
 
-    `epoch`: epochs done; `partial`: each step's metrics of the epoch under way; `rows`: of the
-    epochs before; `best` is None until something was compared.
+    Args:
+      state: after the steps done so far.
+      best: the state with the lowest monitored value; None until something was compared.
+      epoch: epochs done.
+      partial: each step's metrics of the epoch under way.
+      rows: the numbers of the epochs before.
+      lowest: the lowest monitored value.
+      waited: evaluations since then.
+      stopped: whether patience has run out.
     """
 
     state: Any
@@ -116,9 +127,11 @@ class Run:
             array = np.asarray(values)
             if name == "skipped":
                 row[name] = array.sum(axis=0).tolist()
-            else:
-                array = array[counted] if counted.ndim and not counted.all() else array
-                row[name] = (array.mean(axis=0) if len(array) else math.nan * array.sum(0)).tolist()
+                continue
+            if counted.ndim and not counted.all():
+                array = array[counted]
+            mean = array.mean(axis=0) if len(array) else math.nan * array.sum(axis=0)
+            row[name] = mean.tolist()
         self.partial = {}
         self.epoch += 1
         return row
@@ -137,15 +150,18 @@ class Run:
         self.stopped = self.out_of(patience)
 
     def out_of(self, patience: int | None) -> bool:
+        """Whether the run, or each member of it, has waited long enough."""
         return patience is not None and bool(np.all(np.asarray(self.waited) >= patience))
 
     def record(self) -> checkpoint.Record:
+        """The run as a checkpoint holds it."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
         plain["compared"] = self.best is not None
         best = self.state if self.best is None else self.best
         return checkpoint.Record(self.state, best, plain)
 
     def fitted(self, stopped: str) -> Fitted:
+        """The run as `fit` returns it."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         width = next((len(v) for row in self.rows for v in row.values() if isinstance(v, list)), 0)
         absent = [math.nan] * width if width else math.nan
@@ -287,7 +303,7 @@ class _Loop(NamedTuple):
 
 
 def owned(state: Any) -> Any:
-    """A copy: the program gives the buffers of its input back, so nobody else may hold them."""
+    """A copy: a program reuses the buffers of its input, so no one else may hold them."""
     return jax.tree.map(jnp.copy, state)
 
 

@@ -19,7 +19,14 @@ from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, StepOrder, Tr
 
 
 class TrainState(NamedTuple):
-    """All that a run is: parameters, optimizer state, the run's key, the number of steps done."""
+    """All that a run is, between two of its steps.
+
+    Args:
+      params: the parameters.
+      opt_state: the optimizer's state.
+      key: the run's key, from which and from `step` every random number comes.
+      step: the number of steps done, int32 `()`.
+    """
 
     params: Params
     opt_state: Any
@@ -33,15 +40,30 @@ Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 def make_step(
     loss: Loss, optimizer: optax.GradientTransformation, *, transform: Transform | None = None
 ) -> tuple[Callable[[Key, Params], TrainState], Step]:
-    """One update: `init(key, params) -> TrainState`, `step(state, batch) -> (state, metrics)`.
+    """One update as two pure functions: `init` makes the first state, `step` the next one.
 
-    `transform(key, x)`, for one example, turns stored data into what the loss sees (binarised,
-    dequantised or scaled), anew at every step. `metrics` are the loss and its named parts before
-    the update, nats per example.
+    An update whose loss, metrics or gradient are not finite is not made. The state then comes back
+    as it was, and its step is not counted. So a run stands still before the step that would have
+    ruined it, with all that is needed to look at it. `skipping` goes on to the next step instead.
 
-    An update whose loss, metrics or gradient are not finite is not made: the state comes back as
-    it was, its step not counted, so that a run stands still before the step that would have ruined
-    it, with all that is needed to look at it. `skipping` goes on to the next step instead.
+    Args:
+      loss: what is minimised.
+      optimizer: an Optax optimizer.
+      transform: `transform(key, x)`, of one example, turns stored data into what the loss sees
+        (binarised, dequantised or scaled), anew at every step; by default the loss sees the data.
+    Returns:
+      `init(key, params) -> TrainState` and `step(state, batch) -> (state, metrics)`. The metrics
+      are the loss and its named parts before the update, nats per example.
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from vaejax import train
+      >>> def loss(params, key, batch, step):
+      ...     return jnp.mean((batch.x - params["mean"]) ** 2), {}
+      >>> init, step = train.make_step(loss, optax.sgd(0.5))
+      >>> state = init(jax.random.key(0), {"mean": jnp.zeros(())})
+      >>> state, metrics = jax.jit(step)(state, jnp.full(4, 3.0))
+      >>> float(metrics["loss"]), float(state.params["mean"]), int(state.step)
+      (9.0, 3.0, 1)
     """
 
     def init(key: Key, params: Params) -> TrainState:
@@ -66,7 +88,17 @@ def make_step(
 def gradient(
     loss: Loss, state: TrainState, batch: Any, *, transform: Transform | None = None
 ) -> tuple[Params, Array, Metrics]:
-    """The first half of a step: its gradient, whether all is finite, and the metrics."""
+    """The first half of a step: the gradient.
+
+    Args:
+      loss: what is minimised.
+      state: the state before the step.
+      batch: a Batch, or the x of one, `[batch, ...]`.
+      transform: as for `make_step`.
+    Returns:
+      The gradient by the parameters; whether it, the loss and the metrics are finite, `()`; and the
+      metrics, nats per example.
+    """
     key, batch = as_seen(state, batch, transform)
     with_value = jax.value_and_grad(loss, has_aux=True)
     (value, metrics), grads = with_value(state.params, key, batch, state.step)
@@ -74,7 +106,15 @@ def gradient(
 
 
 def update(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> TrainState:
-    """The second half of a step: the state after the optimizer's update."""
+    """The second half of a step: the optimizer's update.
+
+    Args:
+      optimizer: an Optax optimizer.
+      state: the state before the step.
+      grads: the gradient by the parameters.
+    Returns:
+      The state after the step.
+    """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(params, opt_state, state.key, state.step + 1)
@@ -83,7 +123,10 @@ def update(optimizer: optax.GradientTransformation, state: TrainState, grads: Pa
 def skipping(step: Step) -> Step:
     """A step that leaves out an update that is not finite, counts it and goes on.
 
-    The metric `skipped` is 1 for such a step, else 0.
+    Args:
+      step: as `make_step` returns it.
+    Returns:
+      A step with one more metric, `skipped`: 1 where the update was left out, else 0.
     """
 
     def skip(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -102,12 +145,21 @@ def make_scan(
     indices: StepOrder,
     transform: Transform | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """`steps` updates as one pure program: `(state, data) -> (state, history)`.
+    """Some updates as one pure program.
 
-    `data` is a Batch, or the x of one, on the device as it is stored (uint8 stays uint8 until
-    inside the step). `indices(key, step) -> [batch]` chooses the examples of a step. `history`
-    holds each metric for every step, `[steps]`. Jit it with the state donated; any cutting into
-    chunks gives the same bits.
+    Jit it with the state donated. Any cutting of a run into such programs gives the same bits.
+
+    Args:
+      loss: what is minimised.
+      optimizer: an Optax optimizer.
+      steps: how many updates.
+      indices: `indices(key, step) -> [batch]` chooses the examples of a step, for instance
+        `shuffled(n, batch_size)`.
+      transform: as for `make_step`.
+    Returns:
+      `(state, data) -> (state, history)`. `data` is a Batch, or the x of one, on the device as it
+      is stored (uint8 stays uint8 until inside the step). `history` holds each metric for every
+      step, `[steps]`, nats per example.
     """
     return scan_of(make_step(loss, optimizer, transform=transform)[1], indices, steps)
 
@@ -121,10 +173,17 @@ def make_train(
     indices: StepOrder | None = None,
     transform: Transform | None = None,
 ) -> Callable[[Key, Params, Any], tuple[TrainState, Metrics]]:
-    """A whole run as one pure function `(key, params, data) -> (state, history)`.
+    """A whole run as one pure program. Jit it, `vmap` it over keys, or shard it.
 
-    Jit it, `vmap` it over keys, or shard it. `indices` defaults to `shuffled(n, batch_size)`;
-    the rest is as in `make_scan`.
+    Args:
+      loss: what is minimised.
+      optimizer: an Optax optimizer.
+      steps: how many updates.
+      batch_size: examples of a step, where `indices` is not given.
+      indices: as for `make_scan`; by default `shuffled(n, batch_size)`.
+      transform: as for `make_step`.
+    Returns:
+      `(key, params, data) -> (state, history)`, with `data` and `history` as for `make_scan`.
     """
     init, _ = make_step(loss, optimizer)
 
@@ -136,17 +195,26 @@ def make_train(
     return train
 
 
-_STREAMS = {"noise": 0, "order": 1, "evaluation": 2}
+_USES = {"noise": 0, "order": 1, "evaluation": 2}
 
 
 def key_for(key: Key, name: str) -> Key:
-    """The key of a run's "noise", "order" or "evaluation", each independent of the others."""
-    return jax.random.fold_in(key, _STREAMS[name])
+    """The key for one use of a run's key, independent of those for other uses.
+
+    Args:
+      key: the run's key.
+      name: the use: "noise", "order" or "evaluation".
+    Returns:
+      A key.
+    """
+    return jax.random.fold_in(key, _USES[name])
 
 
 def scan_of(
     step: Step, indices: StepOrder, steps: int
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """A scan of any step, as `make_scan` makes it of a loss and an optimizer."""
+
     def scan(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         data = as_batch(data)
         order_key = key_for(state.key, "order")

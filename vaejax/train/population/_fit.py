@@ -1,13 +1,7 @@
-"""Many runs as one compiled program: seeds, and hyperparameters that are arrays, side by side.
+"""Many runs as one compiled program: the members, the scan of their steps, and `fit`."""
 
-`make(hyper) -> (loss, optimizer)` says what a member is, for numbers (a beta, a learning rate) or
-arrays (a mask of latents) of its own; `fit` trains all members at once, each with the parameters
-that it would reach alone, up to the order of floating-point sums.
-"""
-
-import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +13,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from vaejax.batch import as_batch, batch_mean, over_examples, size_of
+from vaejax.batch import as_batch, size_of
 from vaejax.data.examples import as_examples
 from vaejax.data.sources import in_arrays
 from vaejax.errors import at_least_one, wrong
@@ -46,17 +40,21 @@ from vaejax.types import (
 )
 
 Make = Callable[[Any], tuple[Loss, optax.GradientTransformation]]
-"""`make(hyper) -> (loss, optimizer)`, of one member; traced, so `hyper` holds arrays."""
+"""`make(hyper) -> (loss, optimizer)`, of one member. It is traced: `hyper` holds arrays."""
 
 
 class Population(NamedTuple):
     """What `fit` returns; every array of `state` and `best` has a leading axis of members.
 
-    `hyper`: as given; `state`, `best`, `stopped`: as in `train.Fitted`, `best` for each member by
-    itself; `history`: arrays `[epochs, members]` (and `epoch`, `step` `[epochs]`), of a frozen
-    member not finite from the epoch of that step or the next one on; `frozen` `[members]`: the
-    step before which a member was frozen because its loss, metrics, gradient or new parameters
-    were not finite there, -1 for the others.
+    Args:
+      hyper: the hyperparameters, as given.
+      state: after the last step.
+      best: the state with the lowest monitored value, for each member by itself.
+      history: arrays `[epochs, members]` by name (`epoch` and `step` are `[epochs]`). Those of a
+        frozen member are not finite, from the epoch of that step or the next one on.
+      stopped: as in `train.Fitted`.
+      frozen: the step before which a member was frozen because its loss, metrics, gradient or new
+        parameters were not finite there; -1 for the others, `[members]`.
     """
 
     hyper: Any
@@ -80,9 +78,15 @@ class Population(NamedTuple):
         )
 
     def member(self, index: int, *, best: bool = False) -> TrainState:
-        """The state of one member, as its own run would have it; -1 is the last.
+        """The state of one member, as its own run would have it.
 
-        Raises IndexError where there is no such member.
+        Args:
+          index: which member; -1 is the last.
+          best: whether the state with its lowest monitored value is meant instead of the last one.
+        Returns:
+          A TrainState without the axis of members.
+        Raises:
+          IndexError: where there is no such member.
         """
         members = len(self.frozen)
         if not -members <= index < members:
@@ -100,10 +104,13 @@ class Population(NamedTuple):
     def best_member(self, metric: str | None = None) -> int:
         """The member with the lowest value of a metric in any epoch, frozen ones left out.
 
-        By default of `eval/loss` where it was evaluated, else of `loss`.
-
-        Raises ValueError where every member was frozen, and for a metric that there is not for each
-        member, or that is to be maximised.
+        Args:
+          metric: a name in `history`; by default `eval/loss` where it was evaluated, else `loss`.
+        Returns:
+          The index of the member.
+        Raises:
+          ValueError: where every member was frozen, for a metric that is not known for each member,
+            and for one that is to be maximised.
         """
         name = metric or ("eval/loss" if "eval/loss" in self.history else "loss")
         if name.endswith("elbo"):
@@ -124,33 +131,23 @@ class Population(NamedTuple):
         return int(values.min(axis=0).argmin())
 
 
-def grid(**values: Iterable[Any]) -> dict[str, np.ndarray]:
-    """Every combination of the values: arrays `[members]` by name, the last name changing first.
-
-    `grid(beta=[1.0, 4.0], seed=range(8))` has 16 members, the first eight of beta 1.
-
-    Raises ValueError where a value comes twice: the same member again would count as a seed.
-    """
-    lists = {name: list(one) for name, one in values.items()}
-    at_least_one("population.grid", **{name: len(one) for name, one in lists.items()})
-    for name, one in lists.items():
-        if len({value.tobytes() for value in np.array(one)}) < len(one):
-            fix = "leave out what is there already; seed=range(8) makes eight runs of each setting"
-            raise wrong(f"population.grid: {name}", one, "each value once", fix)
-    members = list(itertools.product(*lists.values()))
-    return {name: np.array([m[i] for m in members]) for i, name in enumerate(lists)}
-
-
 def make_scan(
     make: Make, *, steps: int, indices: StepOrder, transform: Transform | None = None
 ) -> Callable[[TrainState, Any, Array, Any], tuple[TrainState, Metrics]]:
-    """`steps` updates of all members as one pure program: `(state, hyper, start, data) -> ...`.
+    """Some updates of all members as one pure program.
 
-    `state`, `hyper`: with a leading axis of members; `start`: the number of the first step, one
-    for all: what depends on it alone is computed once. Returns the new state and each metric for
-    every step, `[steps, members]`. A member whose loss, gradient or new parameters are not finite
-    stays at the state before (its `step` tells which), and its metrics are NaN from the next step
-    on.
+    A member whose loss, gradient or new parameters are not finite stays at the state before (its
+    `step` tells which), and its metrics are NaN from the next step on.
+
+    Args:
+      make: `make(hyper) -> (loss, optimizer)`, of one member.
+      steps: how many updates.
+      indices: `indices(key, step) -> [batch]` chooses the examples of a step.
+      transform: as for `train.make_step`.
+    Returns:
+      `(state, hyper, start, data) -> (state, history)`. `state` and `hyper` have a leading axis of
+      members. `start` is the number of the first step, one for all, so that what depends on it
+      alone is computed once. `history` holds each metric, `[steps, members]`, nats per example.
     """
 
     def gradient(hyper: Any, state: TrainState, number: Array, data: Batch) -> Any:
@@ -207,20 +204,35 @@ def fit(
 ) -> Population:
     """Train a population with progress, evaluation, checkpoints and exact resume.
 
-    - `make(hyper) -> (loss, optimizer)`, of one member, is traced; `hyper`: a tree of arrays
-      `[members, ...]`, such as `grid` makes (`make` need not use all of it, seeds for instance).
-    - `params`: with a leading axis of members, `jax.vmap(model.init, (0, None))(keys, x)`; `keys`
-      `[members]`, of JAX's default kind, threefry2x32: of each member's run. A member ends with
-      what `train.fit` with its loss, optimizer, parameters and key gives, up to the order of
-      floating-point sums.
-    - `evaluate(hyper, params, key) -> {name: number}`, of one member, is traced too: `mean_loss`
-      makes one. `best` is kept for each member; all have to be out of `patience` to stop.
-    - A member that is not finite is frozen before that step, with a warning, and the rest go on.
-    - `mesh`: the members are split over its devices, which must divide their number.
-    - With `resume` a directory that is missing or empty starts a run anew.
-    - The rest as for `train.fit`; rows of `log` and checkpoints hold lists of the members' numbers.
+    A member ends with what `train.fit` with its loss, optimizer, parameters and key gives, up to
+    the order of floating-point sums. A member that is not finite is frozen before that step, with a
+    warning, and the others go on.
 
-    Raises NonFiniteError once every member is frozen; else as `train.fit`.
+    Args:
+      make: `make(hyper) -> (loss, optimizer)`, of one member; it is traced.
+      hyper: a tree of arrays `[members, ...]`, such as `grid` makes. `make` need not use all of it
+        (seeds, for instance).
+      params: with a leading axis of members: `jax.vmap(model.init, (0, None))(keys, x)`.
+      data: a Batch, or the x of one, `[n, ...]`; all members see the same.
+      keys: the keys of the members' runs, `[members]`, of JAX's default kind, threefry2x32.
+      epochs: as for `train.fit`, like all that is not told here.
+      batch_size, indices, transform: as for `train.fit`; each member has an order of its own.
+      evaluate: `evaluate(hyper, params, key) -> {name: number}`, of one member; it is traced.
+        `mean_loss` makes one. By default nothing is evaluated.
+      evaluate_every, monitor: as for `train.fit`; `best` is kept for each member.
+      patience: as for `train.fit`; the run stops once all members are out of it.
+      directory, keep, checkpoint_every, resume: as for `train.fit`; one checkpoint holds all.
+      chunk: as for `train.fit`.
+      mesh: several devices, which must divide the number of members: these are split over them.
+      log: `log(row)` gets each epoch's numbers, a list with one for each member.
+      progress: as for `train.fit`.
+    Returns:
+      Population.
+    Raises:
+      NonFiniteError: once every member is frozen.
+      TypeError: for a Source.
+      ValueError: where an argument has no value for each member.
+      Exception: else as `train.fit`.
     """
     members = _members(hyper, params, keys)
     examples = as_examples("population.fit", in_arrays("population.fit", data), transform)
@@ -304,98 +316,9 @@ def _measure(
     return lambda state: on_host(measured(hyper, state))
 
 
-def mean_loss(
-    make: Make,
-    data: Any,
-    *,
-    transform: Transform | None = None,
-    batch_size: int = 500,
-    step: int = 2**30,
-) -> Callable[[Any, Params, Key], Metrics]:
-    """`evaluate(hyper, params, key)` for `fit`: a member's loss and metrics over a whole data set.
-
-    The same numbers at the same scale as in training, nats per example, the ragged end included;
-    `data`, `transform`, `batch_size` and `step` as for `evaluate.mean_loss`. The data become part
-    of the compiled program, so a part of a large set is enough.
-    """
-    data = as_batch(in_arrays("population.mean_loss", data))
-    size = size_of(data)
-    at_least_one("mean_loss", batch_size=batch_size, examples=size)
-    width = min(batch_size, size)
-    parts = -(-size // width)
-    # Filled up by examples of weight 0: one shape, one program.
-    at = np.arange(parts * width).reshape(parts, width)
-    weight = np.ones(size, np.float32) if isinstance(data.weight, tuple) else data.weight
-    inside = (at < size).astype(np.float32)
-    at = np.minimum(at, size - 1)
-
-    def evaluate(hyper: Any, params: Params, key: Key) -> Metrics:
-        loss, _ = make(hyper)
-
-        def part(number: Array, at: Array, inside: Array) -> tuple[Metrics, Array]:
-            batch: Batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[at], data)
-            transform_key, loss_key = jax.random.split(jax.random.fold_in(key, number))
-            if transform is not None:
-                batch = batch._replace(x=over_examples(transform, transform_key, batch.x))
-            weights = inside * jnp.asarray(weight)[at]
-            value, metrics = loss(params, loss_key, batch._replace(weight=weights), step)
-            return {"loss": value, **metrics}, weights.sum()
-
-        found, counts = lax.map(lambda arguments: part(*arguments), (jnp.arange(parts), at, inside))
-        return batch_mean(found, counts)
-
-    return evaluate
-
-
-def summarize(
-    hyper: Mapping[str, Any], values: Mapping[str, Any], *, over: str = "seed"
-) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds for each setting of the other hyperparameters.
-
-    `hyper`: arrays `[members]` by name, as `grid` makes them; `values`: numbers `[members]` by
-    name; `over`: what is averaged over. One row for each setting: its hyperparameters, `members`,
-    how many of them have all values finite (`finite`, over which alone the rest is taken), and
-    `NAME` and `NAME_sd` (with n - 1; NaN for one member), in the units of the values.
-    """
-    names = [name for name in hyper if name != over]
-    columns = [np.asarray(hyper[name]) for name in names]
-    found = {name: np.asarray(value, float) for name, value in values.items()}
-    settings: dict[tuple[Any, ...], list[int]] = {}
-    for i in range(size_of((*columns, *found.values()))):
-        settings.setdefault(tuple(str(column[i]) for column in columns), []).append(i)
-    rows = []
-    for chosen in settings.values():
-        row: dict[str, Any] = {
-            n: c[chosen[0]].tolist() for n, c in zip(names, columns, strict=True)
-        }
-        fine = [i for i in chosen if all(np.isfinite(value[i]) for value in found.values())]
-        row |= {"members": len(chosen), "finite": len(fine)}
-        for name, value in found.items():
-            row[name] = float(value[fine].mean()) if fine else np.nan
-            row[f"{name}_sd"] = float(value[fine].std(ddof=1)) if len(fine) > 1 else np.nan
-        rows.append(row)
-    return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `summarize` as text: settings, members that are finite, mean (sd)."""
-    values = [name[:-3] for name in rows[0] if name.endswith("_sd")]
-    counts = ("members", "finite")
-    spread = {name + "_sd" for name in values}
-    settings = [n for n in rows[0] if n not in (*counts, *values) and n not in spread]
-    lines = [[*settings, "finite", *values]]
-    for row in rows:
-        numbers = [f"{row[name]:.5g} ({row[name + '_sd']:.2g})" for name in values]
-        finite = f"{row['finite']} of {row['members']}"
-        lines.append([*(f"{row[name]}" for name in settings), finite, *numbers])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
-
-
 def _member_init(make: Make) -> Callable[[Any, Key, Params], TrainState]:
+    """The first state of one member."""
+
     def init(hyper: Any, key: Key, params: Params) -> TrainState:
         return train.make_step(*make(hyper))[0](key, params)
 
