@@ -27,6 +27,7 @@ LEVELS = [sigmoid_level(b, a) for b, a in zip((8, *WIDTHS[:-1]), WIDTHS, strict=
 DEEP = stacked.stack(LEVELS)
 CLASSIFY = stacked.classifier(DEEP, 3)
 CLASSIFICATION = stacked.classification(CLASSIFY)
+CODES = jax.jit(jax.vmap(lambda params, x: DEEP.encode(params, x).mean, (None, 0)))
 GRADIENT = jax.jit(jax.value_and_grad(CLASSIFICATION, has_aux=True))
 
 
@@ -37,6 +38,11 @@ def masked(key, x):
 def norm(model, params, key, x, c=()):
     """|df/dx|_F^2 by hand: the Jacobian of the mean code."""
     return jnp.sum(jax.jacrev(lambda one: model.encode(params, one, c).mean)(x) ** 2)
+
+
+pretrain = partial(
+    stacked.pretrain, loss=autoencoders.reconstruction, optimizer=ADAM, steps=20, batch_size=30
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +57,7 @@ def clusters():
 
 @pytest.fixture(scope="module")
 def pretrained(clusters):
-    return stacked.pretrain(
-        LEVELS,
-        jax.random.key(0),
-        clusters,
-        loss=autoencoders.reconstruction,
-        optimizer=ADAM,
-        steps=300,
-        batch_size=30,
-    )
+    return pretrain(LEVELS, jax.random.key(0), clusters, steps=300)
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +76,24 @@ def assert_equal(one, other):
 def check_stack(stack, params, x):
     """Up by each encoder's mean, down by each decoder's, and E[x|z] at the bottom."""
     deep = stack(LEVELS)
-    code = x
-    for level, own in zip(LEVELS, params, strict=True):
-        code = level.encode(own, code).mean
-    np.testing.assert_allclose(deep.encode(params, x).mean, code, rtol=1e-6)
-    back = code
-    for level, own in zip(LEVELS[::-1], params[::-1], strict=True):
-        back = level.decode(own, back).mean
-    np.testing.assert_allclose(deep.decode(params, code).mean, back, rtol=1e-6)
-    np.testing.assert_allclose(reconstruct(deep, params, x), back, rtol=1e-6)
+
+    @jax.jit
+    def found(params, x):
+        code = deep.encode(params, x).mean
+        return code, deep.decode(params, code).mean, reconstruct(deep, params, x)
+
+    @jax.jit
+    def by_hand(params, x):
+        code = x
+        for level, own in zip(LEVELS, params, strict=True):
+            code = level.encode(own, code).mean
+        back = code
+        for level, own in zip(LEVELS[::-1], params[::-1], strict=True):
+            back = level.decode(own, back).mean
+        return code, back, back
+
+    for one, other in zip(found(params, x), by_hand(params, x), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_a_stack_is_its_levels_one_after_the_other(clusters, pretrained):
@@ -107,13 +114,14 @@ def test_a_stack_is_its_levels_one_after_the_other(clusters, pretrained):
 
 def test_init_composes_and_a_stack_of_one_is_its_level(clusters):
     x = jnp.asarray(clusters.x[0])
-    params = DEEP.init(jax.random.key(0), x)
+    params = jax.eval_shape(DEEP.init, jax.random.key(0), x)
     shapes = [own["encoder"]["params"]["code"]["kernel"].shape for own in params]
     assert shapes == [(8, 6), (6, 4), (4, 3)]
     one = stacked.stack(LEVELS[:1])
     own = one.init(jax.random.key(0), x)
-    assert jax.tree.structure(own) == jax.tree.structure((LEVELS[0].init(jax.random.key(0), x),))
-    assert_equal(one.encode(own, x), LEVELS[0].encode(own[0], x))
+    alone = jax.eval_shape(LEVELS[0].init, jax.random.key(0), x)
+    assert jax.tree.structure(own) == jax.tree.structure((alone,))
+    assert_equal(jax.jit(one.encode)(own, x), jax.jit(LEVELS[0].encode)(own[0], x))
     assert DEEP.prior(params) is None
 
 
@@ -148,7 +156,7 @@ def test_any_model_is_a_level_convolutional_tied_conditioned_and_with_a_prior():
         jax.eval_shape(deep.encode, params, image)
 
     mirrored = stacked.stack([tied(level) for level in LEVELS[:2]])
-    own = mirrored.init(jax.random.key(0), jnp.ones(8))
+    own = jax.eval_shape(mirrored.init, jax.random.key(0), jnp.ones(8))
     assert own[1]["decoder"]["params"]["logits"]["kernel"] is None
     assert jax.eval_shape(partial(reconstruct, mirrored), own, jnp.ones(8)).shape == (8,)
 
@@ -175,12 +183,17 @@ def test_dropout_of_each_level_takes_a_key_of_its_own():
 def test_dropout_is_on_with_a_key_and_off_without():
     noisy = nn.Sequential([networks.MLP((16,), dropout=0.5), heads.Code(16)])
     level = autoencoder(noisy, heads.FixedNormal(16, 1.0))
-    deep, x = stacked.stack([level, level]), jnp.ones(16)
+    deep, x = stacked.stack([level, level]), np.ones(16, np.float32)
     params = deep.init(jax.random.key(0), x)
-    one, two = (deep.encode(params, x, key=jax.random.key(k)).mean for k in (1, 2))
-    plain = level.encode(params[1], level.encode(params[0], x).mean).mean
+
+    @jax.jit
+    def codes(keys):
+        plain = level.encode(params[1], level.encode(params[0], x).mean).mean
+        return *(deep.encode(params, x, key=key).mean for key in keys), plain
+
+    one, two, plain = map(np.asarray, codes([jax.random.key(k) for k in (1, 2)]))
     assert min(np.abs(a - b).max() for a, b in ((one, two), (one, plain))) > 1e-3
-    np.testing.assert_allclose(deep.encode(params, x).mean, plain, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(deep.encode)(params, x).mean, plain, rtol=1e-6)
 
 
 # Pretraining.
@@ -207,15 +220,7 @@ def by_hand(levels, key, x, *, transform=None, transform_above=None):
 
 def test_one_level_is_make_train_bit_for_bit(clusters):
     x = jnp.asarray(clusters.x)
-    found = stacked.pretrain(
-        LEVELS[:1],
-        jax.random.key(3),
-        clusters,
-        loss=autoencoders.reconstruction,
-        optimizer=ADAM,
-        steps=20,
-        batch_size=30,
-    )
+    found = pretrain(LEVELS[:1], jax.random.key(3), clusters)
     params, history = by_hand(LEVELS[:1], jax.random.key(3), x)
     assert_equal(found.params, params)
     assert_equal(found.history, (history,))
@@ -225,16 +230,7 @@ def test_the_transform_is_for_stored_data_alone(clusters):
     """Checked against the codes transformed again; one Model twice is two levels all the same."""
     square = sigmoid_level(8, 8)
     stored, key = jnp.asarray(np.round(255 * clusters.x), jnp.uint8), jax.random.key(4)
-    found = stacked.pretrain(
-        [square, square],
-        key,
-        stored,
-        loss=autoencoders.reconstruction,
-        optimizer=ADAM,
-        steps=20,
-        batch_size=30,
-        transform=data.scale,
-    )
+    found = pretrain([square, square], key, stored, transform=data.scale)
     hand = partial(by_hand, [square, square], x=stored, transform=data.scale)
     assert_equal(found.params, hand(key=jax.random.clone(key))[0])
     mistaken, _ = hand(key=jax.random.clone(key), transform_above=lambda key, x: x / 255)
@@ -254,20 +250,13 @@ def test_every_level_learns_from_the_codes_of_the_one_below(clusters, pretrained
             x = evaluate.codes(level, own, jax.random.key(0), x)
 
 
+@pytest.mark.statistics
 def test_a_level_may_be_denoising_and_another_contractive(clusters):
     loss = (
         partial(autoencoders.denoising, corrupt=masked),
         partial(autoencoders.contractive, norm=norm, weight=0.1),
     )
-    _, history = stacked.pretrain(
-        LEVELS[:2],
-        jax.random.key(5),
-        clusters.x,
-        loss=loss,
-        optimizer=ADAM,
-        steps=120,
-        batch_size=30,
-    )
+    _, history = pretrain(LEVELS[:2], jax.random.key(5), clusters.x, loss=loss, steps=120)
     for one in history:
         assert one["loss"][-20:].mean() < one["loss"][:5].mean()
     assert ["jacobian_norm" in one for one in history] == [False, True]
@@ -287,7 +276,7 @@ def test_codes_are_the_means_one_by_one_whatever_the_chunks(clusters, pretrained
     np.testing.assert_allclose(whole, parts, rtol=1e-6)
     assert whole.shape == (120, 3)
     plain = evaluate.codes(DEEP, pretrained.params, jax.random.clone(key), clusters)
-    expected = jax.vmap(lambda x: DEEP.encode(pretrained.params, x).mean)(clusters.x)
+    expected = CODES(pretrained.params, clusters.x)
     np.testing.assert_allclose(plain, expected, rtol=1e-6)
     assert np.abs(whole - plain).max() > 1e-3
 
@@ -302,15 +291,7 @@ def test_conditions_reach_every_level_the_classifier_and_its_draw(clusters):
     """Checked against c left out above the first level and with one draw for another."""
     levels = [conditional(8, 3), conditional(3, 2)]
     x, c = clusters.x, np.eye(3, dtype=np.float32)[clusters.y[::-1]]
-    trained = stacked.pretrain(
-        levels,
-        jax.random.key(0),
-        Batch(x, c),
-        loss=autoencoders.reconstruction,
-        optimizer=ADAM,
-        steps=2,
-        batch_size=30,
-    )
+    trained = pretrain(levels, jax.random.key(0), Batch(x, c), steps=2)
     classify = stacked.classifier(stacked.stack(levels), 3)
     params = classify.init(jax.random.key(1), x[0], c[0]) | {"model": trained.params}
 
@@ -339,28 +320,23 @@ def test_masked_rows_leave_no_trace_in_pretraining(clusters):
     found = []
     for hidden in (0.5, np.nan):
         x = np.where(weight[:, None] > 0, clusters.x, hidden).astype(np.float32)
-        trained = stacked.pretrain(
-            LEVELS[:2],
-            jax.random.key(0),
-            Batch(x, weight=weight),
-            optimizer=ADAM,
-            steps=3,
-            batch_size=60,
-            loss=autoencoders.reconstruction,
-        )
-        found.append(trained)
+        found.append(pretrain(LEVELS[:2], jax.random.key(0), Batch(x, weight=weight), steps=3))
     assert_equal(*found)
 
 
 # The classifier.
 
 
+def logits_by_hand(params, x):
+    layer = jax.tree.map(np.asarray, params["classes"])
+    return np.asarray(CODES(params["model"], x)) @ layer["kernel"] + layer["bias"]
+
+
 def test_the_loss_is_the_cross_entropy_of_the_softmax(clusters, start):
     from scipy.special import log_softmax
 
     (value, metrics), _ = GRADIENT(start, jax.random.key(0), clusters, 0)
-    code = np.asarray(evaluate.codes(DEEP, start["model"], jax.random.key(0), clusters))
-    logits = code @ np.asarray(start["classes"]["kernel"]) + np.asarray(start["classes"]["bias"])
+    logits = logits_by_hand(start, clusters.x)
     nats = -log_softmax(logits, axis=1)[np.arange(120), clusters.y]
     np.testing.assert_allclose(value, nats.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["cross_entropy"], nats.mean(), rtol=1e-5)
@@ -385,6 +361,7 @@ def test_fine_tuning_reaches_every_encoder_and_no_decoder(clusters, start):
     assert_equal(grads, without)
 
 
+@pytest.mark.statistics
 def test_fine_tuning_separates_what_is_separable(clusters, start):
     program = train.make_train(CLASSIFICATION, optax.adam(3e-2), steps=200, batch_size=30)
     state, history = jax.jit(program)(jax.random.key(2), start, clusters)
@@ -398,10 +375,10 @@ def test_fine_tuning_separates_what_is_separable(clusters, start):
 
 def check_masking(gradient, params, clusters):
     """Unlabelled rows, of any x, change neither the loss nor its gradient nor its metrics."""
-    x, y = clusters.x[:12].copy(), clusters.y[:12].copy()
-    x[8:], y[8:] = np.nan, -1
+    x, y = clusters.x.copy(), clusters.y.copy()
+    x[12:], y[12:] = np.nan, -1
     found = gradient(params, jax.random.key(0), Batch(x, y=y), 0)
-    known = jax.tree.map(lambda leaf: leaf[:8], clusters)
+    known = jax.tree.map(lambda leaf: leaf[:12], clusters)
     expected = GRADIENT(params, jax.random.key(0), known, 0)
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
     jax.tree.map(close, found, expected)
@@ -451,7 +428,7 @@ def test_a_batch_without_labels_moves_nothing_whatever_it_holds(bad):
     """Checked against the gradient of what was left out, which is NaN."""
     model = stacked.classifier(conditional(2, 3, Direction()), 3)
     x, c = np.full((4, 2), bad, np.float32), np.full((4, 1), bad, np.float32)
-    params = model.init(jax.random.key(0), jnp.ones(2), jnp.ones(1))
+    params = model.init(jax.random.key(0), np.ones(2, "f"), np.ones(1, "f"))
     gradient = jax.jit(jax.grad(stacked.classification(model), has_aux=True))
 
     def check(y, weight):
@@ -469,11 +446,8 @@ def test_a_batch_without_labels_moves_nothing_whatever_it_holds(bad):
 def test_weights_and_unlabelled_rows_leave_no_trace_in_the_error_rate(clusters, start):
     """Checked by rows of weight 0 that hold NaN, wrong labels and labels that are no class."""
     rate = partial(stacked.error_rate, CLASSIFY, start, jax.random.key(0))
-    x, key = clusters.x.copy(), jax.random.key(0)
-    logits = jax.vmap(lambda z: CLASSIFY.decode(start, z).logits)(
-        evaluate.codes(DEEP, start["model"], key, x)
-    )
-    right = np.array(jnp.argmax(logits, axis=1), np.int32)
+    x = clusters.x.copy()
+    right = np.argmax(logits_by_hand(start, x), axis=1).astype(np.int32)
     y, weight = right.copy(), np.ones(120, np.float32)
     y[:3], weight[:3] = (right[:3] + 1) % 3, 2.0  # errors, each counted twice
     assert rate(Batch(x, y=y, weight=weight)) == pytest.approx(6 / 123)
@@ -495,12 +469,12 @@ def test_the_error_rate_is_of_labelled_examples(clusters, start):
     found = stacked.error_rate(
         CLASSIFY, start, jax.random.key(0), clusters._replace(y=half), batch_size=50
     )
-    code = jax.vmap(lambda x: DEEP.encode(start["model"], x).mean)(clusters.x)
-    logits = code @ start["classes"]["kernel"] + start["classes"]["bias"][None]
-    expected = np.mean(np.argmax(logits, axis=1)[1::2] != clusters.y[1::2])
+    wrong = np.argmax(logits_by_hand(start, clusters.x), axis=1) != clusters.y
+    expected = np.mean(wrong[1::2])
     assert found == pytest.approx(expected) and found > 0
 
 
+@pytest.mark.statistics
 def test_the_deep_autoencoder_is_fine_tuned_as_a_whole(clusters, pretrained):
     loss = autoencoders.reconstruction(DEEP)
     program = train.make_train(loss, optax.adam(3e-3), steps=200, batch_size=30)
@@ -516,14 +490,7 @@ def test_the_deep_autoencoder_is_fine_tuned_as_a_whole(clusters, pretrained):
 
 
 def test_no_level_and_wrong_counts_are_refused(clusters):
-    run = partial(
-        stacked.pretrain,
-        key=jax.random.key(0),
-        data=clusters,
-        loss=autoencoders.reconstruction,
-        optimizer=ADAM,
-        steps=2,
-    )
+    run = partial(pretrain, key=jax.random.key(0), data=clusters)
     with pytest.raises(ValueError, match="stack: expected levels >= 1"):
         stacked.stack([])
     with pytest.raises(ValueError, match="pretrain: expected levels >= 1"):
@@ -550,29 +517,13 @@ def test_levels_that_do_not_fit_are_named(clusters):
     with pytest.raises(ValueError, match=message):
         stacked.stack(wrong).init(jax.random.key(0), jnp.ones(8))
     with pytest.raises(ValueError, match="pretrain: " + message):
-        stacked.pretrain(
-            wrong,
-            jax.random.key(0),
-            clusters,
-            loss=autoencoders.reconstruction,
-            optimizer=ADAM,
-            steps=2,
-            batch_size=30,
-        )
+        pretrain(wrong, jax.random.key(0), clusters, steps=2)
 
 
 def test_a_level_that_diverges_is_named(clusters):
     outside = clusters._replace(x=clusters.x + 1)  # no probability: a Bernoulli's support ends at 1
     with pytest.raises(train.NonFiniteError, match=r"level 0: .*'loss': inf.* at step 0"):
-        stacked.pretrain(
-            LEVELS[:1],
-            jax.random.key(0),
-            outside,
-            loss=autoencoders.reconstruction,
-            optimizer=ADAM,
-            steps=2,
-            batch_size=30,
-        )
+        pretrain(LEVELS[:1], jax.random.key(0), outside)
 
 
 def test_labels_outside_the_classes_and_none_are_refused(clusters, start):
@@ -594,14 +545,7 @@ def test_labels_outside_the_classes_and_none_are_refused(clusters, start):
 def test_a_model_alone_or_a_loss_in_place_of_its_function_is_refused():
     with pytest.raises(TypeError, match=r"stack: levels: got one Model.*\[model\]"):
         stacked.stack(LEVELS[0])
-    run = partial(
-        stacked.pretrain,
-        key=jax.random.key(0),
-        data=np.zeros((4, 8)),
-        steps=1,
-        optimizer=optax.sgd(0.1),
-        batch_size=2,
-    )
+    run = partial(pretrain, key=jax.random.key(0), data=np.zeros((4, 8)), batch_size=2)
     with pytest.raises(TypeError, match="pretrain: levels: got one Model"):
         run(LEVELS[0], loss=autoencoders.reconstruction)
     with pytest.raises(TypeError, match="pretrain: loss: got loss"):
