@@ -101,6 +101,7 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
     ) -> Generated:
         at_least_one("generate", steps=steps)
         values, mask = _sequence(x) if present(x) else (None, ())
+        values = None if values is None else jnp.asarray(values)
         if concrete(known) and not 0 <= known <= (0 if values is None else min(len(values), steps)):
             fix = "give x, of at least as many steps, and steps for the rest too"
             raise wrong("generate: known", known, "0, or up to the steps of x", fix)
@@ -216,7 +217,7 @@ def _sequence(x: Any) -> tuple[Array, Any]:
         raise wrong("vrnn: the mask of x", f"shape {jnp.shape(mask)}", f"{size}, one per step", fix)
     if concrete(mask) and not np.any(mask):
         raise wrong("vrnn: the mask of x", "no step that counts", "1 or more", fix)
-    mask = jnp.asarray(mask).astype(bool)
+    values, mask = jnp.asarray(values), jnp.asarray(mask).astype(bool)
     instead = jnp.where(jnp.any(mask), values[jnp.argmax(mask)], 0)
     fill = jax.vmap(lambda counted, one: jnp.where(counted, one, instead))
     return fill(mask, values), mask
