@@ -152,7 +152,7 @@ def main(config: Config) -> dict[str, Any]:
     for name in config.priors:
         found[name] = one = trained(name, variations[name](), config, images, test, folder)
         seen: dict[str, Any] = {"transform": data.binarize, "key": jax.random.clone(code_key)}
-        units = diagnostics.active_units(one.model, one.params, test, **seen)
+        units = diagnostics.active_units(one.model, one.params, data=test, **seen)
         numbers = {**one.numbers, "active_units": units.active}
         if name in ("mixture", "vamp"):
             codes = evaluate.codes(one.model, one.params, data=test, **seen)

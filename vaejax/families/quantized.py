@@ -28,7 +28,7 @@ from jax import lax
 from vaejax.batch import as_batch, batch_mean, example_at, over_batch, over_data, present, size_of
 from vaejax.distributions import Delta, Distribution, distribution
 from vaejax.errors import at_least_one, concrete, wrong
-from vaejax.evaluate import over_prepared
+from vaejax.evaluate import checked_batch, measure_each
 from vaejax.model import Model, deterministic, draw, terms
 from vaejax.train import TrainState
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
@@ -260,9 +260,8 @@ def indices(
 
     Arguments as for `evaluate.codes`, which gives the entries themselves.
     """
-    batch = as_batch(data)
-    at_least_one("codes", batch_size=batch_size, examples=size_of(batch.x))
-    return over_prepared(_index, model, transform, batch_size, params, key, batch)
+    batch = checked_batch("indices", key, data, batch_size=batch_size)
+    return measure_each(_index, (model,), transform, batch_size, params, key, batch)
 
 
 def from_data(
@@ -426,8 +425,8 @@ def _enough(
     return examples
 
 
-def _index(model: Model, params: Params, x: Any, c: Any) -> Array:
-    return model.encode(params, x, c).index
+def _index(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
+    return deterministic(model).encode(params, x, c).index
 
 
 def _check_point(q: Any) -> Any:

@@ -30,7 +30,7 @@ from jax import lax
 from vaejax.batch import as_batch, batch_mean, example_at, over_data, size_of
 from vaejax.distributions import Delta
 from vaejax.errors import at_least_one, concrete, wrong
-from vaejax.evaluate import check_counted
+from vaejax.evaluate import check_counted, checked_batch
 from vaejax.model import Model, deterministic
 from vaejax.networks import kernels
 from vaejax.train import TrainState
@@ -230,8 +230,7 @@ def firing(
     `batch_size` examples beside the data. Raises ValueError where a code is not finite, with the
     example's index, unless its weight is 0; and where no example has a weight.
     """
-    batch = as_batch(data)
-    at_least_one("firing", batch_size=batch_size, examples=size_of(batch.x))
+    batch = checked_batch("firing", key, data, batch_size=batch_size)
     weight = np.asarray(_weights(size_of(batch.x), batch.weight))
     _check_some("firing", weight)
     share, totals = _firing(model, transform, batch_size, params, key, batch)
