@@ -24,7 +24,17 @@ from flax import linen as nn
 
 from experiments import common, vae
 from experiments.common import image_vae
-from vaejax import data, diagnostics, disentangle, networks, objectives, plot, sprites, train
+from vaejax import (
+    data,
+    diagnostics,
+    disentangle,
+    disentanglement,
+    networks,
+    objectives,
+    plot,
+    sprites,
+    train,
+)
 from vaejax.errors import at_least_one
 from vaejax.model import Model
 from vaejax.types import Batch, Key, Params
@@ -133,7 +143,7 @@ def measured(config: Config, model: Model, params: Params, key: Key, test: Batch
     """Numbers of one trained model on all test images; `order`: its dimensions, by their KL."""
     elbo_key, part_key, code_key = jax.random.split(key, 3)
     seen = jax.jit(jax.vmap(data.binarize))(jax.random.split(elbo_key, len(test.x)), test.x)
-    rates = diagnostics.rate_per_dimension(model, params, seen)
+    rates = diagnostics.rate_per_dimension(model, params, jax.random.key(0), seen)
     parts = diagnostics.decompose(model, params, part_key, seen, draws=config.draws)
     found: dict[str, Any] = {
         "elbo_nats": parts.elbo.value,
@@ -147,7 +157,7 @@ def measured(config: Config, model: Model, params: Params, key: Key, test: Batch
     if config.dataset == "sprites":
         encode = jax.jit(jax.vmap(lambda key, x: model.encode(params, x).sample(key)))
         z = encode(jax.random.split(code_key, len(seen)), seen)
-        found["gap"] = disentangle.mig(z, test.y)
+        found["gap"] = disentanglement.mig(z, test.y)
     return found
 
 

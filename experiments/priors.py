@@ -78,12 +78,12 @@ def measure(config: Config, images: tuple[Batch, Batch], trained: dict[str, Trai
     found: dict[str, variations.Measured] = {}
     for name, one in trained.items():
         found[name] = variations.measured(config, one, x)
-        seen: dict[str, Any] = {"transform": data.binarize, "key": keys_of(config)[1]}
-        units = diagnostics.active_units(one.model, one.params, x, **seen)
+        key = keys_of(config)[1]
+        units = diagnostics.active_units(one.model, one.params, key, x, transform=data.binarize)
         own = {**found[name].numbers, "active_units": units.active}
         if name in ("mixture", "vamp"):
-            seen["key"] = keys_of(config)[1]
-            codes = evaluate.codes(one.model, one.params, data=x, **seen)
+            again = jax.random.clone(key)
+            codes = evaluate.codes(one.model, one.params, again, x, transform=data.binarize)
             own["components_in_use"] = in_use(one.model.prior(one.params), codes)
         if name != "standard" and "standard" in found:
             own |= variations.margin(found[name].log_px, found["standard"].log_px)

@@ -244,7 +244,7 @@ def sentences(config: Config) -> Task:
         )
         common.write_text(folder / "samples.txt", said)
         print(said)
-        used = diagnostics.rate_per_dimension(model, params, x[split:])
+        used = diagnostics.rate_per_dimension(model, params, jax.random.key(0), x[split:])
         symbols = np.mean([len(one) + 1 for one in lines[split:]])
         more = {"symbols_per_line": float(symbols), "used_dimensions": int((used > 0.1).sum())}
         return more, {"rates": plot.rates({"test lines": used})}

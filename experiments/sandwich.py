@@ -104,7 +104,7 @@ def main(config: Config) -> dict[str, Any]:
     # One key on purpose: it binarises the same images for all of them.
     again = partial(jax.random.clone, key)
     grid: Any = {"transform": transform, "spacing": config.spacing, "width": config.width}
-    truth = exact.quadrature(model, params, test, key=again(), **grid)
+    truth = exact.quadrature(model, params, again(), test, **grid)
     draws = exact.grid_posterior(model, params, again(), test, draws=config.chains, **grid).z
     gaps = {}
     for count in sorted(config.temperatures):

@@ -1,5 +1,6 @@
 """Models whose log p(x) is known exactly, built by hand from pure functions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
@@ -50,6 +51,36 @@ def poor_posterior(model: Model) -> Model:
         return Normal(q.loc + 0.3, scale)
 
     return model._replace(encode=encode)
+
+
+def shifted_by_condition(model: Model) -> Model:
+    """The same model of x - c, for conditions c of the shape of x, whose likelihood is Normal."""
+
+    def encode(params, x, c=(), *, key=None):
+        return model.encode(params, x - c)
+
+    def decode(params, z, c=(), *, key=None):
+        px = model.decode(params, z)
+        return Normal(px.loc + c, px.scale)
+
+    return model._replace(encode=encode, decode=decode)
+
+
+def log_weights(model: Model, params, key, x, particles: int) -> np.ndarray:
+    """log p(x, z) - log q(z|x) of each row's own draws, as `evaluate` draws them: `[n, particles]`.
+
+    One by one, apart from any batch or chunk, in double precision once drawn.
+    """
+
+    @jax.jit
+    def one(i, k, x):
+        _, particles_key = jax.random.split(jax.random.fold_in(key, i))
+        q = model.encode(params, x)
+        z = q.sample(jax.random.fold_in(particles_key, k))
+        log_px = model.decode(params, z).log_prob(x)
+        return log_px + model.prior(params).log_prob(z) - q.log_prob(z)
+
+    return np.array([[one(i, k, row) for k in range(particles)] for i, row in enumerate(x)], float)
 
 
 def ppca_log_likelihood(x: np.ndarray, latent: int) -> float:

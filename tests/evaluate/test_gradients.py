@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import some_slow
 from vaejax import gradients, objectives, terms
 from vaejax.distributions import Bernoulli, Normal
 from vaejax.model import Model, draw
@@ -152,9 +151,8 @@ BASELINES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", some_slow(PATHWISE, ["elbo, sampled rate", "dreg of one", "ciwae", "renyi"])
-)
+@pytest.mark.statistics
+@pytest.mark.parametrize("name", PATHWISE)
 def test_mean_gradient_is_that_of_quadrature(name, x64, key):
     model, params = gaussian_latent()
     build, (objective, particles) = PATHWISE[name]
@@ -163,7 +161,8 @@ def test_mean_gradient_is_that_of_quadrature(name, x64, key):
     assert found["encoder"].norm > 50 * found["encoder"].bias_error  # there is something to miss
 
 
-@pytest.mark.parametrize("samples", some_slow([1, 2, 3, 4, 5], [2, 4, 5]))
+@pytest.mark.statistics
+@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("latent", ["gaussian", "binary"])
 def test_score_function_mean_gradient_is_exact(latent, samples, x64, key):
     model, params = gaussian_latent() if latent == "gaussian" else binary_latents()
@@ -174,6 +173,7 @@ def test_score_function_mean_gradient_is_exact(latent, samples, x64, key):
     assert {group: one.worst for group, one in found.items() if one.worst > 4} == {}
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("name", BASELINES)
 def test_score_function_takes_any_baseline_that_does_not_see_its_own_draw(name, x64, key):
     model, params = binary_latents()
@@ -183,6 +183,7 @@ def test_score_function_takes_any_baseline_that_does_not_see_its_own_draw(name, 
     assert max(one.worst for one in found.values()) < 4
 
 
+@pytest.mark.statistics
 def test_a_baseline_that_sees_its_own_draw_is_found_out(x64, key):
     model, params = binary_latents()
     reference = enumeration(*ELBO)
@@ -191,6 +192,7 @@ def test_a_baseline_that_sees_its_own_draw_is_found_out(x64, key):
     assert found["encoder"].worst > 20 and found["decoder"].worst < 4
 
 
+@pytest.mark.statistics
 def test_vimco_is_exact_for_discrete_latents(x64, key):
     model, params = binary_latents()
     reference = enumeration(*IWAE)
@@ -198,6 +200,7 @@ def test_vimco_is_exact_for_discrete_latents(x64, key):
     assert max(one.worst for one in found.values()) < 4
 
 
+@pytest.mark.statistics
 def test_leave_one_out_lowers_the_variance(x64, key):
     model, params = binary_latents()
     losses = {
@@ -209,6 +212,7 @@ def test_leave_one_out_lowers_the_variance(x64, key):
     assert found["others"]["encoder"].variance < 0.5 * found["none"]["encoder"].variance
 
 
+@pytest.mark.statistics
 def test_piwae_gives_each_player_the_exact_gradient_of_its_own_bound(x64, key):
     model, params = gaussian_latent()
     two, one = (quadrature(*objective) for objective in (IWAE, ELBO))
@@ -217,6 +221,7 @@ def test_piwae_gives_each_player_the_exact_gradient_of_its_own_bound(x64, key):
     assert max(one.worst for one in found.values()) < 4
 
 
+@pytest.mark.statistics
 def test_sticking_the_landing_with_several_particles_is_biased_for_q_alone(x64, key):
     model, params = gaussian_latent()
     reference = quadrature(*IWAE)
@@ -225,6 +230,7 @@ def test_sticking_the_landing_with_several_particles_is_biased_for_q_alone(x64, 
     assert found["decoder"].worst < 4 and found["prior"].worst < 4
 
 
+@pytest.mark.statistics
 def test_the_mean_gradient_at_fixed_samples_is_biased_for_q_alone(x64, key):
     """Checked against "differentiate inside the expectation": the draws move with q too."""
     model, params = gaussian_latent()
@@ -269,6 +275,7 @@ def dream_fit(model, params):
     return jax.jit(jax.grad(loss))(params["encoder"])
 
 
+@pytest.mark.statistics
 def test_wake_updates_p_without_bias_and_q_with_one_that_shrinks(x64, key):
     model, params = gaussian_latent()
     bound = quadrature(*IWAE).mean
@@ -282,6 +289,7 @@ def test_wake_updates_p_without_bias_and_q_with_one_that_shrinks(x64, key):
     assert biases[16]["encoder"].bias < 0.5 * biases[2]["encoder"].bias
 
 
+@pytest.mark.statistics
 def test_wake_at_one_particle_teaches_q_nothing(x64, key):
     model, params = gaussian_latent()
     nothing = {**quadrature(*ELBO).mean}
@@ -291,6 +299,7 @@ def test_wake_at_one_particle_teaches_q_nothing(x64, key):
     assert max(one.worst for one in found.values()) < 4
 
 
+@pytest.mark.statistics
 def test_sleep_fits_q_to_dreams_without_bias(x64, key):
     model, params = gaussian_latent()
     bound = quadrature(*ELBO).mean

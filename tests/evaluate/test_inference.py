@@ -45,7 +45,7 @@ def test_a_diagonal_posterior_is_refined_to_the_best_one_in_closed_form(refined)
     np.testing.assert_allclose(found, APPROXIMATION, atol=2e-3)
 
 
-def test_mistake_matching_the_marginals_is_not_the_best_diagonal_posterior(refined):
+def test_matching_the_marginals_is_not_the_best_diagonal_posterior(refined):
     """Checked against variances of the exact posterior's marginals: too wide, a lower bound."""
     covariance = np.asarray(POSTERIOR.scale_tril @ POSTERIOR.scale_tril.mT)
     marginals = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
@@ -109,14 +109,7 @@ def test_conditions_and_transforms_reach_the_model():
     def shift(key, x):
         return x + 1.0
 
-    def encode(params, x, c, *, key=None):
-        return POOR.encode(params, x - c)
-
-    def decode(params, z, c, *, key=None):
-        px = POOR.decode(params, z)
-        return Normal(px.loc + c, px.scale)
-
-    moved = POOR._replace(encode=encode, decode=decode, prior=lambda params, c: MODEL.prior(params))
+    moved = oracles.shifted_by_condition(POOR)._replace(prior=lambda params, c: MODEL.prior(params))
     batch = Batch(X - 1.0 + 2.0, c=np.full((len(X), 5), 2.0, np.float32))
     key, options = jax.random.key(5), {"steps": 3, "samples": 2}
     plain = refine(POOR, PARAMS, key, X, **options)

@@ -180,7 +180,7 @@ def test_images_that_cannot_be_measured_are_named(measure):
 
 
 def test_scikit_learn_is_imported_only_by_what_needs_it():
-    code = "import sys, vaejax.representation; assert 'sklearn' not in sys.modules"
+    code = "import sys, vaejax.evaluate.representation; assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

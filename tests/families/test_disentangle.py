@@ -1,4 +1,4 @@
-"""Total correlation, the losses that press on it, and the mutual information gap."""
+"""Total correlation, and the losses that press on it."""
 
 from functools import partial
 from itertools import combinations
@@ -394,69 +394,6 @@ def test_weighted_marginals_are_kept(key):
         check(blindly)
 
 
-def two_factors(values=10):
-    """All pairs of two factors, `values` each, and 20 times over: `[n, 2]`."""
-    return np.tile(np.indices((values, values)).reshape(2, -1).T, (20, 1))
-
-
-def test_mistake_17_a_perfect_code_has_1_and_a_rotated_one_about_0():
-    """Checked against reshape where a transpose is meant, which mixes examples."""
-    factors = two_factors()
-    noise = np.random.default_rng(0).normal(size=(len(factors), 1))
-    perfect = np.concatenate([noise, np.exp(factors[:, :1]), -factors[:, 1:]], axis=1)
-
-    def check(mig):
-        found = mig(perfect, factors)
-        assert found.value == pytest.approx(1, abs=0.1)  # of the noise: 19 x 9 / 2n = 0.04 nats
-        assert (found.information.argmax(axis=1) == [1, 2]).all()
-
-    check(disentangle.mig)
-    exactly = disentangle.mig(perfect[:, 1:], factors)
-    assert exactly.value == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(exactly.information, np.log(10) * np.eye(2), atol=1e-12)
-    np.testing.assert_allclose(exactly.entropy, np.log(10), rtol=1e-12)
-    with pytest.raises(AssertionError):
-        check(lambda z, v: disentangle.mig(z.reshape(3, -1).T, v))
-
-    rotated = factors @ np.array([[1.0, 1.0], [-1.0, 1.0]]) / 2**0.5
-    assert disentangle.mig(rotated, factors).value < 0.02
-
-
-def test_mistake_17_the_discretisation_is_its_own_and_stays():
-    """Golden values by hand, and checked against bins of equal width, that one code stretches."""
-
-    def check(information):
-        # Bins of two codes each: (2, 0), (1, 1), (0, 2), (0, 2) of a factor that is 3 x 0, 5 x 1.
-        codes, factors = np.arange(8.0)[:, None], np.array([0, 0, 0, 1, 1, 1, 1, 1])[:, None]
-        expected = -(3 / 8 * np.log(3 / 8) + 5 / 8 * np.log(5 / 8)) - np.log(2) / 4
-        for last in (7.0, 1e6):
-            codes[-1] = last
-            assert information(codes, factors)[0, 0] == pytest.approx(expected, rel=1e-12)
-
-    def equal_width(codes, factors):
-        edges = np.histogram_bin_edges(codes, 4)[1:-1]
-        binned = np.searchsorted(edges, codes[:, 0], side="right")
-        return np.array([[disentangle._shared(binned, factors[:, 0])]])
-
-    check(lambda codes, factors: disentangle.mutual_information(codes, factors, bins=4))
-    with pytest.raises(AssertionError):
-        check(equal_width)
-
-
-def test_the_gap_of_codes_that_are_flipped_now_and_then():
-    """A binary factor; two dimensions say it wrongly in 1/8 and 1/4 of cases: closed forms."""
-
-    def shared(p):
-        return np.log(2) + p * np.log(p) + (1 - p) * np.log(1 - p)
-
-    factor = np.tile([0, 1], 32)
-    wrong = [np.arange(64) // 2 % 8 < 1, np.arange(64) // 2 % 4 < 1]
-    codes = np.stack([np.where(one, 1 - factor, factor) for one in wrong], axis=1)
-    found = disentangle.mig(codes, factor[:, None], bins=2)
-    np.testing.assert_allclose(found.information, [[shared(1 / 8), shared(1 / 4)]], rtol=1e-12)
-    assert found.value == pytest.approx((shared(1 / 8) - shared(1 / 4)) / np.log(2), rel=1e-12)
-
-
 def test_bad_input_is_refused(key, two_players):
     model, params = model_of()
     loss, both, batch = two_players
@@ -465,8 +402,6 @@ def test_bad_input_is_refused(key, two_players):
     oracle, oracle_params = linear_gaussian()  # its posterior has full covariance
     wide = disentangle.factor_vae(model, nn.Dense(2), gamma=1.0)
     wide_params = {**both, "critic": {"params": {"kernel": jnp.ones((3, 2)), "bias": q[0][0, :2]}}}
-    factors = two_factors()
-    codes = factors.astype(float)
 
     def traced(loss, params, batch):
         return jax.eval_shape(loss, params, key, batch, 0)
@@ -503,20 +438,6 @@ def test_bad_input_is_refused(key, two_players):
             r"factor_vae: critic: got an output of shape \(16, 2\).*nn.Dense\(1\)",
         ),
         (lambda: disentangle.permute_dimensions(key, q[0][0]), ValueError, r"shape \(3,\)"),
-        (lambda: disentangle.mig(codes[:, :1], factors), ValueError, "got 1 dimension"),
-        (
-            lambda: disentangle.mig(codes, factors * [1, 0]),
-            ValueError,
-            "got factor 1 with one value in all 2000 rows",
-        ),
-        (lambda: disentangle.mig(codes[1:], factors), ValueError, "codes and factors: got"),
-        (lambda: disentangle.mig(codes, factors / 3), ValueError, "got fractions or NaN"),
-        (
-            lambda: disentangle.mig(np.where(codes == 3, np.nan, codes), factors),
-            ValueError,
-            "mig: the sum of the code is nan for example",
-        ),
-        (lambda: disentangle.mig(codes, factors, bins=1), ValueError, "bins: got 1, expected 2"),
     ):
         with pytest.raises(error, match=message):
             call()

@@ -99,7 +99,7 @@ def test_a_mixture_prior_is_scipys_and_with_one_component_a_normal(parameters):
 def test_draws_and_density_of_the_prior_give_one_log_px_and_the_bound_is_below(name, parameters):
     """p(x) = E_p(z)[p(x|z)] by draws of the prior, and by quadrature under its density."""
     model, params = MODELS[name], parameters[name]
-    truth = exact.quadrature(model, params, X, spacing=0.15, width=9.0)
+    truth = exact.quadrature(model, params, jax.random.key(0), X, spacing=0.15, width=9.0)
     np.testing.assert_allclose(truth.log_px, truth.coarse, atol=1e-3)
 
     def measured(x, key):

@@ -1,8 +1,8 @@
 """Sprites: images of one shape whose five factors are known, drawn on the device.
 
 The factors are independent, so that a code which follows them one by one is possible, and how near
-another comes can be measured (`disentangle.mig`). After the dSprites data set (Matthey, Higgins,
-Hassabis and Lerchner, 2017), at any size and on any grid.
+another comes can be measured (`disentanglement.mig`). After the dSprites data set (Matthey,
+Higgins, Hassabis and Lerchner, 2017), at any size and on any grid.
 
 | factor | value |
 | --- | --- |

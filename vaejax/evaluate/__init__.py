@@ -6,11 +6,13 @@ from vaejax.evaluate import (
     bounds,
     decomposition,
     diagnostics,
+    disentanglement,
     exact,
     gradients,
     inference,
     representation,
 )
+from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.evaluate._measures import (
     Likelihood,
     check_counted,
@@ -30,9 +32,11 @@ __all__ = [
     "anomaly",
     "bounds",
     "check_counted",
+    "checked_batch",
     "codes",
     "decomposition",
     "diagnostics",
+    "disentanglement",
     "elbo_terms",
     "exact",
     "gradients",
@@ -40,6 +44,7 @@ __all__ = [
     "log_likelihood",
     "log_prob",
     "mean_loss",
+    "measure_each",
     "over_prepared",
     "reconstructions",
     "representation",

@@ -1,8 +1,8 @@
 """Numbers of a trained model on a data set: the bound and its parts, importance-sampled log p(x).
 
-`elbo_terms` and `log_likelihood` are compiled once per model (and transform: pass the same function
-object, not a new lambda), chunked over examples and particles so that memory stays bounded, with
-layer noise such as dropout off. An example's randomness depends on the key and its index alone, so
+Each function is compiled once per model and transform: pass the same function object, not a new
+lambda. The loop goes over chunks of examples and particles, so that memory stays bounded. Layer
+noise such as dropout is off. An example's randomness depends on the key and its index alone, so
 that the chunk sizes change nothing but speed and memory. `mean_loss` averages any training loss.
 """
 
@@ -16,18 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import as_batch, example_at, over_data, over_examples, present, size_of
-from vaejax.data.sources import in_arrays
-from vaejax.errors import at_least_one, check_key, finite_values, warn_of_levels, wrong
+from vaejax.batch import over_examples, present, size_of
+from vaejax.errors import finite_values, warn_of_levels, wrong
+from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct, terms
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
 
 class Likelihood(NamedTuple):
-    """Per-image estimate of log p(x) and how far it can be trusted.
+    """An estimate of log p(x) for every image, and how far it can be trusted.
 
-    `log_px` `[n]`: nats, a lower bound in expectation; `ess` `[n]`: effective sample size,
-    `(sum w)^2 / sum w^2`, between 1 and the number of particles.
+    Args:
+      log_px: nats, a lower bound in expectation, `[n]`.
+      ess: the effective sample size, `(sum w)^2 / sum w^2`, between 1 and the number of particles,
+        `[n]`.
     """
 
     log_px: np.ndarray
@@ -45,18 +47,36 @@ def elbo_terms(
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> dict[str, np.ndarray]:
-    """The bound and its parts for every example: `elbo`, `distortion`, `rate`, each `[n]`, nats.
+    """The bound and its parts for every example: `elbo`, `distortion` and `rate`.
 
-    `ELBO = -(D + R)`, D and R averaged over `samples` draws of z. `data` is a Batch, or the x of
-    one, `[n, ...]`: stored data if a `transform(key, x)` is given (drawn once per example), else
-    what the likelihood sees. `draw`: how a Draw is made, as in the losses. Rows of weight 0 may be
-    anything. Raises ValueError where another number is not finite, with the example's index.
+    `ELBO = -(D + R)`, D and R averaged over `samples` draws of z.
+
+    Args:
+      model, params: a Model with a prior, and its parameters.
+      key: for the draws and the `transform`.
+      data: a Batch, or the x of one, `[n, ...]`; rows of weight 0 may be anything.
+      samples: draws of z per example.
+      draw: how a Draw is made, as in the losses.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples in memory at a time.
+    Returns:
+      `{"elbo", "distortion", "rate"}`, each `[n]`, nats.
+    Raises:
+      ValueError: for samples < 1, and where a number of weight above 0 is not finite, with the
+        example's index.
+    Example:
+      >>> import jax
+      >>> from vaejax import evaluate, linear
+      >>> model = linear.linear_gaussian(3, latent=1)
+      >>> x = jax.numpy.ones((4, 3))
+      >>> params = model.init(jax.random.key(0), x[0])
+      >>> found = evaluate.elbo_terms(model, params, jax.random.key(1), x)
+      >>> {name: value.shape for name, value in found.items()}
+      {'elbo': (4,), 'distortion': (4,), 'rate': (4,)}
     """
-    batch = as_batch(data)
-    counts = {"samples": samples, "batch_size": batch_size, "examples": size_of(batch.x)}
-    at_least_one("elbo_terms", **counts)
-    sizes = samples, draw, transform, batch_size
-    D, R = _elbo_terms(model, *sizes, params, key, batch.x, batch.c)
+    batch = checked_batch("elbo_terms", key, data, samples=samples, batch_size=batch_size)
+    options = model, samples, draw
+    D, R = measure_each(_elbo_terms, options, transform, batch_size, params, key, batch)
     result = {"elbo": -(D + R), "distortion": D, "rate": R}
     return {
         name: check_counted("elbo_terms", name, value, batch.x, batch.weight)
@@ -80,21 +100,41 @@ def log_likelihood(
 
     `L_K = log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`, `z_k ~ q(z|x)`; its expectation rises with
     K towards log p(x) from below. The sum streams over chunks of particles: memory is that of
-    `batch_size * chunk` decoded examples, whatever K and n are; the default, 1000 at a time, is
-    what a CPU's caches like, and on a GPU more are faster.
+    `batch_size * chunk` decoded examples, whatever K and n are. The default, 1000 at a time, is
+    what a CPU's caches like; on a GPU more are faster.
 
-    `data`: a Batch, or the x of one, `[n, ...]`; `particles`: K; `draw`: how a Draw is made, where
-    that is not the model's own way (which encodes x once for all its particles); returns `log_px`
-    `[n]` (nats) and `ess` `[n]`. Rows of weight 0 may be anything. Raises ValueError for K < 1, for
-    a model without a prior, and where another number is not finite, with the example's index;
-    TypeError for a point posterior under a density.
-    Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
+    Args:
+      model, params: a Model with a prior, and its parameters.
+      key: for the draws and the `transform`.
+      data: a Batch, or the x of one, `[n, ...]`; rows of weight 0 may be anything.
+      particles: K.
+      draw: how a Draw is made, where that is not the model's own way, which encodes x once for all
+        its particles.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples in memory at a time.
+      chunk: particles in memory at a time.
+    Returns:
+      A Likelihood: `log_px` `[n]`, nats, and `ess` `[n]`.
+    Raises:
+      ValueError: for K < 1, for a model without a prior, and where a number of weight above 0 is
+        not finite, with the example's index.
+      TypeError: for a point posterior under a density.
+    Example:
+      >>> import jax
+      >>> from vaejax import evaluate, linear
+      >>> model = linear.linear_gaussian(3, latent=1)
+      >>> x = jax.numpy.ones((4, 3))
+      >>> params = model.init(jax.random.key(0), x[0])
+      >>> log_px, ess = evaluate.log_likelihood(model, params, jax.random.key(1), x, particles=8)
+      >>> log_px.shape, ess.shape
+      ((4,), (4,))
+    References:
+      Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
-    batch = as_batch(data)
-    counts = {"particles": particles, "batch_size": batch_size, "examples": size_of(batch.x)}
-    at_least_one("log_likelihood", **counts, chunk=chunk)
-    sizes = particles, draw, transform, batch_size, min(chunk, particles)
-    log_px, ess = _log_likelihood(model, *sizes, params, key, batch.x, batch.c)
+    counts = {"particles": particles, "batch_size": batch_size, "chunk": chunk}
+    batch = checked_batch("log_likelihood", key, data, **counts)
+    options = model, particles, draw, min(chunk, particles)
+    log_px, ess = measure_each(_log_likelihood, options, transform, batch_size, params, key, batch)
     log_px = check_counted("log_likelihood", "log p(x)", log_px, batch.x, batch.weight)
     return Likelihood(log_px, np.asarray(ess))
 
@@ -108,15 +148,22 @@ def log_prob(
     transform: Transform | None = None,
     batch_size: int = 100,
 ) -> np.ndarray:
-    """The exact log p(x|c) of every example under a network without latent variables: `[n]`, nats.
+    """The exact log p(x|c) of every example under a network without latent variables.
 
-    `network`: as in `objectives.maximum_likelihood`; the other arguments as in `elbo_terms`. Rows
-    of weight 0 may be anything. Raises ValueError where another number is not finite, with the
-    example's index.
+    Args:
+      network: as in `objectives.maximum_likelihood`.
+      params: its parameters.
+      key: for the `transform` alone.
+      data: a Batch, or the x of one, `[n, ...]`; rows of weight 0 may be anything.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples in memory at a time.
+    Returns:
+      log p(x|c), nats, `[n]`.
+    Raises:
+      ValueError: where a number of weight above 0 is not finite, with the example's index.
     """
-    batch = as_batch(data)
-    at_least_one("log_prob", batch_size=batch_size, examples=size_of(batch.x))
-    found = _log_prob(network, transform, batch_size, params, key, batch)
+    batch = checked_batch("log_prob", key, data, batch_size=batch_size)
+    found = measure_each(_log_prob, (network,), transform, batch_size, params, key, batch)
     return check_counted("log_prob", "log p(x)", found, batch.x, batch.weight)
 
 
@@ -129,16 +176,24 @@ def codes(
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> Array:
-    """The mean code E[q(z|x)] of every example, `[n, *latent]`: a data set of representations.
+    """The mean code E[q(z|x)] of every example: a data set of representations.
 
-    `data`: a Batch, or the x of one, `[n, ...]`; `transform(key, x)`: of stored data, drawn once
-    per example, which alone uses the key; `batch_size`: examples in memory at a time.
     Rows of weight 0 are encoded as they are: their codes may be anything, NaN too, and keep the
-    weight 0. Raises ValueError where another code is not finite, with the example's index.
+    weight 0.
+
+    Args:
+      model, params: a Model and its parameters.
+      key: for the `transform` alone.
+      data: a Batch, or the x of one, `[n, ...]`.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples in memory at a time.
+    Returns:
+      The codes, `[n, *latent]`.
+    Raises:
+      ValueError: where a code of weight above 0 is not finite, with the example's index.
     """
-    batch = as_batch(data)
-    at_least_one("codes", batch_size=batch_size, examples=size_of(batch.x))
-    found = over_prepared(_code, model, transform, batch_size, params, key, batch)
+    batch = checked_batch("codes", key, data, batch_size=batch_size)
+    found = measure_each(_code, (model,), transform, batch_size, params, key, batch)
     total = jnp.sum(found, axis=range(1, found.ndim))
     check_counted("codes", "the sum of the code", total, batch.x, batch.weight)
     return found
@@ -153,14 +208,17 @@ def reconstructions(
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> Array:
-    """The reconstruction r(x) = E[x|z = E[q(z|x)]] of every example, in the shape of x: `[n, ...]`.
+    """The reconstruction r(x) = E[x|z = E[q(z|x)]] of every example.
 
-    Arguments, and rows of weight 0, as for `codes`. Raises ValueError where another reconstruction
-    is not finite, with the example's index.
+    Args:
+      model, params, key, data, transform, batch_size: as in `codes`, also for rows of weight 0.
+    Returns:
+      r(x), in the shape of x, `[n, ...]`.
+    Raises:
+      ValueError: where a reconstruction of weight above 0 is not finite, with the example's index.
     """
-    batch = as_batch(data)
-    at_least_one("reconstructions", batch_size=batch_size, examples=size_of(batch.x))
-    found = over_prepared(reconstruct, model, transform, batch_size, params, key, batch)
+    batch = checked_batch("reconstructions", key, data, batch_size=batch_size)
+    found = measure_each(_reconstruction, (model,), transform, batch_size, params, key, batch)
     total = jnp.sum(found, axis=range(1, found.ndim))
     check_counted("reconstructions", "the sum of r(x)", total, batch.x, batch.weight)
     return found
@@ -175,16 +233,20 @@ def squared_error(
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> np.ndarray:
-    """|x - r(x)|^2 of every example, summed over its entries: `[n]`, squared units of x.
+    """|x - r(x)|^2 of every example, summed over its entries.
 
     `r(x) = E[x|z = E[q(z|x)]]`, the reconstruction at the mean code: under the squared-error loss
-    and under any other, the number that PCA's error is compared with. Arguments, and rows of
-    weight 0, as for `codes`. Raises ValueError where another error is not finite, with the
-    example's index.
+    and under any other, the number that PCA's error is compared with.
+
+    Args:
+      model, params, key, data, transform, batch_size: as in `codes`, also for rows of weight 0.
+    Returns:
+      The error, squared units of x, `[n]`.
+    Raises:
+      ValueError: where an error of weight above 0 is not finite, with the example's index.
     """
-    batch = as_batch(data)
-    at_least_one("squared_error", batch_size=batch_size, examples=size_of(batch.x))
-    found = over_prepared(_squared_error, model, transform, batch_size, params, key, batch)
+    batch = checked_batch("squared_error", key, data, batch_size=batch_size)
+    found = measure_each(_squared_error, (model,), transform, batch_size, params, key, batch)
     return check_counted("squared_error", "|x - r(x)|^2", found, batch.x, batch.weight)
 
 
@@ -203,15 +265,25 @@ def mean_loss(
     The same numbers at the same scale as in training, for validation and early stopping:
     `evaluate=partial(mean_loss, loss, data=x_valid)`. The loss is taken as it is: for a model with
     dropout evaluate `elbo(deterministic(model))`. It is compiled once per loss object, so build it
-    once. `step` is what schedules see, by default past their end. Examples count by their weights
-    where the batch has them. The parts, of `batch_size` at most, are equally large up to one
-    example, so that a loss that compares the examples of a batch has none of one alone. Returns
-    floats by name, nats per example.
+    once. Examples count by their weights where the batch has them. The parts, of `batch_size` at
+    most, are equally large up to one example, so that a loss that compares the examples of a batch
+    has none of one alone.
+
+    Args:
+      loss: a training loss.
+      params: its parameters.
+      key: for the loss and the `transform`.
+      data: a Batch, or the x of one, `[n, ...]`.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples of a part, at most.
+      step: what schedules see, by default past their end.
+    Returns:
+      Floats by name, nats per example: `loss`, and the metrics.
+    Raises:
+      ValueError: where no example has a weight above 0.
     """
-    data = as_batch(in_arrays("evaluate.mean_loss", data))
+    data = checked_batch("evaluate.mean_loss", key, data, batch_size=batch_size)
     size = size_of(data)
-    at_least_one("mean_loss", batch_size=batch_size, examples=size)
-    check_key("evaluate.mean_loss", key)
     totals: dict[str, float] = {}
     whole = 0.0
     parts = -(-size // batch_size)
@@ -231,14 +303,24 @@ def mean_loss(
 
 
 def check_counted(function: str, name: str, values: Any, x: Any, weight: Any) -> np.ndarray:
-    """`errors.check_finite` of the examples that count alone; all values `[n]` as they are."""
+    """`errors.finite_values` of the examples that count alone.
+
+    Args:
+      function, name: of the measure and the quantity, for the message.
+      values: `[n]`.
+      x: the examples `[n, ...]`, whose range the message gives.
+      weight: of the examples, `[n]` or `()`.
+    Returns:
+      All values as they are, numpy's, `[n]`.
+    Raises:
+      ValueError: where a value of weight above 0 is not finite, with the example's index.
+    """
     values = np.asarray(values)
     counts = isinstance(weight, tuple) or np.asarray(weight) > 0
     finite_values(function, name, np.where(counts, values, 0), x)
     return values
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def over_prepared(
     measure: Callable[..., Array],
     model: Model,
@@ -248,33 +330,29 @@ def over_prepared(
     key: Key,
     batch: Batch,
 ) -> Array:
-    """`measure(model, params, x, c)` of every example, layer noise off."""
-    model = deterministic(model)
-
-    def example(index: Array) -> Array:
-        x, c, _ = example_at(key, transform, index, batch.x, batch.c)
-        return measure(model, params, x, c)
-
-    return over_data(example, size_of(batch.x), batch_size)
+    """`measure_each` of `measure(model, params, x, c)`, which takes no key, layer noise off."""
+    options = measure, model
+    return measure_each(_without_key, options, transform, batch_size, params, key, batch)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _log_prob(
-    network: Any, transform: Any, batch_size: int, params: Params, key: Key, batch: Batch
-) -> Array:
-    def example(index: Array) -> Array:
-        x, c, _ = example_at(key, transform, index, batch.x, batch.c)
-        return network.apply(params, *present(c)).log_prob(x)
-
-    return over_data(example, size_of(batch.x), batch_size)
+def _without_key(measure: Any, model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
+    return measure(deterministic(model), params, x, c)
 
 
-def _code(model: Model, params: Params, x: Any, c: Any) -> Array:
-    return model.encode(params, x, c).mean
+def _log_prob(network: Any, params: Params, key: Key, x: Any, c: Any) -> Array:
+    return network.apply(params, *present(c)).log_prob(x)
 
 
-def _squared_error(model: Model, params: Params, x: Any, c: Any) -> Array:
-    return jnp.sum((x - reconstruct(model, params, x, c)) ** 2)
+def _code(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
+    return deterministic(model).encode(params, x, c).mean
+
+
+def _reconstruction(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
+    return reconstruct(deterministic(model), params, x, c)
+
+
+def _squared_error(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
+    return jnp.sum((x - _reconstruction(model, params, key, x, c)) ** 2)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -289,77 +367,61 @@ def _batch_loss(
     return {"loss": value, **metrics}
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _elbo_terms(
     model: Model,
     samples: int,
     draw: Callable[..., Any],
-    transform: Any,
-    batch_size: int,
-    params: Any,
+    params: Params,
     key: Key,
     x: Any,
     c: Any,
 ) -> tuple[Array, Array]:
     model = deterministic(model)
 
-    def example(index: Array) -> tuple[Array, Array]:
-        one_x, one_c, samples_key = example_at(key, transform, index, x, c)
+    def one(sample_key: Key) -> tuple[Array, Array]:
+        d = draw(model, params, sample_key, x, c)
+        return terms.distortion(d), terms.rate(d)
 
-        def one(sample_key: Key) -> tuple[Array, Array]:
-            d = draw(model, params, sample_key, one_x, one_c)
-            return terms.distortion(d), terms.rate(d)
-
-        return jax.tree.map(jnp.mean, jax.vmap(one)(jax.random.split(samples_key, samples)))
-
-    return over_data(example, size_of(x), batch_size)
+    return jax.tree.map(jnp.mean, jax.vmap(one)(jax.random.split(key, samples)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _log_likelihood(
     model: Model,
     particles: int,
     draw: Callable[..., Any] | None,
-    transform: Any,
-    batch_size: int,
     chunk: int,
-    params: Any,
+    params: Params,
     key: Key,
     x: Any,
     c: Any,
 ) -> tuple[Array, Array]:
     model = deterministic(model)
+    own = draw is None
+    q: Any = model.encode(params, x, c) if own else None
+    pz = model.prior(params, c) if own else None
 
-    def example(index: Array) -> tuple[Array, Array]:
-        one_x, one_c, particles_key = example_at(key, transform, index, x, c)
-        own = draw is None
-        q: Any = model.encode(params, one_x, one_c) if own else None
-        pz = model.prior(params, one_c) if own else None
+    def draw_one(key: Key) -> Draw:
+        if draw is not None:
+            return draw(model, params, key, x, c)
+        z, log_q = q.sample_and_log_prob(key)
+        return Draw(x, z, log_q, q, pz, model.decode(params, z, c))
 
-        def draw_one(key: Key) -> Draw:
-            if draw is not None:
-                return draw(model, params, key, one_x, one_c)
-            z, log_q = q.sample_and_log_prob(key)
-            return Draw(one_x, z, log_q, q, pz, model.decode(params, z, one_c))
+    def log_weight(particle: Array) -> Array:
+        d = draw_one(jax.random.fold_in(key, particle))
+        return jnp.where(particle < particles, terms.log_weight(d), -jnp.inf)
 
-        def log_weight(particle: Array) -> Array:
-            d = draw_one(jax.random.fold_in(particles_key, particle))
-            return jnp.where(particle < particles, terms.log_weight(d), -jnp.inf)
+    def add(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        top, total, squares = sums
+        log_w = jax.vmap(log_weight)(i * chunk + jnp.arange(chunk))
+        new = jnp.maximum(top, jnp.max(log_w))
+        # While every weight so far is zero the maximum is -inf: count from 0 instead.
+        shift = jnp.where(jnp.isneginf(new), 0.0, new)
+        w, old = jnp.exp(log_w - shift), jnp.exp(top - shift)
+        return new, total * old + jnp.sum(w), squares * old**2 + jnp.sum(w**2)
 
-        def add(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            top, total, squares = sums
-            log_w = jax.vmap(log_weight)(i * chunk + jnp.arange(chunk))
-            new = jnp.maximum(top, jnp.max(log_w))
-            # While every weight so far is zero the maximum is -inf: count from 0 instead.
-            shift = jnp.where(jnp.isneginf(new), 0.0, new)
-            w, old = jnp.exp(log_w - shift), jnp.exp(top - shift)
-            return new, total * old + jnp.sum(w), squares * old**2 + jnp.sum(w**2)
-
-        start = (jnp.array(-jnp.inf), jnp.array(0.0), jnp.array(0.0))
-        top, total, squares = lax.fori_loop(0, -(-particles // chunk), add, start)
-        return top + jnp.log(total) - jnp.log(float(particles)), total**2 / squares
-
-    return over_data(example, size_of(x), batch_size)
+    start = (jnp.array(-jnp.inf), jnp.array(0.0), jnp.array(0.0))
+    top, total, squares = lax.fori_loop(0, -(-particles // chunk), add, start)
+    return top + jnp.log(total) - jnp.log(float(particles)), total**2 / squares
 
 
 __all__ = [

@@ -11,16 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.batch import as_batch, size_of
 from vaejax.distributions import Distribution, Normal
-from vaejax.errors import at_least_one, finite_values, wrong
-from vaejax.evaluate._measures import elbo_terms, log_likelihood, over_prepared
-from vaejax.model import Model
+from vaejax.errors import finite_values, wrong
+from vaejax.evaluate._each import checked_batch, measure_each
+from vaejax.evaluate._measures import elbo_terms, log_likelihood
+from vaejax.model import Model, deterministic
 from vaejax.types import Array, Key, Params, Transform
 
 
 class Auroc(NamedTuple):
-    """Area under the ROC curve, between 0 and 1, and the ends of its confidence interval."""
+    """Area under the ROC curve, between 0 and 1.
+
+    Args:
+      value: the area.
+      low, high: the ends of its confidence interval.
+    """
 
     value: float
     low: float
@@ -28,7 +33,12 @@ class Auroc(NamedTuple):
 
 
 class OneClass(NamedTuple):
-    """The one-class protocol's result for one score: the mean over classes, and each by label."""
+    """The one-class protocol's result for one score.
+
+    Args:
+      mean: over the classes, of the area.
+      per_class: the Auroc of each class, by label.
+    """
 
     mean: float
     per_class: dict[int, Auroc]
@@ -47,7 +57,7 @@ def scores(
     transform: Transform | None = None,
     batch_size: int = 100,
 ) -> dict[str, np.ndarray]:
-    """Every score that the model affords, by name, each `[n]` in nats; higher is more anomalous.
+    """Every score that the model affords, by name; higher is more anomalous.
 
     - `reconstruction`: `-log p(x|z)` at the mean code, see `reconstruction_error`;
     - `distortion`: `E_q[-log p(x|z)]`, the mean over draws (An and Cho, 2015, call it the
@@ -56,14 +66,26 @@ def scores(
     - `typicality`, with `train`: `|-L_K - mean over train of -L_K|`, see `typicality`;
     - `likelihood_ratio`, with `background`: see `likelihood_ratio`.
 
-    A deterministic autoencoder has only the first. `data`, `train`: each a Batch or the x of one,
-    `[n, ...]`, stored data if a `transform(key, x)` is given. It is drawn once per example, the
-    same for every score and for the background model, so that all judge the same x. `background`:
-    another model and its parameters; `samples`, `particles`: draws of z per example for the bound
-    and for log p(x). Raises as `evaluate.log_likelihood`, and ValueError for `train` or
-    `background` beside a model without a prior.
+    A deterministic autoencoder has only the first. The transform is drawn once per example, the
+    same for every score and for the background model, so that all judge the same x.
+
+    Args:
+      model, params: a Model and its parameters.
+      key: for the draws and the `transform`.
+      data: a Batch, or the x of one, `[n, ...]`.
+      train: training examples, a Batch or the x of one, for `typicality`; None: none.
+      background: another model and its parameters, for `likelihood_ratio`; None: none.
+      samples: draws of z per example for the bound.
+      particles: draws of z per example for log p(x).
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples in memory at a time.
+    Returns:
+      The scores by name, each `[n]`, nats.
+    Raises:
+      ValueError: as `evaluate.log_likelihood`, and for `train` or `background` beside a model
+        without a prior.
     """
-    batch = as_batch(data)
+    batch = checked_batch("scores", key, data)
     # One key for every score of the data: each draws the same transformed x from it.
     data_key, train_key = jax.random.split(key)
     size: dict[str, Any] = {"transform": transform, "batch_size": batch_size}
@@ -101,39 +123,61 @@ def reconstruction_error(
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> np.ndarray:
-    """The distortion at the mean code, `-log p(x|z = E[z|x])`, nats, `[n]`.
+    """The distortion at the mean code, `-log p(x|z = E[z|x])`.
 
     Summed over the event, never averaged; under a Normal likelihood with fixed scale it is the
-    squared error over `2 scale^2`, plus a constant. `data`: a Batch, or the x of one, `[n, ...]`;
-    `key` serves the `transform` alone. Raises ValueError where a number is not finite.
+    squared error over `2 scale^2`, plus a constant.
+
+    Args:
+      model, params: a Model and its parameters.
+      key: for the `transform` alone.
+      data: a Batch, or the x of one, `[n, ...]`.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples in memory at a time.
+    Returns:
+      The distortion, nats, `[n]`.
+    Raises:
+      ValueError: where a number is not finite, with the example's index.
     """
-    batch = as_batch(data)
-    at_least_one("reconstruction_error", batch_size=batch_size, examples=size_of(batch.x))
-    error = over_prepared(_minus_log_px, model, transform, batch_size, params, key, batch)
+    batch = checked_batch("reconstruction_error", key, data, batch_size=batch_size)
+    error = measure_each(_minus_log_px, (model,), transform, batch_size, params, key, batch)
     return finite_values("reconstruction_error", "-log p(x|z)", error, batch.x)
 
 
 def typicality(nll: Any, train_nll: Any) -> np.ndarray:
-    """How far -log p(x) lies from what is typical of the training data, nats, `[n]`.
+    """How far -log p(x) lies from what is typical of the training data.
 
     `|-log p(x) - mean_train(-log p)|`: in high dimensions a density's samples lie where -log p is
     near the entropy, so that an x that is far too probable is an anomaly as well.
-    `nll` `[n]`, `train_nll` `[m]`: -log p(x) in nats, under the same model and estimator.
-    Raises ValueError for empty or non-finite input.
-    Nalisnick, Matsukawa, Teh and Lakshminarayanan, 2019, arXiv:1906.02994 (batches of one).
+
+    Args:
+      nll: -log p(x), nats, `[n]`.
+      train_nll: the same of training examples, under the same model and estimator, `[m]`.
+    Returns:
+      The distance, nats, `[n]`.
+    Raises:
+      ValueError: for empty or non-finite input.
+    References:
+      Nalisnick, Matsukawa, Teh and Lakshminarayanan, 2019, arXiv:1906.02994 (batches of one).
     """
     nll, train_nll = _values("typicality: nll", nll), _values("typicality: train_nll", train_nll)
     return np.abs(nll - train_nll.mean())
 
 
 def likelihood_ratio(nll: Any, background_nll: Any) -> np.ndarray:
-    """The ratio of a background model's density to the model's, `log p_0(x) - log p(x)`, `[n]`.
+    """The ratio of a background model's density to the model's, `log p_0(x) - log p(x)`.
 
     What both explain alike, such as how much of an image is blank, cancels. The background model
     is one trained on data corrupted by `mutate`, or `independent_pixels`.
-    `nll`, `background_nll`: -log p(x) and -log p_0(x) in nats of the same examples, `[n]`.
-    Raises ValueError for unequal shapes, empty or non-finite input.
-    Ren et al., 2019, Likelihood ratios for out-of-distribution detection, arXiv:1906.02845.
+
+    Args:
+      nll, background_nll: -log p(x) and -log p_0(x) of the same examples, nats, `[n]`.
+    Returns:
+      The log-ratio, nats, `[n]`.
+    Raises:
+      ValueError: for unequal shapes, empty or non-finite input.
+    References:
+      Ren et al., 2019, Likelihood ratios for out-of-distribution detection, arXiv:1906.02845.
     """
     nll = _values("likelihood_ratio: nll", nll)
     background_nll = _values("likelihood_ratio: background_nll", background_nll)
@@ -144,11 +188,22 @@ def likelihood_ratio(nll: Any, background_nll: Any) -> np.ndarray:
 
 
 def mutate(key: Key, x: Any, *, rate: float) -> Array:
-    """Each entry of x replaced, with probability `rate`, by a level drawn uniformly: same shape.
+    """Each entry of x replaced, with probability `rate`, by a level drawn uniformly.
 
-    uint8 gets uint8 levels 0..255; floats, which are to lie in [0, 1], get Uniform[0, 1).
-    For one example, as a `transform` before others. Raises ValueError for a rate outside [0, 1].
-    Ren et al., 2019, arXiv:1906.02845: data for the background model (they found 0.1 to 0.3 good).
+    For one example, as a `transform` before others: it makes the data for a background model.
+
+    Args:
+      key: for the choice and the levels.
+      x: one example; uint8 gets uint8 levels 0..255; floats, which are to lie in [0, 1], get
+        Uniform[0, 1).
+      rate: of replacement, in [0, 1]; 0.1 to 0.3 were good in the paper.
+    Returns:
+      x with some entries replaced, of the same shape and type.
+    Raises:
+      ValueError: for a rate outside [0, 1].
+      TypeError: for other integers.
+    References:
+      Ren et al., 2019, arXiv:1906.02845.
     """
     if not 0 <= rate <= 1:
         raise wrong("mutate: rate", rate, "a probability in [0, 1]", "0.2 is a good start")
@@ -167,9 +222,13 @@ def mutate(key: Key, x: Any, *, rate: float) -> Array:
 def independent_pixels(px: Distribution) -> tuple[Model, Params]:
     """The simplest background model, `p_0(x) = prod_i p_i(x_i)`, and its parameters.
 
-    `px`: a Distribution of independent entries in the shape of x, such as a Bernoulli or a Normal
-    with the mean (and the standard deviation) of every training pixel. As a Model it has a latent
-    of no dimension, so that one particle gives its exact log p(x).
+    As a Model it has a latent of no dimension, so that one particle gives its exact log p(x).
+
+    Args:
+      px: a Distribution of independent entries in the shape of x, such as a Bernoulli or a Normal
+        with the mean (and the standard deviation) of every training pixel.
+    Returns:
+      The Model, and its parameters, which are px.
     """
     return _INDEPENDENT, px
 
@@ -183,10 +242,21 @@ def auroc(normal: Any, anomalous: Any, *, level: float = 0.95) -> Auroc:
     varies (complete separation, or all scores equal) that is zero: then Clopper and Pearson's exact
     interval for the min(n, m) disjoint pairs, which is wider than it need be.
 
-    `normal` `[n]`, `anomalous` `[m]`: scores, higher meaning more anomalous; `level`: coverage.
-    Raises ValueError for fewer than two scores of either label, for scores that are not finite, and
-    for a level outside (0, 1); ImportError without scikit-learn.
-    DeLong, DeLong and Clarke-Pearson, 1988, Biometrics 44; logit: Pepe, 2003, section 5.2.
+    Args:
+      normal, anomalous: scores, higher meaning more anomalous, `[n]` and `[m]`.
+      level: coverage of the interval, inside (0, 1).
+    Returns:
+      An Auroc.
+    Raises:
+      ValueError: for fewer than two scores of either label, for scores that are not finite, and for
+        a level outside (0, 1).
+      ImportError: without scikit-learn.
+    Example:
+      >>> from vaejax import anomaly
+      >>> round(anomaly.auroc([0.1, 0.2, 0.4], [0.3, 0.5, 0.6]).value, 3)
+      0.889
+    References:
+      DeLong, DeLong and Clarke-Pearson, 1988, Biometrics 44; logit: Pepe, 2003, section 5.2.
     """
     from scipy import stats
 
@@ -219,15 +289,21 @@ def one_class(
 ) -> dict[str, OneClass]:
     """Train on one class alone, score the whole test set, AUROC of that class against the rest.
 
-    For each label c of `y_train`: `fit_and_score(c, x_train[y_train == c], x_test)` gives scores by
-    name, each `[n_test]`, higher meaning more anomalous; test examples of class c are normal, all
-    others anomalous. Labels are never shown to it, but for c, by which it may vary its key.
+    For each label c of `y_train`: `fit_and_score(c, x_train[y_train == c], x_test)` gives the
+    scores. Test examples of class c are normal, all others anomalous. Labels are never shown to it,
+    but for c, by which it may vary its key.
 
-    `x_train` `[n, ...]`, `y_train` `[n]`, `x_test` `[m, ...]`, `y_test` `[m]`: numpy arrays.
-    Returns for each score the unweighted mean over classes and the `Auroc` of each. Raises
-    ValueError for labels that do not fit the data, fewer than two classes, or scores of another
-    length.
-    Ruff et al., 2018, Deep one-class classification, ICML.
+    Args:
+      fit_and_score: returns scores by name, each `[m]`, higher meaning more anomalous.
+      x_train, y_train: examples `[n, ...]` and labels `[n]`, numpy arrays.
+      x_test, y_test: examples `[m, ...]` and labels `[m]`, numpy arrays.
+    Returns:
+      For each score, by name, a OneClass: the unweighted mean over classes and the Auroc of each.
+    Raises:
+      ValueError: for labels that do not fit the data, fewer than two classes, or scores of another
+        length.
+    References:
+      Ruff et al., 2018, Deep one-class classification, ICML.
     """
     y_train, y_test = np.asarray(y_train), np.asarray(y_test)
     for name, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
@@ -262,7 +338,8 @@ def one_class(
     }
 
 
-def _minus_log_px(model: Model, params: Params, x: Any, c: Any) -> Array:
+def _minus_log_px(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
+    model = deterministic(model)
     return -model.decode(params, model.encode(params, x, c).mean, c).log_prob(x)
 
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import as_batch, example_at, over_data, size_of
-from vaejax.errors import at_least_one, finite_values, wrong
+from vaejax.batch import size_of
+from vaejax.errors import finite_values, wrong
+from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.evaluate.annealing import Annealed, Simulated, Start, ais, bdmc, reverse_ais
 from vaejax.model import Draw, Model, deterministic, terms
 from vaejax.types import Array, Key, Params, Transform
@@ -22,9 +23,11 @@ from vaejax.types import Array, Key, Params, Transform
 class Ladder(NamedTuple):
     """The importance-weighted bound for several K; `str` gives a table with the worst images.
 
-    `particles`: the K, rising, `rungs` of them; `log_px` `[rungs, n]`: nats, lower bounds in
-    expectation; `error` `[rungs, n]`: their standard error over draws, nats; `ess` `[rungs, n]`:
-    effective sample size of K weights, between 1 and K.
+    Args:
+      particles: the K, rising, as many as there are rungs.
+      log_px: nats, lower bounds in expectation, `[rungs, n]`.
+      error: their standard error over draws, nats, `[rungs, n]`.
+      ess: the effective sample size of K weights, between 1 and K, `[rungs, n]`.
     """
 
     particles: tuple[int, ...]
@@ -60,11 +63,15 @@ class Ladder(NamedTuple):
 class Interval(NamedTuple):
     """What is known of log p(x); `str` gives a table, with no value where AIS has not converged.
 
-    `lower`: AIS on the images, a lower bound in expectation. `upper`: reverse AIS from the given
-    posterior draws, an upper bound in expectation for the same images; None without such draws.
-    `ladder`: importance weighting, lower bounds whether or not AIS has converged. `simulated`: both
-    bounds on data simulated from the model (BDMC); its gap bounds the error of AIS *there*, and is
-    no bound for the images. `temperatures` and `tolerance` as asked; `problems`: why not converged.
+    Args:
+      lower: AIS on the images, a lower bound in expectation.
+      upper: reverse AIS from the given posterior draws, an upper bound in expectation for the same
+        images; None without such draws.
+      ladder: importance weighting, lower bounds whether or not AIS has converged.
+      simulated: both bounds on data simulated from the model (BDMC); its gap bounds the error of
+        AIS *there*, and is no bound for the images.
+      temperatures, tolerance: as asked.
+      problems: why AIS has not converged; empty where it has.
     """
 
     lower: Annealed
@@ -140,23 +147,35 @@ def sandwich(
 ) -> Interval:
     """The interval around log p(x), from below and above, with all that says how far to trust it.
 
-    Arguments are those of `ladder`, and of `annealing.ais`, `reverse_ais` and `bdmc`. `posterior`
-    `[n, draws, *latent]`: exact draws from p(z|x) of these very images (with a `transform`: drawn
-    under the same `key`), which make the upper bound one for the images. Without it the upper bound
-    is on `simulations` examples from the model (by default as many as there are images, 100 at
-    most; 0 with `posterior`), under the conditions of the first images, and stands in `simulated`.
-
     Not converged, in the mean over images and in nats against `tolerance`, is: bounds further
     apart, or crossed; a bias of the log of a mean weight, estimated as (1/ESS - 1/chains) / 2,
     above it; importance weighting above AIS by more, and by more than 3 standard errors; and a mean
     acceptance below 0.1. These can only find what chains or particles have found: a mode that none
     of them ever visits stays unseen, unless by `posterior`.
 
-    Returns Interval. Raises as the functions named, and ValueError for
-    tolerance <= 0 or simulations < 0.
-    Grosse, Ghahramani and Adams, 2015, arXiv:1511.02543; Wu et al., 2017, arXiv:1611.04273.
+    Args:
+      model, params: a Model with a prior, and its parameters.
+      key: for the draws and the `transform`.
+      data: a Batch, or the x of one, `[n, ...]`.
+      posterior: exact draws from p(z|x) of these very images (with a `transform`: drawn under the
+        same `key`), `[n, draws, *latent]`. They make the upper bound one for the images. None: the
+        upper bound is on examples simulated from the model, and stands in `simulated`.
+      particles: the K of the `ladder`.
+      chains, temperatures, start, leapfrog_steps, step_size: as in `annealing.ais`.
+      simulations: how many examples are simulated, under the conditions of the first images. None:
+        as many as there are images, 100 at most, or 0 with `posterior`.
+      tolerance: by how much the bounds may miss, nats.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples in memory at a time.
+    Returns:
+      An Interval.
+    Raises:
+      ValueError: as the functions named, and for tolerance <= 0 or simulations < 0.
+      TypeError: for discrete latents, which have no gradient.
+    References:
+      Grosse, Ghahramani and Adams, 2015, arXiv:1511.02543; Wu et al., 2017, arXiv:1611.04273.
     """
-    batch = as_batch(data)
+    batch = checked_batch("sandwich", key, data)
     if not tolerance > 0:
         raise wrong("sandwich: tolerance", tolerance, "nats > 0", "leave it at 0.1")
     if simulations is not None and simulations < 0:
@@ -207,55 +226,67 @@ def ladder(
     `L_K = E log 1/K sum_k w_k`, `w_k = p(x|z_k) p(z_k) / q(z_k|x)`: the largest K is the number of
     draws, and each smaller one averages over the disjoint groups of K among them. Where each K
     divides the next the ladder rises for every image, by Jensen's inequality; K = 1 is the ELBO.
-    The largest K gives what `evaluate.log_likelihood` gives with the same key.
+    The largest K gives what `evaluate.log_likelihood` gives with the same key. Standard errors over
+    draws are those of a mean over groups; for one group sqrt(1/ESS - 1/K), which is too small where
+    the ESS is. Memory is that of `batch_size * chunk` decoded examples.
 
-    `data`: a Batch, or the x of one, `[n, ...]`; `particles`: the K, rising. Returns a Ladder. Its
-    standard errors over draws are those of a mean over groups; for one group sqrt(1/ESS - 1/K),
-    which is too small where the ESS is. Memory is that of `batch_size * chunk` decoded examples.
-    Raises ValueError for K < 1 or K that do not rise, for a model without a prior, and where a
-    number is not finite, with the example's index.
-    Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
+    Args:
+      model, params: a Model with a prior, and its parameters.
+      key: for the draws and the `transform`.
+      data: a Batch, or the x of one, `[n, ...]`.
+      particles: the K, rising.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples in memory at a time.
+      chunk: particles in memory at a time.
+    Returns:
+      A Ladder.
+    Raises:
+      ValueError: for K < 1 or K that do not rise, for a model without a prior, and where a number
+        is not finite, with the example's index.
+    Example:
+      >>> import jax
+      >>> from vaejax import bounds, linear
+      >>> model = linear.linear_gaussian(3, latent=1)
+      >>> x = jax.numpy.ones((4, 3))
+      >>> params = model.init(jax.random.key(0), x[0])
+      >>> bounds.ladder(model, params, jax.random.key(1), x, particles=(1, 4)).log_px.shape
+      (2, 4)
+    References:
+      Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
-    batch, particles = as_batch(data), tuple(int(K) for K in np.atleast_1d(particles))
+    particles = tuple(int(K) for K in np.atleast_1d(particles))
     if not particles or min(particles) < 1 or np.any(np.diff(particles) <= 0):
         fix = "for instance particles=(1, 10, 100, 1000)"
         raise wrong("ladder: particles", particles, "one K >= 1 or several, rising", fix)
-    at_least_one("ladder", batch_size=batch_size, chunk=chunk, examples=size_of(batch.x))
-    sizes = particles, transform, batch_size, min(chunk, particles[-1])
-    log_px, error, ess = _ladder(model, *sizes, params, key, batch.x, batch.c)
+    batch = checked_batch("ladder", key, data, batch_size=batch_size, chunk=chunk)
+    options = model, particles, min(chunk, particles[-1])
+    log_px, error, ess = measure_each(_rungs, options, transform, batch_size, params, key, batch)
     for K, values in zip(particles, log_px.T, strict=True):
         finite_values("ladder", f"log p(x) with K = {K}", values, batch.x)
     return Ladder(particles, *(np.asarray(value).T for value in (log_px, error, ess)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _ladder(
+def _rungs(
     model: Model,
     particles: tuple[int, ...],
-    transform: Any,
-    batch_size: int,
     chunk: int,
     params: Params,
     key: Key,
     x: Any,
     c: Any,
 ) -> tuple[Array, Array, Array]:
+    """The bound, its standard error and the ESS of one example, `[rungs]` each."""
     model = deterministic(model)
+    q, pz = model.encode(params, x, c), model.prior(params, c)
 
-    def example(index: Array) -> tuple[Array, Array, Array]:
-        one_x, one_c, particles_key = example_at(key, transform, index, x, c)
-        q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
+    def log_weight(particle: Array) -> Array:
+        z, log_q = q.sample_and_log_prob(jax.random.fold_in(key, particle))
+        d = Draw(x, z, log_q, q, pz, model.decode(params, z, c))
+        return -terms.distortion(d) - terms.sampled_rate(d)
 
-        def log_weight(particle: Array) -> Array:
-            z, log_q = q.sample_and_log_prob(jax.random.fold_in(particles_key, particle))
-            d = Draw(one_x, z, log_q, q, pz, model.decode(params, z, one_c))
-            return -terms.distortion(d) - terms.sampled_rate(d)
-
-        log_w = lax.map(log_weight, jnp.arange(particles[-1]), batch_size=chunk)
-        log_px, error, ess = zip(*(_rung(log_w, K) for K in particles), strict=True)
-        return jnp.stack(log_px), jnp.stack(error), jnp.stack(ess)
-
-    return over_data(example, size_of(x), batch_size)
+    log_w = lax.map(log_weight, jnp.arange(particles[-1]), batch_size=chunk)
+    log_px, error, ess = zip(*(_rung(log_w, K) for K in particles), strict=True)
+    return jnp.stack(log_px), jnp.stack(error), jnp.stack(ess)
 
 
 def _rung(log_w: Array, K: int) -> tuple[Array, Array, Array]:

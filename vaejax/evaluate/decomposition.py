@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import as_batch, example_at, over_data, size_of
+from vaejax.batch import example_at, size_of
 from vaejax.distributions import MultivariateNormal, Normal, check_comparable, kl
-from vaejax.errors import at_least_one, finite_values, wrong
+from vaejax.errors import finite_values, wrong
+from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.model import Draw, Model, deterministic, terms
 from vaejax.types import Array, Batch, Estimate, Key, Params, Transform
 
@@ -24,10 +25,18 @@ from vaejax.types import Array, Batch, Estimate, Key, Params, Transform
 class Decomposition(NamedTuple):
     """The averaged ELBO taken apart, nats per example; see `decompose` for the equations.
 
-    `information`: I(x; z); `conditional_entropy`: E_x H[q(z|x)]; `cross_entropy`: H(q(z), p);
-    `entropy`: H[q(z)]; `cap`: log N. For a diagonal Normal posterior and prior, else None:
-    `total_correlation`, and `dimension_rate`, `dimension_information`, `dimension_kl`, lists of
-    `[latent]` estimates of E KL(q(z_j|x) || p(z_j)), I(x; z_j) and KL(q(z_j) || p(z_j)).
+    Args:
+      elbo, distortion, rate: the ELBO, D and R.
+      information: I(x; z).
+      aggregated_kl: KL(q(z) || p(z)).
+      conditional_entropy: E_x H[q(z|x)].
+      cross_entropy: H(q(z), p).
+      entropy: H[q(z)].
+      cap: log N.
+      total_correlation: KL(q(z) || prod_j q(z_j)), for a diagonal Normal posterior and prior, else
+        None.
+      dimension_rate, dimension_information, dimension_kl: E KL(q(z_j|x) || p(z_j)), I(x; z_j) and
+        KL(q(z_j) || p(z_j)), lists of `[latent]` estimates under the same condition, else None.
     """
 
     elbo: Estimate
@@ -93,24 +102,37 @@ def decompose(
         KL(q(z) || p(z)) = TC + sum_j KL(q(z_j) || p(z_j)),  TC = KL(q(z) || prod_j q(z_j))
 
     The second line is cross-entropy minus conditional entropy: raising the conditional entropy of q
-    is the same as lowering I(x; z) only while the entropy of q(z) stays fixed.
+    is the same as lowering I(x; z) only while the entropy of q(z) stays fixed. The last line holds
+    for a diagonal Normal posterior and prior.
 
     About `draws` codes z, at least two from each of as many examples (all, if N is small), are
     scored under every q(z|x_n): log q(z) is exact. With `components` = M below N only a random M of
-    them are, z's own at weight 1/N and the m others among them at (N-1)/N/m each; q(z) is then
-    unbiased, its logarithm too low and I(x; z) too high, and neither that bias nor the spread of
-    the choice is in the errors. Errors are those of two-stage sampling, at fixed examples; R and
-    the entropies have none where the posterior and prior have closed forms.
-    The last line holds for a diagonal Normal posterior and prior.
+    them are, z's own at weight 1/N and the m others among them at (N-1)/N/m each. q(z) is then
+    unbiased, its logarithm too low and I(x; z) too high; neither that bias nor the spread of the
+    choice is in the errors. Errors are those of two-stage sampling, at fixed examples; R and the
+    entropies have none where the posterior and prior have closed forms. Time grows with
+    N draws latent, memory does not.
 
-    `data`: N examples `[N, ...]`, of one condition c if there is any, as q(z) is one for each c.
-    Returns a Decomposition, nats per example. Time grows with N draws latent, memory does not.
-    Raises ValueError for fewer than two examples or four draws, components outside 2..N, several
-    conditions, no prior, and where a number is not finite; TypeError for a point under a density.
-    Hoffman and Johnson, 2016, ELBO surgery (NIPS workshop on advances in approximate Bayesian
-    inference); Chen et al., 2018, arXiv:1802.04942 (total correlation).
+    Args:
+      model, params: a Model with a prior, and its parameters.
+      key: for the draws and the `transform`.
+      data: N examples `[N, ...]`, two or more; of one condition c if there is any, as q(z) is one
+        for each c.
+      draws: how many codes are scored, 4 or more.
+      components: how many posteriors q(z) is summed over, 2 to N; None: all N.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples in memory at a time.
+    Returns:
+      A Decomposition, nats per example.
+    Raises:
+      ValueError: for fewer than two examples or four draws, weights, components outside 2..N,
+        several conditions, no prior, and where a number is not finite.
+      TypeError: for a point under a density.
+    References:
+      Hoffman and Johnson, 2016, ELBO surgery (NIPS workshop on advances in approximate Bayesian
+      inference); Chen et al., 2018, arXiv:1802.04942 (total correlation).
     """
-    batch = checked("decompose", data, batch_size)
+    batch = checked("decompose", key, data, batch_size=batch_size)
     size = size_of(batch.x)
     if draws < 4:
         raise wrong("decompose: draws", draws, "4 or more", "1000 are usual")
@@ -121,8 +143,8 @@ def decompose(
     data_key = jax.random.clone(moments_key)  # the same transformed examples, in the same order
     q, pz = check_posterior("decompose", model, transform, params, moments_key, batch)
 
-    arrays = params, batch.x, batch.c
-    D, R, H, rates = _moments(model, transform, batch_size, data_key, *arrays)
+    arrays = params, data_key, batch
+    D, R, H, rates = measure_each(_moments, (model,), transform, batch_size, *arrays)
     for name, found in {"the distortion": D, "the rate": R, "the entropy of q": H}.items():
         finite_values("decompose", name, jnp.mean(found, axis=1), batch.x)
     each = max(2, -(-draws // size))
@@ -130,9 +152,8 @@ def decompose(
     subset = jnp.arange(size)
     if components is not None:
         subset = jax.random.permutation(subset_key, size)[:components]
-    log_ratio = _log_ratios(
-        model, transform, batch_size, each, data_key, draw_key, *arrays, own, subset
-    )
+    sizes, keys = (batch_size, each), (data_key, draw_key)
+    log_ratio = _log_ratios(model, transform, sizes, params, keys, (batch.x, batch.c), own, subset)
     finite_values(
         "decompose", "log q(z|x) - log q(z)", jnp.mean(log_ratio[..., 0], axis=1), batch.x
     )
@@ -164,50 +185,46 @@ def decompose(
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def _moments(
-    model: Model, transform: Any, batch_size: int, key: Key, params: Any, x: Any, c: Any
+    model: Model, params: Params, key: Key, x: Any, c: Any
 ) -> tuple[Array, Array, Array, Any]:
-    """At two draws of z: D, R, H `[N, 2]`; and KL of each dimension `[N, latent]`, or ()."""
+    """At two draws of z: D, R, H `[2]`; and KL of each dimension `[latent]`, or ()."""
     model = deterministic(model)
+    q, pz = model.encode(params, x, c), model.prior(params, c)
 
-    def example(index: Array) -> tuple[Array, Array, Array, Any]:
-        one_x, one_c, rest = example_at(key, transform, index, x, c)
-        q, pz = model.encode(params, one_x, one_c), model.prior(params, one_c)
+    def one(z_key: Key) -> tuple[Array, Array, Array]:
+        z, log_q = q.sample_and_log_prob(z_key)
+        d = Draw(x, z, log_q, q, pz, model.decode(params, z, c))
+        return terms.distortion(d), terms.rate(d), _entropy(q, log_q)
 
-        def one(z_key: Key) -> tuple[Array, Array, Array]:
-            z, log_q = q.sample_and_log_prob(z_key)
-            d = Draw(one_x, z, log_q, q, pz, model.decode(params, z, one_c))
-            return terms.distortion(d), terms.rate(d), _entropy(q, log_q)
-
-        D, R, H = jax.vmap(one)(jax.random.split(rest))
-        each = is_factorial(q, pz)
-        rates = jax.vmap(kl)(dimensions_of(q), dimensions_of(pz)) if each else ()
-        return D, R, H, rates
-
-    return over_data(example, size_of(x), batch_size)
+    D, R, H = jax.vmap(one)(jax.random.split(key))
+    each = is_factorial(q, pz)
+    rates = jax.vmap(kl)(dimensions_of(q), dimensions_of(pz)) if each else ()
+    return D, R, H, rates
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _log_ratios(
     model: Model,
-    transform: Any,
-    batch_size: int,
-    each: int,
-    data_key: Key,
-    draw_key: Key,
-    params: Any,
-    x: Any,
-    c: Any,
+    transform: Transform | None,
+    sizes: tuple[int, int],
+    params: Params,
+    keys: tuple[Key, Key],
+    data: Any,
     own: Array,
     components: Array,
 ) -> Array:
     """log q(z|x) - log q(z) at draws z ~ q(z|x), `[own, each, 1 + latent]`: jointly, then per z_j.
 
-    `own [chosen]`: the examples that z is drawn for; `components`: those that q(z) is summed over.
+    `sizes`: the batch size, and how many z each example draws; `keys`: of the data, as in
+    `measure_each`, and of the draws; `data`: all x and c; `own [chosen]`: the examples that z is
+    drawn for; `components`: those that q(z) is summed over.
     Each is encoded once and scores all draws, so that no posterior has to be stored.
     """
     model = deterministic(model)
+    batch_size, each = sizes
+    data_key, draw_key = keys
+    x, c = data
     size = size_of(x)
 
     def encoded(index: Array) -> Any:
@@ -304,11 +321,10 @@ def table(rows: Sequence[tuple[str, Estimate, str]]) -> str:
     )
 
 
-def checked(function: str, data: Any, batch_size: int) -> Batch:
-    """The data as a Batch; ValueError for weights, fewer than two examples or a batch_size < 1."""
-    batch = as_batch(data)
+def checked(function: str, key: Key, data: Any, **counts: int) -> Batch:
+    """`checked_batch`; ValueError also for weights, and for fewer than two examples."""
+    batch = checked_batch(function, key, data, **counts)
     size = size_of(batch.x)
-    at_least_one(function, batch_size=batch_size)
     if not isinstance(batch.weight, tuple):
         fix = "choose them first, and leave weight=()"
         raise wrong(f"{function}: data.weight", "weights", "none: all examples count alike", fix)

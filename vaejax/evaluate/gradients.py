@@ -22,8 +22,12 @@ from vaejax.types import Array, Batch, Key, Loss, Params
 class Moments(NamedTuple):
     """Mean and (unbiased) variance of each coordinate of the gradient, in the shape of params.
 
-    `samples`: n, the number of draws behind them; 0 for a gradient that is known exactly. The
-    standard error of the mean is `sqrt(variance / n)`.
+    The standard error of the mean is `sqrt(variance / samples)`.
+
+    Args:
+      mean: of each coordinate.
+      variance: of each coordinate, of a single draw.
+      samples: the number of draws behind them; 0 for a gradient that is known exactly.
     """
 
     mean: Params
@@ -69,9 +73,20 @@ def moments(
 ) -> Moments:
     """Mean and variance of a loss's gradient over `samples` draws, coordinate by coordinate.
 
-    `chunk`: draws held in memory at a time; a draw depends on `key` and its number alone. `step`:
-    what schedules see, by default past their end. Compiled once per loss object.
-    Raises ValueError for fewer than 2 samples, and where a gradient is not finite.
+    A draw depends on `key` and its number alone. It is compiled once per loss object.
+
+    Args:
+      loss: a training loss.
+      params: its parameters.
+      key: for the draws.
+      batch: what the gradient is of.
+      samples: how many draws, 2 or more.
+      chunk: draws held in memory at a time.
+      step: what schedules see, by default past their end.
+    Returns:
+      Moments.
+    Raises:
+      ValueError: for fewer than 2 samples, and where a gradient is not finite.
     """
     at_least_one("moments", chunk=chunk)
     if samples < 2:
@@ -100,15 +115,25 @@ def compare(
 ) -> dict[str, dict[str, Quality]]:
     """Bias, variance and signal-to-noise ratio of each loss's gradient, per group of parameters.
 
-    `losses`: estimators by name, measured on independent keys over `samples` draws each.
-    `reference`: what the bias is against: a Loss that is unbiased for the same objective (by
-    default the first), averaged over `reference_samples` draws of its own (by default ten times
-    `samples`); Moments, to measure a reference once; or `exactly(gradient)` where it is known.
-    `groups`: names for the groups: a tree like params, or the top of one (optax's "prefix"), with a
-    string at each leaf; by default the top-level keys of params. `chunk`, `step`: see `moments`.
-
-    Returns `{loss: {group: Quality}}`. Raises ValueError as `moments` does, and without losses.
-    Rainforth et al., 2018, arXiv:1802.04537.
+    Args:
+      losses: estimators by name, measured on independent keys over `samples` draws each.
+      params: their parameters.
+      key: for the draws.
+      batch: what the gradients are of.
+      samples: how many draws, 2 or more.
+      reference: what the bias is against: a Loss that is unbiased for the same objective; Moments,
+        to measure a reference once; or `exactly(gradient)` where it is known. None: the first loss.
+      reference_samples: draws of a reference that is a Loss; None: ten times `samples`.
+      groups: names for the groups: a tree like params, or the top of one (optax's "prefix"), with a
+        string at each leaf; None: the top-level keys of params.
+      chunk, step: see `moments`.
+    Returns:
+      `{loss: {group: Quality}}`.
+    Raises:
+      ValueError: as `moments` does, without losses, and for a reference or groups of another shape
+        than params.
+    References:
+      Rainforth et al., 2018, arXiv:1802.04537.
     """
     at_least_one("compare", losses=len(losses), reference_samples=reference_samples)
     reference_key, *keys = jax.random.split(key, len(losses) + 1)
@@ -132,7 +157,13 @@ def compare(
 
 
 def exactly(gradient: Params) -> Moments:
-    """A gradient that is known, by quadrature or in closed form, as a reference without error."""
+    """A gradient that is known, by quadrature or in closed form, as a reference without error.
+
+    Args:
+      gradient: in the shape of params.
+    Returns:
+      Moments of variance 0.
+    """
     return Moments(gradient, jax.tree.map(jnp.zeros_like, gradient), 0)
 
 

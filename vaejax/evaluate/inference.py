@@ -15,20 +15,25 @@ import numpy as np
 import optax
 from jax import lax
 
-from vaejax.batch import as_batch, example_at, over_data, size_of
+from vaejax.batch import over_data, size_of
 from vaejax.distributions import Distribution, Mixture, MultivariateNormal, Normal
-from vaejax.errors import at_least_one, finite_values, wrong
+from vaejax.errors import finite_values, wrong
 from vaejax.evaluate import _measures as evaluate
+from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.model import Draw, Model, deterministic, terms
-from vaejax.types import Array, Estimate, Key, Params, Transform
+from vaejax.types import Array, Batch, Estimate, Key, Params, Transform
 
 
 class InferenceGap(NamedTuple):
     """log p(x) = elbo + amortisation + approximation, for every example and in the mean, nats.
 
-    `log_px`, `elbo_refined`, `elbo` `[n]`: the estimate of log p(x), the bound at the refined and
-    at the encoder's q; `ess` `[n]`: effective sample size behind log_px, NaN where it was given;
-    `approximation = mean(log_px - elbo_refined)`; `amortisation = mean(elbo_refined - elbo)`.
+    Args:
+      log_px: the estimate of log p(x), `[n]`.
+      elbo_refined: the bound at the refined q, `[n]`.
+      elbo: the bound at the encoder's q, `[n]`.
+      ess: the effective sample size behind `log_px`, NaN where it was given, `[n]`.
+      approximation: `mean(log_px - elbo_refined)`.
+      amortisation: `mean(elbo_refined - elbo)`.
     """
 
     log_px: np.ndarray
@@ -59,20 +64,30 @@ def refine(
     their mirror images about loc too; the rate is in closed form where there is one. The parameters
     of the model stay as they are.
 
-    `data`: a Batch or the x of one, `[n, ...]`; `transform(key, x)` is drawn once per example, as
-    in `evaluate.log_likelihood` with the same key. Returns the distribution with a leading axis n
-    on every leaf. Raises TypeError for another q, ValueError for counts below 1 and where q* is not
-    finite, with the example's index.
-    Cremer, Li and Duvenaud, 2018, Inference suboptimality in variational autoencoders,
-    arXiv:1801.03558; Kim et al., 2018, Semi-amortized variational autoencoders, arXiv:1802.02550.
+    Args:
+      model, params: a Model with a prior, and its parameters.
+      key: for the draws and the `transform`, as in `evaluate.log_likelihood` with the same key.
+      data: a Batch, or the x of one, `[n, ...]`.
+      steps: of Adam.
+      samples: draws of z in a step.
+      learning_rate: at the first step, 0 or more.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
+      batch_size: examples in memory at a time.
+    Returns:
+      The distribution q*, with a leading axis `[n]` on every leaf.
+    Raises:
+      TypeError: for a q that is neither Normal nor MultivariateNormal.
+      ValueError: for counts below 1, and where q* is not finite, with the example's index.
+    References:
+      Cremer, Li and Duvenaud, 2018, Inference suboptimality in variational autoencoders,
+      arXiv:1801.03558; Kim et al., 2018, Semi-amortized variational autoencoders, arXiv:1802.02550.
     """
-    batch = as_batch(data)
     counts = {"steps": steps, "samples": samples, "batch_size": batch_size}
-    at_least_one("refine", **counts, examples=size_of(batch.x))
+    batch = checked_batch("refine", key, data, **counts)
     if not learning_rate >= 0:
         raise wrong("refine: learning_rate", learning_rate, "0 or more", "0.05 is a start")
-    sizes = steps, samples, transform, batch_size
-    q = _refine(model, *sizes, params, key, batch.x, batch.c, learning_rate)
+    options, shared = (model, steps, samples), (params, learning_rate)
+    q = measure_each(_refined, options, transform, batch_size, shared, key, batch)
     for leaf in jax.tree.leaves(q):
         finite_values("refine", "q*", jnp.sum(leaf, axis=range(1, jnp.ndim(leaf))), batch.x)
     return q
@@ -95,23 +110,34 @@ def inference_gap(
     """The gap of the bound, split into what the family and what amortisation costs, nats.
 
     log p(x) - ELBO(q) = [log p(x) - ELBO(q*)] + [ELBO(q*) - ELBO(q)], approximation plus
-    amortisation, with q* from `refine` (`steps`, `learning_rate`). Both bounds are means over
-    `samples` new draws. log p(x) is `log_px` `[n]` where it is known better (quadrature, annealed
-    importance sampling, on the same x: then without a transform); else the importance-weighted
-    bound with `particles` draws. That is too low in expectation, so the approximation gap is too
-    small by as much: look at `ess`. Its proposal is an equal mixture of q*, of q* with its scales
-    times 1 + 1/sqrt(latent), and of q: the best q is narrower than the posterior wherever that is
-    correlated, and alone would give weights without variance (defensive importance sampling:
-    Hesterberg, 1995, Weighted average importance sampling and defensive mixture distributions).
+    amortisation, with q* from `refine`. Both bounds are means over `samples` new draws.
 
-    `data`, `transform`: as in `refine`. Returns InferenceGap. Raises as `refine` does, and
-    ValueError where log_px does not have one number for each example.
-    Cremer, Li and Duvenaud, 2018, arXiv:1801.03558.
+    Where `log_px` is not given, log p(x) is the importance-weighted bound with `particles` draws.
+    That is too low in expectation, so the approximation gap is too small by as much: look at `ess`.
+    Its proposal is an equal mixture of q*, of q* with its scales times 1 + 1/sqrt(latent), and of
+    q: the best q is narrower than the posterior wherever that is correlated, and alone would give
+    weights without variance (defensive importance sampling).
+
+    Args:
+      model, params, key, data: as in `refine`.
+      particles: K of the estimate of log p(x).
+      steps, learning_rate: as in `refine`.
+      samples: draws of z in each bound.
+      log_px: log p(x) where it is known better, by quadrature or annealed importance sampling on
+        the same x, nats, `[n]`; then without a transform. None: it is estimated.
+      transform, batch_size: as in `refine`.
+    Returns:
+      An InferenceGap.
+    Raises:
+      ValueError: as `refine` does, and where log_px does not have one number for each example.
+      TypeError: as `refine` does.
+    References:
+      Cremer, Li and Duvenaud, 2018, arXiv:1801.03558; Hesterberg, 1995, Weighted average importance
+      sampling and defensive mixture distributions.
     """
-    batch = as_batch(data)
+    counts = {"particles": particles, "samples": samples, "steps": steps}
+    batch = checked_batch("inference_gap", key, data, **counts, batch_size=batch_size)
     n = size_of(batch.x)
-    counts = {"particles": particles, "samples": samples, "steps": steps, "examples": n}
-    at_least_one("inference_gap", **counts, batch_size=batch_size)
     if log_px is not None and (np.shape(log_px) != (n,) or transform is not None):
         got = f"shape {np.shape(log_px)}{'' if transform is None else ' with a transform'}"
         fix = "transform the data first, so that log_px is that of the x that is measured here"
@@ -120,7 +146,8 @@ def inference_gap(
         log_px = finite_values("inference_gap", "log_px", log_px, batch.x)
     seen_key, refine_key, elbo_key, weight_key = jax.random.split(key, 4)
     if transform is not None:
-        batch = batch._replace(x=_seen(transform, batch_size, seen_key, batch.x))
+        x = measure_each(_seen, (), transform, batch_size, (), seen_key, Batch(batch.x))
+        batch = batch._replace(x=x)
     options: dict[str, Any] = {"batch_size": batch_size}
     q = refine(
         model, params, refine_key, batch, steps=steps, learning_rate=learning_rate, **options
@@ -147,54 +174,47 @@ def inference_gap(
     return InferenceGap(log_px, elbo_refined, elbo, ess, *gaps)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _refine(
+def _refined(
     model: Model,
     steps: int,
     samples: int,
-    transform: Any,
-    batch_size: int,
-    params: Any,
+    shared: tuple[Params, Any],
     key: Key,
     x: Any,
     c: Any,
-    learning_rate: Any,
 ) -> Any:
+    """The q* of one example; shared: params, learning_rate."""
     model = deterministic(model)
+    params, learning_rate = shared
     optimizer = optax.adam(optax.cosine_decay_schedule(1.0, steps))
+    pz, start = model.prior(params, c), model.encode(params, x, c)
 
-    def example(index: Array) -> Any:
-        one_x, one_c, steps_key = example_at(key, transform, index, x, c)
-        pz, start = model.prior(params, one_c), model.encode(params, one_x, one_c)
+    def negative_elbo(free: Any, sample_key: Key) -> Array:
+        q = _constrained(free)
+        z, log_q = q.sample_and_log_prob(sample_key)
 
-        def negative_elbo(free: Any, sample_key: Key) -> Array:
-            q = _constrained(free)
-            z, log_q = q.sample_and_log_prob(sample_key)
+        def at(z: Array) -> Array:
+            d = Draw(x, z, log_q, q, pz, model.decode(params, z, c))
+            return terms.distortion(d) + terms.rate(d)
 
-            def at(z: Array) -> Array:
-                d = Draw(one_x, z, log_q, q, pz, model.decode(params, z, one_c))
-                return terms.distortion(d) + terms.rate(d)
+        # The mirror image of a draw is as likely, and what is odd in the noise cancels: the
+        # gradient in loc has no noise at all where log p(x, z) is quadratic in z.
+        return 0.5 * (at(z) + at(2 * q.loc - z))
 
-            # The mirror image of a draw is as likely, and what is odd in the noise cancels: the
-            # gradient in loc has no noise at all where log p(x, z) is quadratic in z.
-            return 0.5 * (at(z) + at(2 * q.loc - z))
+    def loss(free: Any, step_key: Key) -> Array:
+        keys = jax.random.split(step_key, samples)
+        return jnp.mean(jax.vmap(negative_elbo, (None, 0))(free, keys))
 
-        def loss(free: Any, step_key: Key) -> Array:
-            keys = jax.random.split(step_key, samples)
-            return jnp.mean(jax.vmap(negative_elbo, (None, 0))(free, keys))
+    def step(carry: Any, i: Array) -> tuple[Any, None]:
+        free, state = carry
+        gradient = jax.grad(loss)(free, jax.random.fold_in(key, i))
+        updates, state = optimizer.update(gradient, state)
+        updates = jax.tree.map(lambda u: learning_rate * u, updates)
+        return (optax.apply_updates(free, updates), state), None
 
-        def step(carry: Any, i: Array) -> tuple[Any, None]:
-            free, state = carry
-            gradient = jax.grad(loss)(free, jax.random.fold_in(steps_key, i))
-            updates, state = optimizer.update(gradient, state)
-            updates = jax.tree.map(lambda u: learning_rate * u, updates)
-            return (optax.apply_updates(free, updates), state), None
-
-        free = _unconstrained(start)
-        (free, _), _ = lax.scan(step, (free, optimizer.init(free)), jnp.arange(steps))
-        return _constrained(free)
-
-    return over_data(example, size_of(x), batch_size)
+    free = _unconstrained(start)
+    (free, _), _ = lax.scan(step, (free, optimizer.init(free)), jnp.arange(steps))
+    return _constrained(free)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -266,9 +286,9 @@ def _given_posterior(model: Model) -> Model:
     return Model(model.init, prior, encode, decode)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _seen(transform: Any, batch_size: int, key: Key, x: Any) -> Any:
-    return over_data(lambda i: example_at(key, transform, i, x, ())[0], size_of(x), batch_size)
+def _seen(params: Params, key: Key, x: Any, c: Any) -> Any:
+    """The example as the model sees it."""
+    return x
 
 
 def _mean(values: np.ndarray) -> Estimate:

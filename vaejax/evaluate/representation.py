@@ -13,7 +13,11 @@ from vaejax.errors import at_least_one, wrong
 
 
 class Extremes(NamedTuple):
-    """Which examples have the largest and the smallest values of a measure: masks `[n]`."""
+    """Which examples have the largest and the smallest values of a measure.
+
+    Args:
+      top, bottom: masks `[n]`.
+    """
 
     top: np.ndarray
     bottom: np.ndarray
@@ -27,12 +31,19 @@ def linear_probe(
     Multinomial logistic regression, p(y|z) = softmax(W z~ + b), on codes z~ standardised with the
     training set's mean and deviation; it minimises `inverse_penalty * nats + |W|^2 / 2`.
 
-    codes `[n, ...]`, test_codes `[m, ...]`: representations, flattened; labels `[n]`, test_labels
-    `[m]`: integers. Returns the share in [0, 1] of test labels that are predicted.
-    Raises ValueError for fewer than two classes, other lengths or shapes, labels below 0
-    (unlabelled), values that are not finite; ImportError without scikit-learn.
-    Alain and Bengio, 2017, Understanding intermediate layers using linear classifier probes,
-    arXiv:1610.01644.
+    Args:
+      codes, test_codes: representations, flattened, `[n, ...]` and `[m, ...]`.
+      labels, test_labels: integers, `[n]` and `[m]`.
+      inverse_penalty: of the weights, above 0.
+    Returns:
+      The share in [0, 1] of test labels that are predicted.
+    Raises:
+      ValueError: for fewer than two classes, other lengths or shapes, labels below 0 (unlabelled),
+        and values that are not finite.
+      ImportError: without scikit-learn.
+    References:
+      Alain and Bengio, 2017, Understanding intermediate layers using linear classifier probes,
+      arXiv:1610.01644.
     """
     sets = _labelled("linear_probe", codes, labels, test_codes, test_labels)
     classes = np.unique(sets[1])
@@ -54,10 +65,20 @@ def nearest_neighbours(
 ) -> float:
     """Test accuracy of the majority label among the nearest training codes (Euclidean distance).
 
-    Arguments and errors as for `linear_probe`, but one class will do; `neighbours`: k, from 1 to n,
-    of which ValueError is raised otherwise. Returns the share in [0, 1]. Codes are taken as they
-    are: what their scales say about importance is part of the representation.
-    Cover and Hart, 1967, Nearest neighbor pattern classification.
+    Codes are taken as they are: what their scales say about importance is part of the
+    representation.
+
+    Args:
+      codes, labels, test_codes, test_labels: as in `linear_probe`, but one class will do.
+      neighbours: k, from 1 to n.
+    Returns:
+      The share in [0, 1] of test labels that are predicted.
+    Raises:
+      ValueError: for k outside 1..n, other lengths or shapes, labels below 0, and values that are
+        not finite.
+      ImportError: without scikit-learn.
+    References:
+      Cover and Hart, 1967, Nearest neighbor pattern classification.
     """
     sets = _labelled("nearest_neighbours", codes, labels, test_codes, test_labels)
     at_least_one("nearest_neighbours", neighbours=neighbours)
@@ -73,9 +94,16 @@ def principal_components(x: Any, test_x: Any, *, size: int) -> tuple[np.ndarray,
 
     `z = U^T (x - mean)`, with U the `size` leading eigenvectors of the training covariance.
 
-    x `[n, ...]`, test_x `[m, ...]`: examples, flattened; size: dimensions of z, from 1 to the
-    smaller of n and the size of x. Returns `[n, size]` and `[m, size]`, in the units of x.
-    Raises ValueError otherwise, and for values that are not finite. Pearson, 1901.
+    Args:
+      x, test_x: examples, flattened, `[n, ...]` and `[m, ...]`.
+      size: dimensions of z, from 1 to the smaller of n and the size of x.
+    Returns:
+      z of both, `[n, size]` and `[m, size]`, in the units of x.
+    Raises:
+      ValueError: for another size, and for values that are not finite.
+      ImportError: without scikit-learn.
+    References:
+      Pearson, 1901.
     """
     x, test_x = _pair("principal_components", "x", "test_x", x, test_x)
     if not 1 <= size <= min(x.shape):
@@ -92,11 +120,16 @@ def direction(codes_of_group: Any, codes_of_other: Any) -> np.ndarray:
     `v = mean_{i in group} z_i - mean_{j in other} z_j`; added to another example's code and
     decoded, it lends that example what the group has and the other lacks.
 
-    codes_of_group `[n, latent]`, codes_of_other `[m, latent]`. Returns `[latent]`: one step of it
-    leads from the mean of the other to that of the group. Raises ValueError for empty groups, other
-    shapes, and values that are not finite.
-    Larsen et al., 2016, Autoencoding beyond pixels using a learned similarity metric,
-    arXiv:1512.09300.
+    Args:
+      codes_of_group: `[n, latent]`.
+      codes_of_other: `[m, latent]`.
+    Returns:
+      v, `[latent]`: one step of it leads from the mean of the other to that of the group.
+    Raises:
+      ValueError: for empty groups, other shapes, and values that are not finite.
+    References:
+      Larsen et al., 2016, Autoencoding beyond pixels using a learned similarity metric,
+      arXiv:1512.09300.
     """
     names = "codes_of_group", "codes_of_other"
     group, other = _pair("direction", *names, codes_of_group, codes_of_other)
@@ -106,9 +139,14 @@ def direction(codes_of_group: Any, codes_of_other: Any) -> np.ndarray:
 def extremes(values: Any, *, share: float = 0.1) -> Extremes:
     """The examples with the largest and with the smallest values: two groups for `direction`.
 
-    values `[n]`: a measure, such as `thickness(images)`; share: of the examples in each group, at
-    most 1/2. Returns masks `[n]` of exactly `floor(share n)` examples each, which do not overlap.
-    Raises ValueError where a group would be empty, and for values that are not finite.
+    Args:
+      values: a measure, such as `thickness(images)`, `[n]`.
+      share: of the examples in each group, at most 1/2.
+    Returns:
+      Masks `[n]` of exactly `floor(share n)` examples each, which do not overlap.
+    Raises:
+      ValueError: where a group would be empty, for other shapes, and for values that are not
+        finite.
     """
     values = np.asarray(values)
     if values.ndim != 1:
@@ -134,10 +172,23 @@ def thickness(images: Any) -> np.ndarray:
     width w and length l, of which the perimeter is 2 (l + w), measures w / (1 + w / l). A stroke
     thinner than its blur measures as wide as the blur.
 
-    images `[n, height, width]` or `[n, height, width, 1]`: bright ink on black, uint8 or floats of
-    any range from 0. Returns `[n]`, pixels. Raises ValueError for other shapes, negative or
-    non-finite values, and for an image without ink, with its index.
-    Rudin, Osher and Fatemi, 1992 (total variation).
+    Args:
+      images: bright ink on black, uint8 or floats of any range from 0, `[n, height, width]` or
+        `[n, height, width, 1]`.
+    Returns:
+      The thickness, pixels, `[n]`.
+    Raises:
+      ValueError: for other shapes, negative or non-finite values, and for an image without ink,
+        with its index.
+    Example:
+      >>> import numpy as np
+      >>> from vaejax import representation
+      >>> image = np.zeros((1, 20, 20))
+      >>> image[:, 8:12, 2:18] = 1
+      >>> float(representation.thickness(image)[0].round(1))
+      3.2
+    References:
+      Rudin, Osher and Fatemi, 1992 (total variation).
     """
     ink = _ink("thickness", images)
     a = np.pad(ink, ((0, 0), (1, 1), (1, 1)))
@@ -153,9 +204,14 @@ def slant(images: Any) -> np.ndarray:
     `arctan(-cov(row, column) / var(row))` under the ink as weights: the horizontal shear that would
     leave rows and columns uncorrelated.
 
-    images: as for `thickness`. Returns `[n]`, degrees in [-90, 90]; 0 for ink in one row only.
-    Raises ValueError as `thickness` does.
-    Simard et al., 1992, and many since, remove it from digits ("deslanting").
+    Args:
+      images: as for `thickness`.
+    Returns:
+      The angle, degrees in [-90, 90], `[n]`; 0 for ink in one row only.
+    Raises:
+      ValueError: as `thickness` does.
+    References:
+      Simard et al., 1992, and many since, remove it from digits ("deslanting").
     """
     ink = _ink("slant", images)
     ink = ink / ink.sum((1, 2), keepdims=True)

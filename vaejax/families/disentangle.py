@@ -1,15 +1,16 @@
-"""Disentangled codes: total correlation in the loss, and the gap in mutual information.
+"""Disentangled codes: total correlation in the loss.
 
     KL(q(z|x) || p(z)), averaged over x, = I(x; z) + TC + sum_j KL(q(z_j) || p(z_j))
     TC = KL(q(z) || prod_j q(z_j)),  q(z) = 1/N sum_n q(z|x_n)
 
 `elbo(model, beta=...)` presses on all three parts. `beta_tcvae` and `factor_vae` press on TC alone,
 which is 0 where the dimensions are independent. `decomposition.decompose` measures all parts on a
-data set, with q(z) exact; report its numbers.
+data set, with q(z) exact; report its numbers. `disentanglement.mig` measures what dimensions say
+about known factors.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +18,11 @@ import numpy as np
 
 from vaejax.batch import batch_mean, over_batch
 from vaejax.distributions import Normal
-from vaejax.errors import finite_values, wrong
+from vaejax.errors import wrong
 from vaejax.evaluate.decomposition import dimensions_of
 from vaejax.model import Draw, Model, draw, terms
 from vaejax.objectives import Schedule, players, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
-
-
-class InformationGap(NamedTuple):
-    """What `mig` returns; information and entropy in nats.
-
-    `value`: the mean of the `gaps` `[factors]`, each a share of its factor's entropy, 0 to 1;
-    `information` `[factors, latent]`: I(v_k; z_j); `entropy` `[factors]`: H(v_k).
-    """
-
-    value: float
-    gaps: np.ndarray
-    information: np.ndarray
-    entropy: np.ndarray
 
 
 def total_correlation(
@@ -244,63 +232,6 @@ def permute_dimensions(key: Key, z: Array, weight: Any = ()) -> Array:
     return jax.vmap(permuted, (0, 1), 1)(jax.random.split(key, z.shape[1]), z)
 
 
-def mig(codes: Any, factors: Any, *, bins: int = 20) -> InformationGap:
-    """The mutual information gap: how much more of a factor the best dimension says than the next.
-
-    `MIG = mean_k (I(v_k; z_j(k)) - max_{j != j(k)} I(v_k; z_j)) / H(v_k)`, j(k) the dimension that
-    says most of v_k. A code with each factor in a dimension of its own has 1, the same code rotated
-    by 45 degrees about 0.
-
-    `codes` `[n, latent]`: draws z ~ q(z|x), as in the paper; a mean code is not noisy, and even a
-    dimension that has collapsed moves with x a little; `factors` `[n, factors]`: whole numbers,
-    which of its values each factor has; `bins`: see `mutual_information`, more than a factor's
-    values for a perfect code to have 1. Returns an InformationGap. Raises as `mutual_information`
-    does, and ValueError for fewer than two dimensions or a factor that never changes.
-    Chen, Li, Grosse and Duvenaud, 2018, arXiv:1802.04942.
-    """
-    information = mutual_information(codes, factors, bins=bins)
-    if information.shape[1] < 2:
-        raise wrong("mig: codes", "1 dimension", "2 or more", "a gap is one between two")
-    entropy = np.array(
-        [_entropy(np.unique(v, return_counts=True)[1]) for v in np.asarray(factors).T]
-    )
-    if not entropy.all():
-        got = (
-            f"factor {int(np.argmin(entropy))} with one value in all {len(np.asarray(codes))} rows"
-        )
-        raise wrong("mig: factors", got, "two values or more", "leave that factor out")
-    second, first = np.sort(information, axis=1)[:, -2:].T
-    gaps = (first - second) / entropy
-    return InformationGap(float(gaps.mean()), gaps, information, entropy)
-
-
-def mutual_information(codes: Any, factors: Any, *, bins: int = 20) -> np.ndarray:
-    """I(v_k; z_j) of every factor and every dimension of a code, `[factors, latent]`, nats.
-
-    `I = sum_{b, v} p(b, v) log(p(b, v) / (p(b) p(v)))` of the counts, b the bin of z_j. The bins
-    hold equally many codes (equal codes stay together): a monotone map of a dimension changes
-    nothing, nor does one code far from the others. Of independent pairs it is too high by about
-    (bins - 1) (values - 1) / (2 n).
-
-    `codes` `[n, latent]`; `factors` `[n, factors]`, whole numbers; `bins`: at most so many.
-    Raises ValueError for other shapes or lengths, codes that are not finite, factors that are not
-    whole, and bins < 2 or above n.
-    """
-    codes, factors = np.asarray(codes, float), np.asarray(factors)
-    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
-        got, fix = f"{codes.shape} and {factors.shape}", "give one row for each example"
-        raise wrong("mig: codes and factors", got, "[n, latent] and [n, factors]", fix)
-    finite_values("mig", "the sum of the code", codes.sum(axis=1), codes)
-    if not np.array_equal(factors, np.round(factors)):
-        fix = "pass which of its values a factor has, as sprites.sample gives it"
-        raise wrong("mig: factors", "fractions or NaN", "whole numbers", fix)
-    if not 2 <= bins <= len(codes):
-        raise wrong("mig: bins", bins, f"2 to {len(codes)}, the examples", "20 are usual")
-    binned = [_binned(column, bins) for column in codes.T]
-    places = [np.unique(column, return_inverse=True)[1] for column in factors.T]
-    return np.array([[_shared(b, v) for b in binned] for v in places])
-
-
 def _log_weights(batch: int, weight: Any, size: int | None) -> Array:
     """log w_im of `total_correlation`, `[batch, batch]`; the rows sum to 1."""
     share = jnp.ones(batch) if isinstance(weight, tuple) else weight
@@ -320,33 +251,9 @@ def _several(function: str, batch: int) -> None:
         raise wrong(f"{function}: batch", f"{batch} example", "2 or more", fix)
 
 
-def _binned(column: np.ndarray, bins: int) -> np.ndarray:
-    """The bin of each value `[n]`: how many of the bins - 1 inner edges are not above it."""
-    ranked = np.sort(column)
-    # Edges are values, not means of two: no quantile's convention, of which numpy has nine.
-    edges = ranked[(np.arange(1, bins) * len(column)) // bins]
-    return np.searchsorted(edges, column, side="right")
-
-
-def _shared(b: np.ndarray, v: np.ndarray) -> float:
-    """The mutual information of two columns of places, nats: H(b) + H(v) - H(b, v)."""
-    table = np.zeros((b.max() + 1, v.max() + 1))
-    np.add.at(table, (b, v), 1)
-    return max(0.0, _entropy(table.sum(axis=0)) + _entropy(table.sum(axis=1)) - _entropy(table))
-
-
-def _entropy(counts: np.ndarray) -> float:
-    """The entropy of the shares that counts are of their sum, nats."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-np.sum(shares * np.log(shares)))
-
-
 __all__ = [
-    "InformationGap",
     "beta_tcvae",
     "factor_vae",
-    "mig",
-    "mutual_information",
     "permute_dimensions",
     "total_correlation",
 ]

@@ -14,7 +14,6 @@ other. So every loss and every estimate of log p(x) takes the model as it is.
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vaejax.batch import as_batch, example_at, over_data, present, size_of
+from vaejax.batch import present, size_of
 from vaejax.distributions import Distribution, distribution
-from vaejax.errors import at_least_one, finite_values, wrong
+from vaejax.errors import finite_values, wrong
+from vaejax.evaluate import checked_batch, measure_each
 from vaejax.evaluate.diagnostics import ActiveUnits
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Batch, Key, Params, Transform
+from vaejax.types import Array, Key, Params, Transform
 
 
 @distribution
@@ -230,12 +230,11 @@ def active_units(
     each layer. Raises ValueError for fewer than two examples and where a mean is not finite;
     TypeError for a posterior that is no Chain, or has a link without a mean in closed form.
     """
-    batch = as_batch(data)
+    batch = checked_batch("active_units", key, data, draws=draws, batch_size=batch_size)
     size = size_of(batch.x)
-    at_least_one("active_units", draws=draws, batch_size=batch_size)
     if size < 2:
         raise wrong("active_units: data", f"{size} example", "two or more", "give more of them")
-    found = _means(model, transform, draws, batch_size, params, key, batch)
+    found = measure_each(_means, (model, draws), transform, batch_size, params, key, batch)
     result = []
     for first, second in found:
         first, second = np.asarray(first, float), np.asarray(second, float)
@@ -246,28 +245,21 @@ def active_units(
     return result
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _means(
-    model: Model, transform: Any, draws: int, batch_size: int, params: Any, key: Key, batch: Batch
+    model: Model, draws: int, params: Params, key: Key, x: Any, c: Any
 ) -> list[tuple[Array, Array]]:
-    """Two estimates of E_q[h_l|x] of every example: `[n, units]`, for each layer."""
-    model = deterministic(model)
-
-    def example(index: Array) -> list[tuple[Array, Array]]:
-        x, c, rest = example_at(key, transform, index, batch.x, batch.c)
-        q = model.encode(params, x, c)
-        if not isinstance(q, Chain):
-            fix = "take diagnostics.active_units, for posteriors with a mean"
-            raise wrong("active_units: posterior", type(q).__name__, "a Chain", fix, TypeError)
-        try:
-            drawn = jax.vmap(q.link_means)(jax.random.split(rest, 2 * draws))
-        except NotImplementedError as error:
-            fix = "average samples of it for every example"
-            raise wrong("active_units: a link", error, "one with a mean", fix, TypeError) from error
-        pair = [q.split(half.mean(axis=0)) for half in (drawn[:draws], drawn[draws:])]
-        return [(jnp.ravel(a), jnp.ravel(b)) for a, b in zip(*pair, strict=True)]
-
-    return over_data(example, size_of(batch.x), batch_size)
+    """Two estimates of E_q[h_l|x] of one example: `[units]`, for each layer."""
+    q = deterministic(model).encode(params, x, c)
+    if not isinstance(q, Chain):
+        fix = "take diagnostics.active_units, for posteriors with a mean"
+        raise wrong("active_units: posterior", type(q).__name__, "a Chain", fix, TypeError)
+    try:
+        drawn = jax.vmap(q.link_means)(jax.random.split(key, 2 * draws))
+    except NotImplementedError as error:
+        fix = "average samples of it for every example"
+        raise wrong("active_units: a link", error, "one with a mean", fix, TypeError) from error
+    pair = [q.split(half.mean(axis=0)) for half in (drawn[:draws], drawn[draws:])]
+    return [(jnp.ravel(a), jnp.ravel(b)) for a, b in zip(*pair, strict=True)]
 
 
 def _init(

@@ -13,7 +13,6 @@ arrays is the vector of all of them. All norms are called in one way (`Norm`). E
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -22,9 +21,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.flatten_util import ravel_pytree
 
-from vaejax.batch import as_batch, example_at, over_data, size_of
 from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import check_counted
+from vaejax.evaluate import check_counted, checked_batch, measure_each
 from vaejax.model import Model
 from vaejax.networks import kernels
 from vaejax.types import Array, Key, Params, Transform
@@ -149,9 +147,9 @@ def squared_norms(
       ValueError: where a norm of a row that counts, or the code that it is of, is not finite, with
         the example's index.
     """
-    batch = as_batch(data)
-    at_least_one("squared_norms", batch_size=batch_size, examples=size_of(batch.x))
-    found = _squared_norms(model, norm, transform, batch_size, params, key, batch.x, batch.c)
+    batch = checked_batch("squared_norms", key, data, batch_size=batch_size)
+    options = norm, model
+    found = measure_each(_squared_norm, options, transform, batch_size, params, key, batch)
     return check_counted("squared_norms", "|df/dx|_F^2", found, batch.x, batch.weight)
 
 
@@ -224,25 +222,12 @@ def saturation(z: Any, *, margin: float = 0.05) -> float:
     return float(np.mean((z < margin) | (z > 1 - margin)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _squared_norms(
-    model: Model,
-    norm: Norm,
-    transform: Transform | None,
-    batch_size: int,
-    params: Params,
-    key: Key,
-    x: Any,
-    c: Any,
-) -> Array:
-    def example(index: Array) -> Array:
-        one_x, one_c, norm_key = example_at(key, transform, index, x, c)
-        found = norm(model, params, norm_key, one_x, one_c)
-        f, flat, _ = _encoder(model, params, one_x, one_c)
-        # relu'(NaN) is 0: a derivative may look sound where the code is not.
-        return jnp.where(jnp.all(jnp.isfinite(f(flat))), found, jnp.nan)
-
-    return over_data(example, size_of(x), batch_size)
+def _squared_norm(norm: Norm, model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
+    """|df/dx|_F^2 of one example; NaN where the code is not finite."""
+    found = norm(model, params, key, x, c)
+    f, flat, _ = _encoder(model, params, x, c)
+    # relu'(NaN) is 0: a derivative may look sound where the code is not.
+    return jnp.where(jnp.all(jnp.isfinite(f(flat))), found, jnp.nan)
 
 
 def _encoder(

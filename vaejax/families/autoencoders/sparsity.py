@@ -28,7 +28,7 @@ from jax import lax
 from vaejax.batch import as_batch, batch_mean, example_at, size_of
 from vaejax.distributions import Delta
 from vaejax.errors import at_least_one, concrete, wrong
-from vaejax.evaluate import check_counted
+from vaejax.evaluate import check_counted, checked_batch
 from vaejax.families.autoencoders._weights import weights_of
 from vaejax.families.autoencoders.dictionaries import atoms, revive, transposed, unit_columns
 from vaejax.model import Model, deterministic
@@ -253,8 +253,7 @@ def firing(
       ValueError: where a code is not finite, with the example's index, unless its weight is 0; and
         where no example has a weight.
     """
-    batch = as_batch(data)
-    at_least_one("firing", batch_size=batch_size, examples=size_of(batch.x))
+    batch = checked_batch("firing", key, data, batch_size=batch_size)
     weight = np.asarray(weights_of(size_of(batch.x), batch.weight))
     _check_some("firing", weight)
     share, totals = _firing(model, transform, batch_size, params, key, batch)

@@ -29,7 +29,7 @@ from vaejax import evaluate
 from vaejax.batch import as_batch, batch_mean, over_batch, size_of
 from vaejax.distributions import Categorical
 from vaejax.errors import at_least_one, takes, wrong
-from vaejax.model import Draw, Model, draw
+from vaejax.model import Draw, Model, deterministic, draw
 from vaejax.train import NonFiniteError, make_train
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
@@ -268,13 +268,13 @@ def error_rate(
       ValueError: where nothing is counted, and where an example that counts has a label that is no
         class, or logits that are not finite.
     """
-    at_least_one("error_rate", batch_size=batch_size, examples=size_of(data.x))
+    data = evaluate.checked_batch("error_rate", key, data, batch_size=batch_size)
     y = np.asarray(_labels("error_rate", data))
     weight = np.where(y == -1, 0, 1 if isinstance(data.weight, tuple) else np.asarray(data.weight))
     if not np.any(weight > 0):
         got, fix = "no label but -1, or of weight 0", "give labelled data"
         raise wrong("error_rate: y", got, "a labelled example", fix)
-    logits = evaluate.over_prepared(_logits, model, transform, batch_size, params, key, data)
+    logits = evaluate.measure_each(_logits, (model,), transform, batch_size, params, key, data)
     largest = jnp.max(logits, axis=1)
     evaluate.check_counted("error_rate", "the largest logit", largest, data.x, weight)
     classes = logits.shape[1]
@@ -286,7 +286,8 @@ def error_rate(
     return float(np.average(np.argmax(np.asarray(logits), axis=1) != y, weights=weight))
 
 
-def _logits(model: Model, params: Params, x: Any, c: Any) -> Array:
+def _logits(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
+    model = deterministic(model)
     return model.decode(params, model.encode(params, x, c).mean, c).logits
 
 

@@ -11,7 +11,7 @@ from jax import lax
 
 from vaejax.batch import as_batch, example_at, over_data, size_of
 from vaejax.errors import at_least_one, concrete, wrong
-from vaejax.evaluate import over_prepared
+from vaejax.evaluate import checked_batch, measure_each
 from vaejax.families.quantized._model import VectorQuantized
 from vaejax.model import Model, deterministic
 from vaejax.train import TrainState
@@ -74,9 +74,8 @@ def indices(
     Returns:
       the indices, int32 `[n, ...]`.
     """
-    batch = as_batch(data)
-    at_least_one("codes", batch_size=batch_size, examples=size_of(batch.x))
-    return over_prepared(_index, model, transform, batch_size, params, key, batch)
+    batch = checked_batch("indices", key, data, batch_size=batch_size)
+    return measure_each(_index, (model,), transform, batch_size, params, key, batch)
 
 
 def from_data(
@@ -231,5 +230,5 @@ def _enough(
     return examples
 
 
-def _index(model: Model, params: Params, x: Any, c: Any) -> Array:
-    return model.encode(params, x, c).index
+def _index(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
+    return deterministic(model).encode(params, x, c).index
