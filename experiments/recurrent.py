@@ -22,7 +22,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments import charmodel, common
+from experiments import common
+from experiments.common import characters as of_text
 from vaejax import data, diagnostics, evaluate, heads, networks, objectives, plot, recurrent
 from vaejax import model as models
 from vaejax import text as texts
@@ -211,7 +212,7 @@ def linear(config: Config) -> Task:
 
 def sentences(config: Config) -> Task:
     """Lines of a text as an ordinary VAE with a recurrent encoder and decoder."""
-    whole = charmodel.read(config.text)
+    whole = of_text.read(config.text)
     lines = [line.strip() for line in whole.splitlines()]
     lines = [one for one in lines if config.shortest <= len(one) <= config.longest]
     lines = lines[:96] if config.smoke else lines
