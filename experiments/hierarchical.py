@@ -27,10 +27,7 @@ Objective = Literal["elbo", "iwae"]
 
 
 @dataclass(frozen=True)
-class Config(common.SweepOptions):
-    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
-    train_split: str = "train"  # images to train on
-    test_split: str = "test"  # images to report on
+class Config(common.Splits, common.SweepOptions):
     objectives: tuple[Objective, ...] = ("elbo", "iwae")  # each trains a model of its own
     particles: int = 5  # K: draws of z per image and step, for either objective
     hidden: tuple[int, int] = (200, 100)  # tanh units of the two hidden layers below and above h1
@@ -125,9 +122,8 @@ RECIPE = common.Recipe(
 )
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train by either objective, measure both in the same way; returns what summary.json holds."""
-    return common.main(RECIPE, config)
+main = partial(common.main, RECIPE)
+"""Train by either objective, measure both in the same way; returns what summary.json holds."""
 
 
 if __name__ == "__main__":

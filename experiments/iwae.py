@@ -22,10 +22,7 @@ Objective = Literal["elbo", "iwae", "dreg"]
 
 
 @dataclass(frozen=True)
-class Config(common.SweepOptions):
-    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
-    train_split: str = "train"  # images to train on
-    test_split: str = "test"  # images to report on
+class Config(common.Splits, common.SweepOptions):
     objectives: tuple[Objective, ...] = ("elbo", "iwae", "dreg")  # each trains a model of its own
     particles: int = 5  # K: draws of z per image and step, for every objective
     hidden: tuple[int, ...] = (200, 200)  # tanh units of the encoder's layers
@@ -93,9 +90,8 @@ RECIPE = common.Recipe(
 )
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train by every objective, measure each in the same way; returns what summary.json holds."""
-    return common.main(RECIPE, config)
+main = partial(common.main, RECIPE)
+"""Train by every objective, measure each in the same way; returns what summary.json holds."""
 
 
 if __name__ == "__main__":

@@ -26,10 +26,7 @@ Posterior = Literal["diagonal", "full_covariance", "planar", "iaf"]
 
 
 @dataclass(frozen=True)
-class Config(common.SweepOptions):
-    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
-    train_split: str = "train"  # images to train on
-    test_split: str = "test"  # images to report on
+class Config(common.Splits, common.SweepOptions):
     posteriors: tuple[Posterior, ...] = ("diagonal", "planar", "iaf")  # each trains its own model
     planar_layers: int = 8  # planar flows
     iaf_layers: int = 2  # inverse autoregressive flows
@@ -139,9 +136,8 @@ RECIPE = common.Recipe(
 )
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train with every posterior, measure each in the same way; returns what summary.json holds."""
-    return common.main(RECIPE, config)
+main = partial(common.main, RECIPE)
+"""Train with every posterior, measure each in the same way; returns what summary.json holds."""
 
 
 if __name__ == "__main__":

@@ -23,10 +23,7 @@ Prior = Literal["standard", "mixture", "vamp", "flow"]
 
 
 @dataclass(frozen=True)
-class Config(common.SweepOptions):
-    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
-    train_split: str = "train"  # images to train on
-    test_split: str = "test"  # images to report on
+class Config(common.Splits, common.SweepOptions):
     priors: tuple[Prior, ...] = ("standard", "mixture", "vamp")  # each trains a model of its own
     components: int = 50  # of the mixture, and pseudo-inputs of the VampPrior
     layers: int = 4  # coupling flows of the flow prior
@@ -134,9 +131,8 @@ RECIPE = common.Recipe(
 )
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train under every prior, measure each in the same way; returns what summary.json holds."""
-    return common.main(RECIPE, config)
+main = partial(common.main, RECIPE)
+"""Train under every prior, measure each in the same way; returns what summary.json holds."""
 
 
 if __name__ == "__main__":

@@ -135,9 +135,8 @@ RECIPE = common.Recipe(
 )
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train, measure and draw; returns what summary.json holds."""
-    return common.main(RECIPE, config)
+main = partial(common.main, RECIPE)
+"""Train, measure and draw; returns what summary.json holds."""
 
 
 if __name__ == "__main__":

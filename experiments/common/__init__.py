@@ -4,7 +4,7 @@ A recipe is a file `experiments/NAME.py` of at most 150 lines, which says what i
 
 - a docstring: the paper, the commands, what the numbers are; with a line on `--seeds` and
   `--sweep`, or why it has none;
-- `class Config(SweepOptions)`, or `Options` where many runs at once make no sense: a frozen
+- `class Config(Splits, SweepOptions)`, or `Options` where many runs at once make no sense: a frozen
   dataclass whose comments are the help of the command line; and `PRESETS`, of which the first is
   the default;
 - `load(config) -> data`: reads, makes and checks what the model is trained and measured on;
@@ -12,8 +12,8 @@ A recipe is a file `experiments/NAME.py` of at most 150 lines, which says what i
   What is swept may be an array that JAX traces, so a number of the config may go into a loss, a
   schedule or a distribution, and no `if` asks for it;
 - `measure(config, data, trained) -> (numbers, kept)`, `draw(config, data, trained, kept)`;
-- `RECIPE = Recipe(...)` with these, and what `--smoke` makes smaller;
-- `main(config) -> dict`, one line: `return common.main(RECIPE, config)`;
+- `RECIPE = Recipe(NAME, load, build, measure, draw, NOTE, SMOKE, swept=...)` with these;
+- `main = partial(common.main, RECIPE)`: of a config, returns what summary.json holds;
 - at the end `common.command_line(main, PRESETS, __doc__)`.
 
 `load` may use `both_splits`, and `draw` may return nothing where `drawable` says no. A recipe whose
@@ -34,10 +34,11 @@ Trials, `experiments/vae.py` one of a single Trial that can be swept.
 | `variations` | that VAE trained in several ways with the same keys |
 | `images` | both splits, their mean, what can be drawn |
 | `figures` | the usual pictures of a VAE or an autoencoder |
+| `measures` | measures that no module of the library has |
 | `judge` | a classifier that says what generated images show |
 """
 
-from experiments.common import figures, image_vae, variations
+from experiments.common import figures, image_vae, measures, variations
 from experiments.common.flow import Recipe, Trained, Trial, main, train_trial
 from experiments.common.folder import (
     circumstances,
@@ -48,7 +49,15 @@ from experiments.common.folder import (
     write_json,
     write_text,
 )
-from experiments.common.images import FEW_IMAGES, both_splits, drawable, mean_of
+from experiments.common.images import (
+    FEW_IMAGES,
+    Splits,
+    both_splits,
+    check_unit_interval,
+    drawable,
+    mean_of,
+    scaled,
+)
 from experiments.common.judge import judge
 from experiments.common.options import (
     FREE,
@@ -61,18 +70,21 @@ from experiments.common.options import (
 )
 from experiments.common.processes import first, joined, local, mesh
 from experiments.common.records import event_files, logger, logs, profiler, rows, seconds
-from experiments.common.training import Row, falling_adam, fit, fit_many
+from experiments.common.training import LABELS, Row, falling_adam, fit, fit_many, keys, together
 
 __all__ = [
     "FEW_IMAGES",
     "FREE",
+    "LABELS",
     "Options",
     "Recipe",
     "Row",
+    "Splits",
     "SweepOptions",
     "Trained",
     "Trial",
     "both_splits",
+    "check_unit_interval",
     "circumstances",
     "command_line",
     "drawable",
@@ -86,11 +98,13 @@ __all__ = [
     "image_vae",
     "joined",
     "judge",
+    "keys",
     "local",
     "logger",
     "logs",
     "main",
     "mean_of",
+    "measures",
     "mesh",
     "open_folder",
     "parse",
@@ -98,8 +112,10 @@ __all__ = [
     "report",
     "rows",
     "save_figures",
+    "scaled",
     "seconds",
     "shrunk",
+    "together",
     "train_trial",
     "use_compilation_cache",
     "variations",

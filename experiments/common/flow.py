@@ -41,6 +41,8 @@ class Trial(NamedTuple):
         use it: they evaluate the loss on `test`, if that is given.
       epochs, batch_size, evaluate_every, checkpoint_every: as for `train.fit`; by default the
         config's own, or 1 where it has none.
+      ready: `ready(params) -> params`: parameters trained before, in place of those at the start;
+        then nothing is trained.
       more: other keyword arguments of `train.fit` (`indices`, `monitor`, `hook`).
     """
 
@@ -59,6 +61,7 @@ class Trial(NamedTuple):
     evaluate_every: int | None = None
     checkpoint_every: int | None = None
     more: Mapping[str, Any] = {}
+    ready: Callable[[Params], Params] | None = None
 
 
 class Trained(NamedTuple):
@@ -96,13 +99,13 @@ class Recipe(NamedTuple):
       draw: `draw(config, data, trained, kept) -> figures` by name.
       note: what the numbers are, printed below them; or `note(config, summary)`.
       smoke: the options that `--smoke` replaces.
-      free: options that may change when a run is resumed: `epochs`, where no schedule spans them.
       swept: the options that `--sweep` may vary, numbers that can be arrays; or `swept(config)`.
         They change neither the data nor the parameters at the start.
-      remade: those of them that the model itself holds.
-      curve: the metric whose course is drawn for many runs.
       labels: what an axis says, with units, of a swept option, the curve, or a measured number.
         Of many runs the measured numbers that have a label are compared.
+      curve: the metric whose course is drawn for many runs.
+      remade: those of the swept options that the model itself holds.
+      free: options that may change when a run is resumed: `epochs`, where no schedule spans them.
       dataset: the option that the folder is called by.
     """
 
@@ -113,11 +116,11 @@ class Recipe(NamedTuple):
     draw: Callable[[Any, Any, Any, Any], dict[str, Any]]
     note: str | Callable[[Any, dict[str, Any]], str]
     smoke: Mapping[str, Any]
-    free: Collection[str] = ()
     swept: Collection[str] | Callable[[Any], Collection[str]] = ()
-    remade: Collection[str] = ()
-    curve: str = "loss"
     labels: Mapping[str, str] = {}
+    curve: str = "loss"
+    remade: Collection[str] = ()
+    free: Collection[str] = ()
     dataset: str = "dataset"
 
 
@@ -133,7 +136,8 @@ def main(recipe: Recipe, config: Any) -> dict[str, Any]:
     alone: Row = {}
     if isinstance(trials, Trial):
         trained = train_trial(config, folder, trials)
-        alone = {"epochs": trained.epochs, "seconds_train": trained.seconds}
+        if trials.ready is None:
+            alone = {"epochs": trained.epochs, "seconds_train": trained.seconds}
     else:
         trained = {n: train_trial(config, folder / n, trial) for n, trial in trials.items()}
     print("trained; now what is measured, and the figures")
@@ -145,6 +149,8 @@ def main(recipe: Recipe, config: Any) -> dict[str, Any]:
 
 def train_trial(config: Options, folder: Path, trial: Trial) -> Trained:
     """Train one model, with its records and checkpoints in `folder`."""
+    if trial.ready is not None:
+        return Trained(trial.model, trial.ready(trial.init()), {}, 0.0)
     measure = trial.evaluate
     if measure is None and trial.test is not None:
         judged = trial.yardstick or trial.loss

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from experiments.common import figures
 from experiments.common.flow import Trained
-from experiments.common.images import both_splits, drawable
+from experiments.common.images import both_splits, check_unit_interval, drawable
 from vaejax import data, evaluate, heads, networks, plot
 from vaejax.distributions import Normal
 from vaejax.errors import wrong
@@ -141,9 +141,8 @@ def check_images(config: Any, x: Any) -> None:
         fix = "leave --network at mlp"
         raise wrong("vae: --network conv", f"vectors {x.shape}", "images", fix)
     bounded = x.ndim == 4 or config.likelihood == "bernoulli"
-    if x.dtype != np.uint8 and bounded and not 0 <= x.min() <= x.max() <= 1:
-        got = f"floats in [{x.min():.4g}, {x.max():.4g}]"
-        raise wrong("vae: --dataset", got, "[0, 1]", "store uint8, or divide by the largest value")
+    if bounded:
+        check_unit_interval("vae", x)
 
 
 LABELS = {

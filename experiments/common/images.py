@@ -1,21 +1,41 @@
 """Images of a recipe: both splits, checked; their mean; and what can be drawn."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from vaejax import data, train
 from vaejax.errors import at_least_one, wrong
 from vaejax.types import Batch
 
-__all__ = ["FEW_IMAGES", "both_splits", "drawable", "mean_of"]
+__all__ = [
+    "FEW_IMAGES",
+    "Splits",
+    "both_splits",
+    "check_unit_interval",
+    "drawable",
+    "mean_of",
+    "scaled",
+]
 
-FEW_IMAGES = {"train_split": "train[:64]", "test_split": "test[:32]"}
+FEW_IMAGES: dict[str, Any] = {"train_split": "train[:64]", "test_split": "test[:32]"}
 """What `--smoke` reads."""
 
 
+@dataclass(frozen=True)
+class Splits:
+    """Which images an experiment reads."""
+
+    # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE of images
+    dataset: str = "digits"
+    train_split: str = "train"  # images to train on, for instance train or train[:50000]
+    test_split: str = "test"  # images to report on
+
+
 def both_splits(
-    config: Any, recipe: str, *, labelled: bool = False, **counts: int
+    config: Any, recipe: str, *, labelled: bool = False, bounded: bool = False, **counts: int
 ) -> tuple[Batch, Batch]:
     """The examples to train on and those to report on, as `config` names them.
 
@@ -24,6 +44,7 @@ def both_splits(
         it has them, are checked.
       recipe: its name, for error messages.
       labelled: whether labels are needed.
+      bounded: whether floats have to lie in [0, 1].
       counts: other numbers of the config that have to be at least 1.
     Returns:
       Two Batches of stored examples, for instance uint8 images `[n, height, width, channels]`.
@@ -39,7 +60,14 @@ def both_splits(
     if labelled and (isinstance(images.y, tuple) or isinstance(test.y, tuple)):
         fix = "give a .npz with x and y"
         raise wrong(f"{recipe}: --dataset", "no labels", "labelled images", fix)
+    if bounded:
+        check_unit_interval(recipe, images.x)
     return images, test
+
+
+def scaled(images: Batch) -> np.ndarray:
+    """Images in [0, 1]: whole numbers from 0 to 255 divided, floats as they are."""
+    return np.asarray(data.scale(jax.random.key(0), images.x))
 
 
 def mean_of(images: Any) -> np.ndarray:
@@ -50,3 +78,11 @@ def mean_of(images: Any) -> np.ndarray:
 def drawable(images: Any) -> bool:
     """Whether these are grey or coloured images `[n, height, width, 1 or 3]`."""
     return images.ndim == 4 and images.shape[-1] in (1, 3)
+
+
+def check_unit_interval(recipe: str, images: Any) -> None:
+    """Raise ValueError unless the images hold whole numbers 0 to 255, or floats from 0 to 1."""
+    if images.dtype != np.uint8 and not 0 <= images.min() <= images.max() <= 1:
+        got = f"floats in [{images.min():.4g}, {images.max():.4g}]"
+        fix = "store uint8, or divide by the largest value"
+        raise wrong(f"{recipe}: --dataset", got, "[0, 1]", fix)

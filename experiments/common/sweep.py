@@ -76,7 +76,7 @@ def measured(
     for i, setting in enumerate(settings(hyper)):
         params = {name: _member(one.params, i) for name, one in found.items()}
         history = {name: _history(one, i) for name, one in found.items()}
-        rows.append({} if i in stopped else measure(setting, params, history))
+        rows.append({} if i in stopped else _flat(measure(setting, params, history)))
     return rows
 
 
@@ -159,6 +159,15 @@ def report(
     note = f"{note}; mean (standard deviation over the seeds)"
     finish(folder, summary, figures, note, shown=shown)
     return summary
+
+
+def _flat(numbers: Row) -> Row:
+    """The numbers, with those inside another dictionary by both names: `NAME_NUMBER`."""
+    found: Row = {}
+    for name, value in numbers.items():
+        inside = value.items() if isinstance(value, dict) else ()
+        found |= {f"{name}_{n}": v for n, v in inside} if inside else {name: value}
+    return found
 
 
 def _member(params: Any, i: int) -> Any:

@@ -18,10 +18,29 @@ from vaejax.train.population import Make, Population
 from vaejax.trees import on_host
 from vaejax.types import Key, Loss, Metrics, Params
 
-__all__ = ["Row", "falling_adam", "fit", "fit_many", "settings"]
+__all__ = ["LABELS", "Row", "falling_adam", "fit", "fit_many", "keys", "settings", "together"]
+
+LABELS = {"learning_rate": "step size of Adam at the start", "loss": "loss, nats per example"}
+"""What axes say of what all recipes have."""
 
 Row = dict[str, Any]
 """Numbers by name: of a member, or of a setting."""
+
+
+def keys(config: Any, count: int) -> Key:
+    """So many keys from the seed of the config, `[count]`; the same ones at every call."""
+    return jax.random.split(jax.random.key(config.seed), count)
+
+
+def together(losses: Mapping[str, Loss]) -> Loss:
+    """Several networks trained in one scalar, each as if alone, Adam being elementwise."""
+
+    def loss(params: Any, key: Any, batch: Any, step: Any) -> Any:
+        keys = dict(zip(losses, jax.random.split(key, len(losses)), strict=True))
+        values = {n: one(params[n], keys[n], batch, step)[0] for n, one in losses.items()}
+        return jnp.asarray(sum(values.values())), values
+
+    return loss
 
 
 def falling_adam(config: Any, size: int, **options: Any) -> optax.GradientTransformation:

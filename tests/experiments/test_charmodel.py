@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import charmodel
+from experiments.common import characters
 
 
 def test_smoke_run_leaves_its_numbers_pictures_and_samples(tmp_path):
@@ -22,7 +23,7 @@ def test_smoke_run_leaves_its_numbers_pictures_and_samples(tmp_path):
 def test_a_text_of_ones_own_is_read_and_a_foreign_prompt_refused(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("ab" * 300)
-    assert charmodel.read(file) == "ab" * 300
+    assert characters.read(file) == "ab" * 300
     config = charmodel.Config(text=file, smoke=True, out=tmp_path / "run", prompt="abc")
     with pytest.raises(ValueError, match="'c' at position 2"):
         charmodel.main(config)
@@ -45,7 +46,7 @@ def test_ngrams_equal_the_formula_one_character_at_a_time():
         kinds = len(set(seen))
         return (seen.count(x) + kinds * lower) / (len(seen) + kinds)
 
-    found = charmodel.witten_bell(codes, split, 4, order)
+    found = characters.witten_bell(codes, split, 4, order)
     for k in range(order + 1):
         expected = [np.log(p(codes[i], codes[:i], k)) for i in range(split, len(codes))]
         np.testing.assert_allclose(found[k], expected, rtol=1e-12)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import density
+from experiments.common import plane
 
 
 def test_the_flow_is_trained_integrated_and_drawn_beside_the_truth(tmp_path):
@@ -26,5 +27,5 @@ def test_the_flow_is_trained_integrated_and_drawn_beside_the_truth(tmp_path):
 def test_the_true_density_integrates_to_one(shape):
     side = np.arange(-4, 4, 0.08, dtype=np.float32)
     grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-    log_p = jax.jit(jax.vmap(density.truth(shape, 0.1).log_prob))(grid)
+    log_p = jax.jit(jax.vmap(plane.curves(shape, 0.1).log_prob))(grid)
     assert np.exp(np.asarray(log_p, float)).sum() * 0.08**2 == pytest.approx(1, abs=1e-3)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import common, disentangle
+from experiments.common import factors
 from vaejax import sprites
 from vaejax.types import Estimate
 
@@ -49,7 +50,7 @@ def test_images_without_factors_have_traversals_and_total_correlation(tmp_path):
 
 def test_training_images_are_black_and_white_and_named_by_their_factors(key):
     config = replace(disentangle.Config(), examples=64, size=8, scales=2, rotations=2, positions=3)
-    images, whole = disentangle.images_of(config, key)
+    images, whole = factors.images_of(config, key)
     assert images.x.shape == (64, 8, 8, 1) and len(whole.x) == 3 * 2 * 2 * 3 * 3
     for batch in (images, whole):
         assert set(np.unique(batch.x)) == {0, 255} and batch.x.dtype == np.uint8
@@ -68,7 +69,7 @@ def notes(accuracy, loss, correlation):
     }
     critic = {"critic_accuracy": accuracy, "critic/loss": loss}
     config = disentangle.Config(methods=("factor_vae",))
-    return disentangle.summarised(config, {"factor_vae": one}, critic)["notes"]
+    return factors.summarised(config, {"factor_vae": one}, critic)["notes"]
 
 
 def test_a_critic_that_has_won_is_reported():

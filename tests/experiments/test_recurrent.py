@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from experiments import recurrent
+from experiments.common import sequences
 from tests.conftest import some_slow
 
 FIGURES = {
@@ -30,11 +31,11 @@ def test_smoke_run_leaves_its_numbers_and_pictures(preset, tmp_path):
 
 
 def test_kalman_filter_equals_the_joint_normal_of_all_steps():
-    x = recurrent._turns(np.random.default_rng(0), 4)
-    powers = [np.linalg.matrix_power(recurrent.TURN, k) for k in range(4)]
+    x = sequences.turns(np.random.default_rng(0), 4)
+    powers = [np.linalg.matrix_power(sequences.TURN, k) for k in range(4)]
     # z = L e stacked over the steps, with L[t, s] = TURN^(t - s) NOISE.
     L = np.block([[powers[max(t - s, 0)] * (t >= s) for s in range(4)] for t in range(4)])
-    of_x = np.kron(np.eye(4), recurrent.MIX) @ (recurrent.NOISE * L)
-    covariance = of_x @ of_x.T + recurrent.BLUR**2 * np.eye(12)
+    of_x = np.kron(np.eye(4), sequences.MIX) @ (sequences.NOISE * L)
+    covariance = of_x @ of_x.T + sequences.BLUR**2 * np.eye(12)
     expected = stats.multivariate_normal(np.zeros(12), covariance).logpdf(x.ravel())
-    assert recurrent.kalman(x) == pytest.approx(expected, rel=1e-10)
+    assert sequences.kalman(x) == pytest.approx(expected, rel=1e-10)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import semisupervised
+from experiments.common import labelled
 
 NUMBERS = {
     "test_accuracy",
@@ -39,7 +40,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 
 def test_as_many_labels_of_each_class_are_kept_and_the_seed_says_which():
     y = np.arange(60, dtype=np.int32) % 3
-    kept = [semisupervised.partly_labelled(y, 4, seed) for seed in (0, 0, 1)]
+    kept = [labelled.partly_labelled(y, 4, seed) for seed in (0, 0, 1)]
     for known in kept:
         assert known.dtype == y.dtype
         assert np.unique(known, return_counts=True)[1].tolist() == [48, 4, 4, 4]
@@ -47,7 +48,7 @@ def test_as_many_labels_of_each_class_are_kept_and_the_seed_says_which():
     np.testing.assert_array_equal(kept[0], kept[1])
     assert (kept[0] != kept[2]).any()
     with pytest.raises(ValueError, match="got 20 images of class 0, expected 21 or more; lower"):
-        semisupervised.partly_labelled(y, 21, 0)
+        labelled.partly_labelled(y, 21, 0)
 
 
 def test_what_it_cannot_run_on(tmp_path):

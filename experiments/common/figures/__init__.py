@@ -1,6 +1,6 @@
 """The usual pictures of a trained VAE or autoencoder, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from vaejax import plot
 from vaejax.model import Model, generate, interpolate, reconstruct
 from vaejax.types import Key, Params
 
-__all__ = ["autoencoder", "clouds", "filters", "samples", "units", "vae"]
+__all__ = ["autoencoder", "clouds", "filters", "samples", "train_and_test", "units", "vae"]
 
 SAMPLES = "{}: samples z ~ p(z), mean of p(x|z)"
 
@@ -91,6 +91,16 @@ def samples(trained: Mapping[str, Trained], key: Key, title: str = SAMPLES) -> d
         found = many(jax.random.split(jax.random.clone(key), 64))
         drawn[f"samples_{name}"] = plot.images(found.mean, title=title.format(name))
     return drawn
+
+
+def train_and_test(history: Mapping[str, Any], names: Sequence[str], ylabel: str) -> Any:
+    """Metrics over the epochs, on the training and on the test examples."""
+    curves = {
+        f"{name}, {part}": history[prefix + name]
+        for name in names
+        for part, prefix in (("train", ""), ("test", "eval/"))
+    }
+    return plot.curves(curves, ylabel=ylabel)
 
 
 def filters(columns: np.ndarray, axes: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:
