@@ -128,6 +128,7 @@ def log_likelihood(
       >>> log_px, ess = evaluate.log_likelihood(model, params, jax.random.key(1), x, particles=8)
       >>> log_px.shape, ess.shape
       ((4,), (4,))
+
     References:
       Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """

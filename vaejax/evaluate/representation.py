@@ -187,6 +187,7 @@ def thickness(images: Any) -> np.ndarray:
       >>> image[:, 8:12, 2:18] = 1
       >>> float(representation.thickness(image)[0].round(1))
       3.2
+
     References:
       Rudin, Osher and Fatemi, 1992 (total variation).
     """
