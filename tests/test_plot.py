@@ -14,7 +14,7 @@ from vaejax import plot
 from vaejax.plot import _pictures
 
 rng = np.random.default_rng(0)
-SHAPES = [(8, 8, 1), (5, 9, 3), (7, 3), (1, 1, 1), (13, 31, 3)]
+SHAPES = [(5, 9, 3), (7, 3), (1, 1, 1)]
 
 
 def drawn(figure, tmp_path):
@@ -28,29 +28,22 @@ def names(ticks):
     return [tick.get_text() for tick in ticks]
 
 
-def test_nothing_of_matplotlib_is_imported_until_needed():
+def test_matplotlib_is_imported_late_and_a_notebook_shows_the_picture_without_pyplot():
     code = """
-import sys, numpy as np, vaejax.plot
+import sys, pickle, warnings, numpy as np, vaejax.plot
 assert not any(name.startswith("matplotlib") for name in sys.modules)
-vaejax.plot.images(np.zeros((2, 3, 3)))
-assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
-"""
-    subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code], check=True
-    )
-
-
-def test_a_notebook_shows_the_picture_without_pyplot():
-    code = """
-import sys, numpy as np, pickle, vaejax.plot
-from IPython.core.formatters import DisplayFormatter
 figure = vaejax.plot.images(np.zeros((2, 3, 3)))
+assert "matplotlib" in sys.modules
+warnings.simplefilter("ignore")  # of IPython's
+from IPython.core.formatters import DisplayFormatter
 for shown in figure, pickle.loads(pickle.dumps(figure)):
     data, _ = DisplayFormatter().format(shown)
     assert data["image/png"].startswith(b"\\x89PNG")
 assert "matplotlib.pyplot" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code], check=True
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -28,6 +28,8 @@ Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array
 Params: TypeAlias = Any
 Metrics: TypeAlias = dict[str, Any]
+Initializer: TypeAlias = Callable[..., Array]
+"""`initializer(key, shape, dtype) -> Array`, as those of `flax.linen.initializers`."""
 
 MOST_SHOWN = 6  # entries of a list, a tuple or a dictionary
 
@@ -179,6 +181,31 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f} ({self.error:.3f})"
 
 
+class Module(Protocol):
+    """A network: a Linen module, or anything else that has these two functions."""
+
+    def init(self, key: Key, /, *inputs: Any) -> Params:
+        """New parameters.
+
+        Args:
+          key: for the initial values.
+          *inputs: one example of each input, of which only shape and type count.
+        Returns:
+          The parameters, any tree.
+        """
+
+    def apply(self, params: Params, /, *inputs: Any, rngs: Any = None) -> Any:
+        """The network at work on one example.
+
+        Args:
+          params: of the network.
+          *inputs: the inputs.
+          rngs: `{"dropout": key}` where layer noise is on; by default there is none.
+        Returns:
+          An array, or for a network that ends in a head a Distribution.
+        """
+
+
 class Loss(Protocol):
     """What is minimised: one function per paper."""
 
@@ -293,9 +320,11 @@ __all__ = [
     "Encode",
     "Estimate",
     "Init",
+    "Initializer",
     "Key",
     "Loss",
     "Metrics",
+    "Module",
     "Params",
     "Prior",
     "StepOrder",

@@ -146,7 +146,9 @@ def implicit(generator: Any, prior: Distribution) -> Model:
         fix = "take vae_gan or adversarial_autoencoder for codes"
         raise wrong("encode", "a model made by implicit", "one with an encoder", fix, TypeError)
 
-    return autoencoder(None, generator, prior)._replace(init=jax.jit(init), encode=encode)
+    # The encoder is none: what would be its `init` and `encode` are replaced.
+    model = autoencoder(generator, generator, prior)
+    return model._replace(init=jax.jit(init), encode=encode)
 
 
 def adversarial_autoencoder(

@@ -18,7 +18,7 @@ from vaejax.batch import present
 from vaejax.distributions import Distribution
 from vaejax.errors import check_key, wrong
 from vaejax.networks import kernels
-from vaejax.types import Array, Decode, Encode, Init, Key, Params, Prior, describe_fields
+from vaejax.types import Array, Decode, Encode, Init, Key, Module, Params, Prior, describe_fields
 
 
 @describe_fields
@@ -93,7 +93,9 @@ class Generated(NamedTuple):
     mean: Any
 
 
-def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
+def autoencoder(
+    encoder: Module, decoder: Module, prior: Distribution | Module | None = None
+) -> Model:
     """A Model from two Linen modules that return Distributions, and a prior.
 
     Any object with `.init(key, *inputs) -> params`, of any structure, and `.apply(params, *inputs,
@@ -131,7 +133,7 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
     References:
       Kingma and Welling, 2014, Auto-encoding variational Bayes, arXiv:1312.6114.
     """
-    learned = prior is not None and not isinstance(prior, Distribution)
+    learned = None if prior is None or isinstance(prior, Distribution) else prior
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         check_key("init", key)
@@ -145,10 +147,10 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
             "encoder": variables,
             "decoder": _init("decoder", decoder, decoder_key, z, *present(c)),
         }
-        pz = prior
-        if learned:
-            params["prior"] = _init("prior", prior, prior_key, *present(c))
-            pz = jax.eval_shape(lambda: prior.apply(params["prior"], *present(c)))
+        pz: Any = prior
+        if learned is not None:
+            params["prior"] = _init("prior", learned, prior_key, *present(c))
+            pz = jax.eval_shape(lambda: learned.apply(params["prior"], *present(c)))
         if isinstance(pz, Distribution) and pz.event_shape != q.event_shape:
             fix = "for instance Normal(jnp.zeros(latent), jnp.ones(latent))"
             raise wrong(
@@ -165,7 +167,9 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
         return params
 
     def prior_of(params: Params, c: Any = ()) -> Any:
-        return _apply("prior", "condition", prior, params["prior"], c=c) if learned else prior
+        if learned is None:
+            return prior
+        return _apply("prior", "condition", learned, params["prior"], c=c)
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
         known = partial(_image_shape, decoder, params["decoder"], prior)
@@ -351,7 +355,7 @@ def _check_order(part: str, paths: list[tuple[str, ...]]) -> None:
 def _apply(
     name: str,
     what: str,
-    module: Any,
+    module: Module,
     params: Params,
     *inputs: Any,
     c: Any = (),
@@ -388,7 +392,7 @@ def _apply(
         raise
 
 
-def _image_shape(decoder: Any, params: Params, prior: Any) -> tuple[int, ...] | None:
+def _image_shape(decoder: Module, params: Params, prior: Any) -> tuple[int, ...] | None:
     """What the decoder makes of a code, for the message above; None where that is not known."""
     try:
         decoded = jax.eval_shape(lambda: decoder.apply(params, prior.sample(jax.random.key(0))))
@@ -410,7 +414,7 @@ def _check_condition(name: str, error: TypeError, c: Any) -> None:
         raise wrong(f"{name}: c", "none", "a condition, as this module takes one", fix) from error
 
 
-def _init(name: str, module: Any, key: Key, *inputs: Any) -> Params:
+def _init(name: str, module: Module, key: Key, *inputs: Any) -> Params:
     try:
         variables = module.init(key, *inputs)
     except TypeError as error:

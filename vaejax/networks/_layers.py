@@ -18,7 +18,7 @@ from jax import lax
 
 from vaejax.errors import wrong
 from vaejax.networks._network import Network
-from vaejax.types import Array
+from vaejax.types import Array, Initializer
 
 
 class MLP(Network):
@@ -37,7 +37,7 @@ class MLP(Network):
     features: Sequence[int]
     activation: Callable[[Array], Array] = nn.relu
     dropout: float = 0.0
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array, c: Any = ()) -> Array:
@@ -128,7 +128,7 @@ class Conv(Network):
     features: int
     kernel_size: int = 3
     stride: int = 1
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

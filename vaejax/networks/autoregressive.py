@@ -65,7 +65,7 @@ class Autoregressive(Distribution):
     def sample(self, key):
         return self.complete(key, jnp.zeros(self.shape, self.dtype), known=0)
 
-    def complete(self, key: Key, x: Array, *, known: Any) -> Array:
+    def complete(self, key: Key, x: Array, *, known: int | Array) -> Array:
         """Draw from p(x_rest | x_known), where the first `known` entries *in the order* are given.
 
         It is exact, because what is given comes first: for other parts take another order.

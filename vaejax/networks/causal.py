@@ -23,7 +23,7 @@ from vaejax.distributions import Bernoulli, Categorical
 from vaejax.errors import at_least_one, wrong
 from vaejax.networks._layers import has_condition, join
 from vaejax.networks._network import Network
-from vaejax.types import Array
+from vaejax.types import Array, Initializer
 
 
 class MADE(Network):
@@ -55,7 +55,7 @@ class MADE(Network):
     direct: bool = True
     activation: Callable[[Array], Array] = nn.relu
     classes: int | None = None
-    bias_init: Callable[..., Any] = nn.initializers.zeros
+    bias_init: Initializer = nn.initializers.zeros
 
     def setup(self) -> None:
         at_least_one("MADE", layers=len(self.hidden), hidden=min(self.hidden, default=1))

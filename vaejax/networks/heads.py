@@ -31,7 +31,7 @@ from flax import linen as nn
 from vaejax import distributions
 from vaejax.errors import concrete, wrong
 from vaejax.networks._network import Network
-from vaejax.types import Array
+from vaejax.types import Array, Initializer
 
 Shape = int | Sequence[int]
 
@@ -48,7 +48,7 @@ class Code(Network):
 
     shape: Shape
     activation: Callable[[Array], Array] = jax.nn.identity
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Delta:
@@ -71,7 +71,7 @@ class TopK(Network):
 
     size: int
     k: int
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.SparseDelta:
@@ -102,7 +102,7 @@ class Normal(Network):
     shape: Shape
     floor: float = 1e-4
     scale_init: float = 1.0
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
@@ -127,7 +127,7 @@ class FullNormal(Network):
     size: int
     floor: float = 1e-4
     scale_init: float = 1.0
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.MultivariateNormal:
@@ -160,8 +160,8 @@ class Bernoulli(Network):
     """
 
     shape: Shape
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
-    bias_init: Callable[..., Any] = nn.initializers.zeros
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Bernoulli:
@@ -181,7 +181,7 @@ class ContinuousBernoulli(Network):
     """
 
     shape: Shape
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.ContinuousBernoulli:
@@ -203,7 +203,7 @@ class FixedNormal(Network):
 
     shape: Shape
     scale: float
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
@@ -231,7 +231,7 @@ class SharedNormal(Network):
     shape: Shape
     floor: float = 1e-4
     scale_init: float = 1.0
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
@@ -260,7 +260,7 @@ class DiscretizedLogistic(Network):
     levels: int = 256
     floor: float = 1e-3
     scale_init: float = 0.1
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.DiscretizedLogistic:
@@ -282,7 +282,7 @@ class Categorical(Network):
 
     shape: Shape
     classes: int
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Categorical:
@@ -290,7 +290,7 @@ class Categorical(Network):
         return distributions.Categorical(_linear(self, "logits", h, shape=shape))
 
 
-def logit_of(mean: Any, *, margin: float = 1e-3) -> Callable[..., Any]:
+def logit_of(mean: Any, *, margin: float = 1e-3) -> Initializer:
     """A bias initialiser that starts Bernoulli logits at log(m / (1 - m)) of the data's mean m.
 
     The initialiser raises ValueError for a bias of another size than the mean.
@@ -321,7 +321,7 @@ def _linear(
     h: Array,
     *,
     shape: Sequence[int] | None = None,
-    bias_init: Callable[..., Any] = nn.initializers.zeros,
+    bias_init: Initializer = nn.initializers.zeros,
 ) -> Array:
     """W h + b in `shape`, the event's by default: per pixel where h is a map over it, or dense."""
     shape = _shape(head.shape) if shape is None else tuple(shape)
@@ -337,7 +337,7 @@ def _shape(shape: Shape) -> tuple[int, ...]:
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
-def _scale_start(head: Any) -> Callable[..., Any]:
+def _scale_start(head: Any) -> Initializer:
     """The bias s at which `floor + softplus(s)` is `scale_init`."""
     if not 0 <= head.floor < head.scale_init:
         raise ValueError(

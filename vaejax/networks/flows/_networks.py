@@ -21,7 +21,7 @@ from vaejax.networks.flows._maps import (
     Planar,
     Transformed,
 )
-from vaejax.types import Array, Key, Params, describe_fields
+from vaejax.types import Array, Initializer, Key, Params, describe_fields
 
 
 @describe_fields
@@ -83,7 +83,11 @@ class Stack(NamedTuple):
 
 
 def coupling(
-    size: int, *, layers: int = 4, hidden: Sequence[int] = (64,), orders: Any = None
+    size: int,
+    *,
+    layers: int = 4,
+    hidden: Sequence[int] = (64,),
+    orders: Sequence[Sequence[int]] | None = None,
 ) -> Stack:
     """A network of affine coupling flows, which is the identity before it is trained.
 
@@ -118,7 +122,11 @@ def coupling(
 
 
 def inverse_autoregressive(
-    size: int, *, layers: int = 2, hidden: Sequence[int] = (64,), orders: Any = None
+    size: int,
+    *,
+    layers: int = 2,
+    hidden: Sequence[int] = (64,),
+    orders: Sequence[Sequence[int]] | None = None,
 ) -> Stack:
     """A network of inverse autoregressive flows, a gate of 0.88 each before it is trained.
 
@@ -259,7 +267,7 @@ class MaskedDense(Network):
     """
 
     features: int
-    kernel_init: Any = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array, mask: np.ndarray) -> Array:
@@ -295,7 +303,9 @@ def autoregressive_masks(order: Sequence[int], hidden: Sequence[int]) -> list[np
     return [mask.astype(np.float32) for mask in masks]
 
 
-def _orders(function: str, size: int, layers: int, orders: Any) -> tuple[tuple[int, ...], ...]:
+def _orders(
+    function: str, size: int, layers: int, orders: Sequence[Sequence[int]] | None
+) -> tuple[tuple[int, ...], ...]:
     """One permutation for each layer: as given, or forward and backward in turn."""
     if orders is None:
         forward = tuple(range(size))
