@@ -48,7 +48,7 @@ def parameters():
 def at_random(model):
     shapes = jax.eval_shape(model.init, jax.random.key(1), X[0])
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda a: np.float32(0.6 * rng.normal(size=a.shape)), shapes)
+    return jax.tree.map(lambda a: np.float32(0.4 * rng.normal(size=a.shape)), shapes)
 
 
 def test_the_density_of_a_vamp_prior_is_the_mean_of_its_posteriors(parameters):
@@ -144,22 +144,22 @@ def test_pseudo_inputs_start_at_the_examples_and_stay_in_the_range():
 
 
 def test_the_pseudo_inputs_are_encoded_once_for_a_batch():
-    """Counted in floating-point operations; per example would take 31 times the encodings more."""
+    """Counted in floating-point operations: encoded for each of 32 examples, they are 32-fold."""
     plain, components = base(hidden=(64,)), 64
     model = vamp_prior(plain, components)
     params = jax.eval_shape(model.init, jax.random.key(0), X[0])
     x = np.tile(X, (4, 1))
     encodings = components * 2 * sum(w.size for w in networks.kernels(params["encoder"]).values())
 
-    def operations(model, batch):
+    def operations(model):
         loss = objectives.elbo(model)
         program = jax.jit(lambda p, x: loss(p, jax.random.key(1), Batch(x), 0)[0])
-        return program.lower(params, x[:batch]).cost_analysis()["flops"]
+        return program.lower(params, x).cost_analysis()["flops"]
 
-    of_plain = operations(plain, 32) - operations(plain, 1)
+    of_plain = operations(plain)
 
     def check(model):
-        assert operations(model, 32) - operations(model, 1) - of_plain < 3 * encodings
+        assert operations(model) - of_plain < 4 * encodings
 
     def per_example(params, x, c=(), *, key=None):
         q = model.encode(params, x, c)

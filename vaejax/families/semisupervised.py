@@ -26,7 +26,7 @@ from vaejax.errors import wrong
 from vaejax.model import Draw, Model, draw, terms
 from vaejax.objectives import Schedule, schedule
 from vaejax.train import shuffled
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, StepOrder, Transform
 
 
 class Joint(NamedTuple):
@@ -185,7 +185,7 @@ def deterministic(joint: Joint) -> Joint:
     return joint._replace(model=models.deterministic(joint.model), classifier=quiet)
 
 
-def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> Callable[[Key, Array], Array]:
+def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> StepOrder:
     """An order of steps in which every batch has the same number of labelled examples.
 
     Both the labelled and the others (y = -1) are visited in new random orders, each by itself, so
