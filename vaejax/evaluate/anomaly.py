@@ -255,6 +255,7 @@ def auroc(normal: Any, anomalous: Any, *, level: float = 0.95) -> Auroc:
       >>> from vaejax import anomaly
       >>> round(anomaly.auroc([0.1, 0.2, 0.4], [0.3, 0.5, 0.6]).value, 3)
       0.889
+
     References:
       DeLong, DeLong and Clarke-Pearson, 1988, Biometrics 44; logit: Pepe, 2003, section 5.2.
     """

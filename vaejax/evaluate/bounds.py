@@ -251,6 +251,7 @@ def ladder(
       >>> params = model.init(jax.random.key(0), x[0])
       >>> bounds.ladder(model, params, jax.random.key(1), x, particles=(1, 4)).log_px.shape
       (2, 4)
+
     References:
       Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """

@@ -46,6 +46,7 @@ def mig(codes: Any, factors: Any, *, bins: int = 20) -> InformationGap:
       >>> factors = np.indices((4, 4)).reshape(2, -1).T
       >>> round(disentanglement.mig(factors.astype(float), factors, bins=5).value, 3)
       1.0
+
     References:
       Chen, Li, Grosse and Duvenaud, 2018, arXiv:1802.04942.
     """
