@@ -31,7 +31,7 @@ def linear_samples(n, seed=2):
 
 # Rows of X, of the model, and far from it; 157 in chunks of 53 have a ragged end.
 ROWS = np.concatenate([X, linear_samples(60, seed=5), 4 * linear_samples(60, seed=6)])
-TRAIN = linear_samples(101)
+TRAIN = linear_samples(157)
 SIZES = {"particles": 3, "samples": 400, "batch_size": 60}
 
 
@@ -149,20 +149,25 @@ def test_memory_is_bounded_by_the_batch():
     assert peak(10_000) <= peak(100) + 10_000 * 16
 
 
+def tiled(model):
+    """A model of an image beside itself, as independent copies."""
+
+    def encode(params, x, c=(), *, key=None):
+        return model.encode(params, x[:5])
+
+    def decode(params, z, c=(), *, key=None):
+        return Normal(jnp.tile(model.decode(params, z).loc, 2), jnp.full(10, 0.5))
+
+    return model._replace(encode=encode, decode=decode)
+
+
+TILED = tiled(MODEL)
+
+
 def check_doubled_image(score):
     """An image beside itself, under a model of independent copies, has twice the distortion."""
-
-    def tiled(model):
-        def encode(params, x, c=(), *, key=None):
-            return model.encode(params, x[:5])
-
-        def decode(params, z, c=(), *, key=None):
-            return Normal(jnp.tile(model.decode(params, z).loc, 2), jnp.full(10, 0.5))
-
-        return model._replace(encode=encode, decode=decode)
-
     once = score(MODEL, PARAMS, jax.random.key(0), X)
-    twice = score(tiled(MODEL), PARAMS, jax.random.key(0), np.tile(X, 2))
+    twice = score(TILED, PARAMS, jax.random.key(0), np.tile(X, 2))
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-4)
 
 

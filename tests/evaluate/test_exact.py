@@ -115,12 +115,13 @@ def check_large_logits(log_coin):
 def test_a_coin_that_is_certain_has_a_finite_likelihood():
     """Checked against log(-expm1(log_sigmoid)), which is NaN at label 1 and a large logit."""
 
-    def ours(logits, x):
-        def decode(params, z, c=(), *, key=None):
-            return distributions.Bernoulli(params + 0 * z)
+    def decode(params, z, c=(), *, key=None):
+        return distributions.Bernoulli(params + 0 * z)
 
-        prior = distributions.Normal(jnp.zeros(1), jnp.ones(1))
-        model = Model(lambda *_: None, lambda *_: prior, lambda *_: None, decode)
+    prior = distributions.Normal(jnp.zeros(1), jnp.ones(1))
+    model = Model(lambda *_: None, lambda *_: prior, lambda *_: None, decode)
+
+    def ours(logits, x):
         return quadrature(model, logits, jax.random.key(0), x[None], spacing=0.1).log_px[0]
 
     def mistaken(logits, x):
@@ -143,7 +144,7 @@ def test_halving_the_spacing_converges_and_the_signs_say_when_it_has_not():
     assert np.all((narrow.edge > 0.01) | (np.abs(narrow.log_px - EXACT) < 0.1))
     assert narrow.edge.max() > 0.1
     with pytest.raises(ValueError, match="on the edge, expected at most 0.001; widen it"):
-        converged_quadrature(LINEAR, PARAMS, jax.random.key(0), X, width=0.5)
+        converged_quadrature(LINEAR, PARAMS, jax.random.key(0), X, spacing=0.1, width=0.5)
 
 
 def test_a_grid_of_its_own_settles_a_narrow_posterior():
@@ -248,11 +249,10 @@ def test_draws_depend_on_the_key_and_the_index_alone(key):
     one = grid_posterior(BERNOULLI, W, key, COINS, **options).z
     other = grid_posterior(BERNOULLI, W, clone(key), COINS, **options, batch_size=3, chunk=50).z
     assert np.mean(one == other) > 0.9  # apart from rounding at the border of two cells
-    some = grid_posterior(BERNOULLI, W, clone(key), COINS[:4], **options).z
-    np.testing.assert_array_equal(one[:4], some)
+    twice = grid_posterior(BERNOULLI, W, clone(key), COINS[[0, 0, 2, 3, 4, 5, 6]], **options).z
+    np.testing.assert_array_equal(np.delete(one, 1, axis=0), np.delete(twice, 1, axis=0))
     assert len(np.unique(np.concatenate(one), axis=0)) > 15
-    same = grid_posterior(BERNOULLI, W, clone(key), COINS[[0, 0]], **options).z
-    assert np.any(same[0] != same[1])
+    assert np.any(twice[0] != twice[1])
 
 
 @pytest.mark.statistics

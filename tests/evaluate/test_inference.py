@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests import oracles
-from vaejax import evaluate
+from vaejax import evaluate, inference
 from vaejax.distributions import Delta, MultivariateNormal, Normal, kl
 from vaejax.evaluate.inference import inference_gap, refine
 from vaejax.types import Batch
@@ -63,6 +63,7 @@ def test_a_full_covariance_is_refined_to_the_exact_posterior():
     np.testing.assert_allclose(jax.vmap(kl)(q, POSTERIOR), 0, atol=2e-3)
 
 
+@pytest.mark.statistics
 def test_the_gap_and_its_parts_equal_their_closed_forms():
     gap = inference_gap(
         POOR, PARAMS, jax.random.key(2), X, particles=500, steps=400, samples=400, learning_rate=0.1
@@ -85,8 +86,7 @@ def test_a_known_log_px_takes_the_place_of_the_estimate():
     gap = inference_gap(POOR, PARAMS, jax.random.key(2), X, log_px=EXACT, **options)
     np.testing.assert_array_equal(gap.log_px, EXACT)
     assert np.isnan(gap.ess).all()
-    one = inference_gap(POOR, PARAMS, jax.random.key(2), X[:1], log_px=EXACT[:1], **options)
-    assert np.isnan(one.amortisation.error)  # one example has no spread
+    assert np.isnan(inference._mean(gap.elbo[:1]).error)  # one example has no spread
     for log_px, transform in [(EXACT[:3], None), (EXACT, lambda key, x: x)]:
         with pytest.raises(ValueError, match=r"inference_gap: log_px.*expected \[23\]"):
             inference_gap(
@@ -99,7 +99,7 @@ def test_an_example_depends_on_the_key_and_its_index_alone():
     whole = refine(POOR, PARAMS, key, X, **options)
     chunks = refine(POOR, PARAMS, jax.random.clone(key), X, batch_size=7, **options)
     np.testing.assert_allclose(whole.loc, chunks.loc, rtol=1e-5)
-    twice = refine(POOR, PARAMS, jax.random.clone(key), np.stack([X[0], X[0]]), **options)
+    twice = refine(POOR, PARAMS, jax.random.clone(key), np.stack([X[0]] * len(X)), **options)
     assert np.all(np.asarray(twice.scale[0] != twice.scale[1]))
 
 
@@ -124,11 +124,11 @@ def test_conditions_and_transforms_reach_the_model():
 def test_the_bounds_are_those_of_evaluate():
     """At no refinement (a step of size 0) both bounds are that of the encoder."""
     gap = inference_gap(
-        POOR, PARAMS, jax.random.key(3), X, particles=10, steps=1, samples=7, learning_rate=0.0
+        POOR, PARAMS, jax.random.key(3), X, particles=10, steps=5, samples=5, learning_rate=0.0
     )
     np.testing.assert_allclose(gap.elbo, gap.elbo_refined, rtol=1e-4, atol=1e-4)
     key = jax.random.split(jax.random.key(3), 4)[2]
-    expected = evaluate.elbo_terms(POOR, PARAMS, key, X, samples=7)["elbo"]
+    expected = evaluate.elbo_terms(POOR, PARAMS, key, X, samples=5, batch_size=100)["elbo"]
     np.testing.assert_allclose(gap.elbo, expected, rtol=1e-5)
 
 
@@ -147,6 +147,6 @@ def test_what_cannot_be_refined_is_refused():
             PARAMS,
             jax.random.key(0),
             np.where(np.arange(23)[:, None] == 3, np.nan, X),
-            steps=1,
-            samples=1,
+            steps=3,
+            samples=2,
         )

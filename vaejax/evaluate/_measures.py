@@ -331,7 +331,15 @@ def over_prepared(
     key: Key,
     batch: Batch,
 ) -> Array:
-    """`measure_each` of `measure(model, params, x, c)`, which takes no key, layer noise off."""
+    """`measure_each` of a measure that takes no key: `measure(model, params, x, c)`.
+
+    Args:
+      measure: the function of one example; it is given the model with layer noise off.
+      model: a Model.
+      transform, batch_size, params, key, batch: as in `measure_each`.
+    Returns:
+      What the measure returns, with a leading axis `[n]`.
+    """
     options = measure, model
     return measure_each(_without_key, options, transform, batch_size, params, key, batch)
 
