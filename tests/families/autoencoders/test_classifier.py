@@ -16,6 +16,7 @@ from tests.families.autoencoders.levels import (
     GRADIENT,
     assert_equal,
     conditional,
+    plain_level,
     pretrain,
 )
 from vaejax import autoencoders, heads, stacked, train
@@ -24,7 +25,7 @@ from vaejax.types import Batch
 
 def test_conditions_reach_every_level_the_classifier_and_its_draw(clusters):
     """Checked against c left out above the first level and with one draw for another."""
-    levels = [conditional(8, 3), conditional(3, 2)]
+    levels = [plain_level(8, 3, 3), plain_level(3, 2, 3)]
     x, c = clusters.x, np.eye(3, dtype=np.float32)[clusters.y[::-1]]
     trained = pretrain(levels, jax.random.key(0), Batch(x, c), steps=2)
     classify = stacked.classifier(stacked.stack(levels), 3)
