@@ -51,6 +51,7 @@ from experiments.common.folder import (
 )
 from experiments.common.images import (
     FEW_IMAGES,
+    SOME_IMAGES,
     Splits,
     both_splits,
     check_unit_interval,
@@ -70,12 +71,23 @@ from experiments.common.options import (
 )
 from experiments.common.processes import first, joined, local, mesh
 from experiments.common.records import event_files, logger, logs, profiler, rows, seconds
-from experiments.common.training import LABELS, Row, falling_adam, fit, fit_many, keys, together
+from experiments.common.training import (
+    LABELS,
+    Row,
+    falling_adam,
+    fit,
+    fit_many,
+    keys,
+    stored,
+    together,
+    whole_run,
+)
 
 __all__ = [
     "FEW_IMAGES",
     "FREE",
     "LABELS",
+    "SOME_IMAGES",
     "Options",
     "Recipe",
     "Row",
@@ -115,10 +127,12 @@ __all__ = [
     "scaled",
     "seconds",
     "shrunk",
+    "stored",
     "together",
     "train_trial",
     "use_compilation_cache",
     "variations",
+    "whole_run",
     "write_json",
     "write_text",
 ]

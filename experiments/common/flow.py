@@ -14,11 +14,12 @@ import numpy as np
 import optax
 
 from experiments.common import sweep
-from experiments.common.folder import finish, open_folder
+from experiments.common.folder import finish, open_folder, write_text
 from experiments.common.options import Options, shrunk
 from experiments.common.records import seconds
 from experiments.common.training import Row, fit, fit_many
 from vaejax import evaluate
+from vaejax.errors import wrong
 from vaejax.train.population import mean_loss
 from vaejax.types import Key, Loss, Params, Transform
 
@@ -96,7 +97,8 @@ class Recipe(NamedTuple):
         of its own. Swept numbers of `config` may be arrays that JAX traces.
       measure: `measure(config, data, trained) -> (numbers, kept)`: the numbers of summary.json,
         and what else `draw` needs. `trained` is a Trained, or several by name as in `build`.
-      draw: `draw(config, data, trained, kept) -> figures` by name.
+      draw: `draw(config, data, trained, kept) -> figures` by name, figures/NAME.png; a string is
+        written to NAME.txt.
       note: what the numbers are, printed below them; or `note(config, summary)`.
       smoke: the options that `--smoke` replaces.
       swept: the options that `--sweep` may vary, numbers that can be arrays; or `swept(config)`.
@@ -144,6 +146,9 @@ def main(recipe: Recipe, config: Any) -> dict[str, Any]:
     numbers, kept = recipe.measure(config, data, trained)
     numbers = {**numbers, **alone}
     figures = recipe.draw(config, data, trained, kept)
+    texts = {name: figures.pop(name) for name in list(figures) if isinstance(figures[name], str)}
+    for name, text in texts.items():
+        write_text(folder / f"{name}.txt", text)
     return finish(folder, numbers, figures, _note(recipe, config, numbers))
 
 
@@ -191,6 +196,9 @@ def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
         return {"": built} if isinstance(built, Trial) else built
 
     first = trials({"seed": config.seed})
+    if any(trial.ready is not None for trial in first.values()):
+        fix = "leave one of the two out"
+        raise wrong("--seeds, --sweep", "a run that was trained before", "runs to train", fix)
     folder = open_folder(config, name=_name(recipe, config, "sweep"), free=recipe.free)
     found = {name: _population(config, folder / name, trials, name, hyper) for name in first}
     models: dict[Any, dict[str, Trial]] = {}  # a new model would be compiled anew

@@ -29,6 +29,7 @@ __all__ = [
     "measured",
     "note",
     "pictures",
+    "seen_as",
     "seen_by",
     "standard_normal",
     "transform_for",
@@ -81,8 +82,11 @@ def load(config: Any, recipe: str, key: Key, network: Any = None) -> Images:
     Raises:
       ValueError: for images that would train on nonsense.
     """
-    network = network or config
-    images, test = both_splits(config, recipe)
+    return seen_as(network or config, *both_splits(config, recipe), key)
+
+
+def seen_as(network: Any, images: Batch, test: Batch, key: Key) -> Images:
+    """Images of both splits, checked, as such a network sees them; `key`: of the first ones."""
     check_images(network, images.x)
     transform = transform_for(network, images.x)
     seen = seen_by(transform, key, images.x)

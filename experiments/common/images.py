@@ -12,16 +12,21 @@ from vaejax.types import Batch
 
 __all__ = [
     "FEW_IMAGES",
+    "SOME_IMAGES",
     "Splits",
     "both_splits",
     "check_unit_interval",
     "drawable",
+    "drawn_labels",
     "mean_of",
     "scaled",
 ]
 
 FEW_IMAGES: dict[str, Any] = {"train_split": "train[:64]", "test_split": "test[:32]"}
 """What `--smoke` reads."""
+
+SOME_IMAGES: dict[str, Any] = {"train_split": "train[:200]", "test_split": "test[:50]"}
+"""What it reads where every class has to be among them."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +91,20 @@ def check_unit_interval(recipe: str, images: Any) -> None:
         got = f"floats in [{images.min():.4g}, {images.max():.4g}]"
         fix = "store uint8, or divide by the largest value"
         raise wrong(f"{recipe}: --dataset", got, "[0, 1]", fix)
+
+
+def drawn_labels(images: Batch, labels: int, valid: int, seed: int) -> Batch:
+    """A balanced random set of so many labelled images.
+
+    The last `valid` images, which are kept for validation, are not among them.
+    """
+    rng = np.random.default_rng(seed)
+    y = images.y[: len(images.y) - valid]
+    each = labels // len(np.unique(y))
+    by_class = [rng.permutation(np.flatnonzero(y == label))[:each] for label in np.unique(y)]
+    if each < 1 or min(map(len, by_class)) < each:
+        got = f"{labels} of {len(by_class)} classes"
+        expected = "1 or more of each, and no more than there are outside validation"
+        raise wrong("stacked: --labels", got, expected, "change --labels or --valid")
+    chosen = np.concatenate(by_class)
+    return Batch(images.x[chosen], y=images.y[chosen])

@@ -12,13 +12,25 @@ import optax
 from experiments.common.options import Options
 from experiments.common.processes import local, mesh
 from experiments.common.records import logs
-from vaejax import train
+from vaejax import checkpoint, train
+from vaejax.errors import wrong
 from vaejax.train import population
 from vaejax.train.population import Make, Population
 from vaejax.trees import on_host
 from vaejax.types import Key, Loss, Metrics, Params
 
-__all__ = ["LABELS", "Row", "falling_adam", "fit", "fit_many", "keys", "settings", "together"]
+__all__ = [
+    "LABELS",
+    "Row",
+    "falling_adam",
+    "fit",
+    "fit_many",
+    "keys",
+    "settings",
+    "stored",
+    "together",
+    "whole_run",
+]
 
 LABELS = {"learning_rate": "step size of Adam at the start", "loss": "loss, nats per example"}
 """What axes say of what all recipes have."""
@@ -51,6 +63,31 @@ def falling_adam(config: Any, size: int, **options: Any) -> optax.GradientTransf
     """
     steps = config.epochs * (size // config.batch_size)
     return optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps), **options)
+
+
+def stored(folder: Path | None) -> Callable[[Params], Params] | None:
+    """`like -> params` that reads the checkpoints in a folder; None where there is none."""
+    return None if folder is None else lambda like: checkpoint.load(folder, like=like)
+
+
+def whole_run(
+    recipe: str, loss: Loss, rate: float, steps: int, batch_size: int
+) -> Callable[[Key, Params, Any], Params]:
+    """`(key, params, x) -> params`: a run without records, compiled once; ValueError if it fails.
+
+    Adam's step size falls from `rate` to 0 along a cosine.
+    """
+    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    run = jax.jit(train.make_train(loss, adam, steps=steps, batch_size=batch_size))
+
+    def fit(key: Key, params: Params, x: Any) -> Params:
+        state, history = run(key, params, x)
+        if not np.isfinite(history["loss"]).all():
+            fix = "lower --learning-rate"
+            raise wrong(f"{recipe}: training", "a loss not finite", "finite", fix)
+        return state.params
+
+    return fit
 
 
 def fit(

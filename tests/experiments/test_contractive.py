@@ -10,6 +10,7 @@ import pytest
 
 from experiments import common, contractive
 from experiments.benchmarks import contractive as benchmark
+from experiments.common import measures
 from vaejax import autoencoders, data
 from vaejax.types import Batch
 
@@ -48,7 +49,7 @@ def test_the_order_of_errors_is_counted_seed_by_seed():
         "gaussian": rows(2.0, 3.0, 2.0, norm=4.0),
         "contractive": rows(2.0, 1.0, 2.5, norm=2.0),
     }
-    summary = contractive.summarise(table)
+    summary = measures.summarise(table)
     assert summary["seeds_in_order_gaussian"] == "1 of 3"  # a tie with plain is none
     assert summary["plain_over_contractive_jacobian_norm"] == 4.0
     assert summary["gaussian_error_percent"] == pytest.approx(7 / 3)

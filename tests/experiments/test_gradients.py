@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import gradients as experiment
+from experiments.common import estimators, measures
 from vaejax import gradients
 from vaejax.types import Batch
 
@@ -39,11 +40,11 @@ def test_one_number_of_particles_gives_no_slope(tmp_path):
 def test_published_trends_of_the_signal_to_noise_ratio(key):
     """Encoder: K^-1/2 under IWAE, rising under DReG; generative model: K^1/2 under both."""
     toy_key, compare_key = jax.random.split(key)
-    model, params, x = experiment.toy(toy_key, 2, 4)
+    model, params, x = estimators.toy(toy_key, 2, 4)
     K = (4, 16, 64)
     found = {
         k: gradients.compare(
-            experiment.weighted(model, k),
+            estimators.weighted(model, k),
             params,
             jax.random.fold_in(compare_key, k),
             Batch(x),
@@ -55,7 +56,7 @@ def test_published_trends_of_the_signal_to_noise_ratio(key):
     }
 
     def slope(name, group):
-        return experiment.slope(K, [found[k][name][group].snr for k in K])
+        return measures.slope(K, [found[k][name][group].snr for k in K])
 
     assert -0.7 < slope("iwae", "encoder") < -0.3
     assert slope("dreg", "encoder") > 0.2

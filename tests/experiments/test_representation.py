@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import common, representation, vae
+from experiments.common import directions
 from vaejax.evaluate.representation import thickness
 
 
@@ -53,7 +54,7 @@ def test_groups_are_balanced_over_classes():
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1, 2], 50)
     values = rng.normal(size=150) + 10 * y
-    top, bottom = representation.extremes_within_classes(values, y, 0.1)
+    top, bottom = directions.extremes_within_classes(values, y, 0.1)
     assert np.bincount(y[top]).tolist() == np.bincount(y[bottom]).tolist() == [5, 5, 5]
     assert values[top & (y == 1)].min() > values[bottom & (y == 1)].max()
 
@@ -69,10 +70,10 @@ def test_a_direction_that_thickens_is_seen_to_rise_and_its_opposite_to_fall():
         return images
 
     codes, multiples = np.full((3, 2), 5.0), np.array([-1.0, 0.0, 1.0])
-    images, up = representation.along(decode, codes, np.array([3.0, 0.0]), multiples, thickness)
+    images, up = directions.along(decode, codes, np.array([3.0, 0.0]), multiples, thickness)
     assert images.shape == (3, 3, 20, 20, 1)
     assert up["rank_correlation"] == up["share_rising_at_every_step"] == 1.0
-    _, down = representation.along(decode, codes, np.array([-3.0, 0.0]), multiples, thickness)
+    _, down = directions.along(decode, codes, np.array([-3.0, 0.0]), multiples, thickness)
     assert (down["rank_correlation"], down["share_rising_at_every_step"]) == (-1.0, 0.0)
     expected = [2 * w * 16 / (2 * (w + 16)) for w in (2, 5, 8)]
     np.testing.assert_allclose(up["mean_along"], expected, rtol=0.05)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import common, stacked
+from experiments.common.images import drawn_labels
 from vaejax import data
 from vaejax.types import Batch
 
@@ -38,21 +39,18 @@ def test_it_runs_and_leaves_what_it_promises(finished):
 
 def test_labels_are_balanced_drawn_by_the_seed_and_apart_from_validation():
     """Checked against labels that the validation images lend to training."""
-    config = replace(stacked.Config(), labels=50, valid=300)
     images = data.load("digits", "train")
     numbered = Batch(np.arange(len(images.x)), y=images.y)
-    first, again, other = (
-        stacked.drawn_labels(numbered, replace(config, seed=seed)) for seed in (0, 0, 1)
-    )
+    first, again, other = (drawn_labels(numbered, 50, 300, seed) for seed in (0, 0, 1))
     assert np.bincount(first.y).tolist() == [5] * 10
     np.testing.assert_array_equal(images.y[first.x], first.y)
     np.testing.assert_array_equal(first.x, again.x)
     assert set(first.x) != set(other.x)
     assert len(set(first.x)) == 50 and first.x.max() < len(images.x) - 300
     with pytest.raises(ValueError, match="stacked: --labels: got 5 of 10 classes"):
-        stacked.drawn_labels(numbered, replace(config, labels=5))
+        drawn_labels(numbered, 5, 300, 0)
     with pytest.raises(ValueError, match="stacked: --labels: got 2000 of 10 classes"):
-        stacked.drawn_labels(numbered, replace(config, labels=2000))
+        drawn_labels(numbered, 2000, 300, 0)
 
 
 def test_levels_are_denoising_plain_or_contractive_and_presets_are_read():

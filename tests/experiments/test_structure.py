@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import common, structure
+from experiments.common import features, measures
+from vaejax import distributions
 from vaejax.model import Model
 
 WAYS = ["free", "dimension", "sparsity", "noise", "prior"]
@@ -45,12 +47,12 @@ def test_the_mnist_preset_and_what_it_cannot_take(tmp_path):
 
 def test_sparsity_of_known_codes():
     one, equal, none = np.eye(4)[:1], np.full((1, 4), -2.0), np.zeros((1, 4))
-    assert structure.few_entries(one) == pytest.approx({"near_zero": 0.75, "hoyer": 1.0})
-    assert structure.few_entries(equal) == pytest.approx({"near_zero": 0.0, "hoyer": 0.0})
+    assert measures.few_entries(one) == pytest.approx({"near_zero": 0.75, "hoyer": 1.0})
+    assert measures.few_entries(equal) == pytest.approx({"near_zero": 0.0, "hoyer": 0.0})
     # Half of the entries: (2 - sqrt 2) / (2 - 1), whatever the scale; no code at all counts as 1.
     half = np.array([[1.0, -1.0, 0.0, 0.0], [5.0, 0.0, 0.0, 5.0]])
-    assert structure.few_entries(half)["hoyer"] == pytest.approx(2 - 2**0.5)
-    assert structure.few_entries(np.concatenate([one, none]))["hoyer"] == pytest.approx(1.0)
+    assert measures.few_entries(half)["hoyer"] == pytest.approx(2 - 2**0.5)
+    assert measures.few_entries(np.concatenate([one, none]))["hoyer"] == pytest.approx(1.0)
 
 
 def test_samples_of_a_point_code_have_its_mean_and_covariance(key):
@@ -64,9 +66,9 @@ def test_samples_of_a_point_code_have_its_mean_and_covariance(key):
 
     class Itself:
         prior = staticmethod(lambda params: None)
-        decode = staticmethod(lambda params, z: structure.distributions.Delta(z))
+        decode = staticmethod(lambda params, z: distributions.Delta(z))
 
-    check(structure.samples(Itself, {}, codes, key, 4000))
+    check(features.samples(Itself, {}, codes, key, 4000))
     alone = codes.mean(axis=0) + rng.normal(size=(4000, 3)) * codes.std(axis=0)
     with pytest.raises(AssertionError):
         check(alone)
@@ -74,8 +76,8 @@ def test_samples_of_a_point_code_have_its_mean_and_covariance(key):
 
 def test_distance_to_the_nearest_image():
     a, b = np.zeros((1, 2, 2, 1)), np.stack([np.full((2, 2, 1), v) for v in (1.0, -3.0)])
-    assert structure.to_nearest(a, b) == pytest.approx(4.0)
-    assert structure.squared_error(b, a) == pytest.approx((4 + 36) / 2)
+    assert measures.to_nearest(a, b) == pytest.approx(4.0)
+    assert measures.squared_error(b, a) == pytest.approx((4 + 36) / 2)
 
 
 @pytest.mark.parametrize("share", [1, 2])
@@ -87,11 +89,11 @@ def test_images_of_a_plane_are_explained_by_pca_alone(share):
     nothing = Model(
         init=lambda key, x, c=(): {},
         prior=lambda params, c=(): None,
-        encode=lambda params, x, c=(), *, key=None: structure.distributions.Delta(x),
-        decode=lambda params, z, c=(), *, key=None: structure.distributions.Delta(0 * z),
+        encode=lambda params, x, c=(), *, key=None: distributions.Delta(x),
+        decode=lambda params, z, c=(), *, key=None: distributions.Delta(0 * z),
     )
     config = replace(structure.Config(), small=4)
-    found, pictures = structure.elsewhere(config, nothing, {}, x, x)
+    found, pictures = features.elsewhere(config, nothing, {}, x, x)
     flat = x.reshape(300, -1)
     for name, values in {"itself": flat, "rotated": flat, "inverted": 1 - flat}.items():
         left_over = np.sort(np.linalg.eigvalsh(np.cov(values.T, bias=True)))[:12].sum()
