@@ -89,9 +89,7 @@ def main(config: Config) -> dict[str, Any]:
     if len(set(config.particles)) < 2:
         raise wrong("gradients: --particles", config.particles, "two values of K", "add another")
     folder = common.open_folder(config, name=f"gradients-{Path(config.dataset).stem}")
-    point_key, small_key, weighted_key, elbo_key, toy_key = jax.random.split(
-        jax.random.key(config.seed), 5
-    )
+    point_key, small_key, weighted_key, elbo_key, toy_key = common.keys(config, 5)
     if config.dataset == "toy":
         model, params, x = toy(point_key, config.latent, config.images)
     else:

@@ -122,7 +122,7 @@ def repetition(config: Config, images: Batch, valid: Batch, test: Batch) -> tupl
 
 
 SMOKE: Any = {"epochs": 2, "fine_tuning_epochs": 2, "labels": 20, "valid": 50, "seeds": 2}
-SMOKE |= {"fine_tuning_rates": (1e-3,), **common.SOME_IMAGES}
+SMOKE |= {"fine_tuning_rates": (1e-3,), "fine_tuning_batch": 20, **common.SOME_IMAGES}
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vaejax.errors import at_least_one, wrong
 from vaejax.train import population
 from vaejax.train.population import Population
 
-__all__ = ["compared", "frozen", "grid", "measured", "report"]
+__all__ = ["compared", "flat", "frozen", "grid", "measured", "report"]
 
 
 def grid(config: SweepOptions, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -76,7 +76,7 @@ def measured(
     for i, setting in enumerate(settings(hyper)):
         params = {name: _member(one.params, i) for name, one in found.items()}
         history = {name: _history(one, i) for name, one in found.items()}
-        rows.append({} if i in stopped else _flat(measure(setting, params, history)))
+        rows.append({} if i in stopped else flat(measure(setting, params, history)))
     return rows
 
 
@@ -161,7 +161,7 @@ def report(
     return summary
 
 
-def _flat(numbers: Row) -> Row:
+def flat(numbers: Row) -> Row:
     """The numbers, with those inside another dictionary by both names: `NAME_NUMBER`."""
     found: Row = {}
     for name, value in numbers.items():

@@ -69,7 +69,6 @@ def test_weight_decay_is_of_the_squared_kernel(key):
     assert values[0] == same
 
 
-@pytest.mark.slow
 def test_the_benchmarks_programs_compute_one_penalty(tmp_path):
     for name, preset in benchmark.PRESETS.items():
         out = tmp_path / f"{name}.json"

@@ -1,31 +1,33 @@
 """The denoising and score_field experiments as their users run them."""
 
-import json
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import common, denoising, score_field
+from experiments import common, denoising
 from experiments.common import measures, planes
-from tests.conftest import some_slow
 from vaejax import corruption
 
 FIELDS = {"denoising", "plain", "corrupted"}
 
 
-def test_denoising_runs_and_leaves_what_it_promises(tmp_path):
-    config = replace(denoising.Config(), smoke=True, progress=False, out=tmp_path / "run")
-    summary = denoising.main(config)
-    folder = tmp_path / "run"
-    assert summary == json.loads((folder / "summary.json").read_text())
+def test_the_gain_is_over_the_plain_autoencoder(finished):
+    summary = finished("denoising", "digits").summary
     assert {name.removesuffix("_psnr_db") for name in summary} > FIELDS
     gain = summary["denoising_psnr_db"] - summary["plain_psnr_db"]
     assert summary["gain_over_plain_db"] == pytest.approx(gain)
     for name in FIELDS:  # the mean of logarithms against the logarithm of the mean
         assert summary[f"{name}_psnr_of_mean_error_db"] < summary[f"{name}_psnr_db"]
-    assert {path.stem for path in (folder / "figures").glob("*.png")} == {"curves", "images"}
+
+
+def test_the_true_field_has_the_zeros_of_three_modes(finished):
+    summary = finished("score_field", "mixture").summary
+    assert -1 <= summary["cosine"] <= 1 and summary["relative_squared_error"] > 0
+    found = [summary[f"zeros_{kind}_true"] for kind in ("maximum", "saddle", "minimum")]
+    assert found == [3, 3, 1]  # maxima - saddles + minima = 1 for any density on the plane
+    assert sum(summary["mode_shares_end"]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("preset", denoising.PRESETS)
@@ -96,24 +98,7 @@ def test_images_that_are_not_in_the_unit_interval_are_refused(tmp_path):
         denoising.main(replace(denoising.Config(), dataset=str(path), batch_size=4))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", ["mixture", "spiral"])
-def test_the_field_runs_and_leaves_what_it_promises(preset, tmp_path):
-    config = replace(score_field.PRESETS[preset], smoke=True, out=tmp_path / "run")
-    summary = score_field.main(config)
-    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert -1 <= summary["cosine"] <= 1 and summary["relative_squared_error"] > 0
-    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
-    assert figures == {"field", "langevin"}
-    if preset == "mixture":
-        found = [summary[f"zeros_{kind}_true"] for kind in ("maximum", "saddle", "minimum")]
-        assert found == [3, 3, 1]  # maxima - saddles + minima = 1 for any density on the plane
-        assert sum(summary["mode_shares_end"]) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    "density", some_slow(["mixture", "moons", "spiral", "ring"], ["moons", "spiral"])
-)
+@pytest.mark.parametrize("density", ["mixture", "moons", "spiral", "ring"])
 def test_the_smoothed_density_is_that_of_noisy_data(density):
     """Its mean and covariance are those of the data, with scale^2 added on the diagonal."""
     rng = np.random.default_rng(0)
@@ -137,9 +122,3 @@ def test_the_energy_distance_is_that_of_two_shifted_normals():
 
     expected = 2 * distance(1.0) - 2 * distance(0.0)
     assert measures.energy_distance(x, y + 1) == pytest.approx(expected, rel=0.1)
-
-
-def test_the_command_line_takes_both():
-    assert common.parse(denoising.PRESETS, "about", ["super_resolution"]).level == 4
-    config = common.parse(score_field.PRESETS, "about", ["ring", "--scale", "0.3"])
-    assert config.density == "ring" and config.scale == 0.3

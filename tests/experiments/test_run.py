@@ -159,7 +159,6 @@ def test_an_interrupted_or_terminated_run_says_how_to_go_on(command_line, capsys
     assert capsys.readouterr().err == "fit: stopped by SIGTERM: add --resume --out FOLDER\n"
 
 
-@pytest.mark.slow
 def test_two_processes_train_one_run_and_the_first_alone_writes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -284,7 +283,6 @@ def test_more_epochs_are_the_same_run_only_where_no_schedule_spans_them(tmp_path
             main(replace(config, epochs=4, resume=True))
 
 
-@pytest.mark.slow
 def test_networks_in_bfloat16_are_those_of_training_alone(key):
     x_key, init_key, loss_key = jax.random.split(key, 3)
     model = image_vae.build(SMALL, (8, 8, 1), None)

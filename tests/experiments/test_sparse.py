@@ -28,17 +28,19 @@ def check_left(out, summary, figures):
     assert all(np.isfinite(v) and v >= 0 for v in summary.values())
 
 
-@pytest.mark.parametrize("code", ["kl", "top_k", "batch_top_k"])
+@pytest.mark.parametrize("code", ["kl", "batch_top_k"])
 def test_codes_of_images(code, tmp_path):
     out = tmp_path / "run"
     summary = smoke("digits", out, code=code, latent=40, k=3)
     check_left(out, summary, IMAGES)
-    if code == "top_k":
-        assert summary["active_units"] == 3
     if code == "batch_top_k":
         assert summary["active_units"] == pytest.approx(3, abs=1.5)
         assert summary["threshold"] > 0
     assert ("units_within_factor_2" in summary) == (code == "kl")
+
+
+def test_a_top_k_code_has_so_many_active_units(finished):
+    assert finished("sparse", "digits").summary["active_units"] == 6
 
 
 def test_a_known_dictionary(tmp_path):

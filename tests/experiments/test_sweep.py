@@ -71,7 +71,6 @@ def test_a_sweep_can_be_looked_at_with_tensorboard(swept):
     assert b"eval/loss/7" in events.read_bytes()
 
 
-@pytest.mark.slow
 def test_a_member_of_a_resumed_sweep_says_what_its_own_run_says(swept, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "vae", lambda *_: {})
     alone = vae.main(replace(SMALL, seed=1, beta=4.0, scale=0.3, out=tmp_path / "run"))
