@@ -136,9 +136,9 @@ RECIPE = common.Recipe(
     draw,
     "nats per test image, a bound or estimate of -log p(x|c)",
     smoke={"epochs": 2, "batch_size": 16, "evaluate_every": 2, **FEW_IMAGES, **SMALLEST},
+    labels=image_vae.LABELS,
     swept={"learning_rate", "beta"},
     curve="elbo",
-    labels=image_vae.LABELS,
 )
 
 

@@ -102,7 +102,7 @@ def trained(config: Config, folder: Path, task: Task) -> Fitted:
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     warmup_epochs = min(1, config.warmup_epochs)
-    config = common.shrunk(config, **SMALLEST, batch_size=16, warmup_epochs=warmup_epochs)
+    config = common.shrunk(config, **SMALLEST, warmup_epochs=warmup_epochs)
     at_least_one("recurrent", epochs=config.epochs, latent=config.latent)
     task = KINDS[config.kind](config)
     folder = common.open_folder(config, name=f"recurrent-{config.kind}")

@@ -44,17 +44,10 @@ class Config(common.Splits, common.Options):
 
 
 DIGITS = Config()
+MNIST = replace(DIGITS, dataset="mnist", features=(16, 32, 64), entries=128)
 PRESETS = {
     "digits": DIGITS,
-    "mnist": replace(
-        DIGITS,
-        dataset="mnist",
-        features=(16, 32, 64),
-        entries=128,
-        epochs=8,
-        prior_epochs=5,
-        batch_size=128,
-    ),
+    "mnist": replace(MNIST, epochs=8, prior_epochs=5, batch_size=128),
 }
 
 

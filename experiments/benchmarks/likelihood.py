@@ -154,16 +154,8 @@ def programs(config: Config) -> dict[str, paired.Program]:
 def main(config: Config) -> dict[str, Any]:
     """Measure, print and write; returns what the JSON file holds."""
     if config.smoke:
-        config = replace(
-            config,
-            size=(4, 3),
-            hidden=(8,),
-            latent=2,
-            images=7,
-            particles=200,
-            batch_size=3,
-            rounds=2,
-        )
+        config = replace(config, size=(4, 3), hidden=(8,), latent=2, images=7)
+        config = replace(config, particles=200, batch_size=3, rounds=2)
     if config.compare:
         return paired.measure(programs(config), config, unit="samples", numerator="vaejax")
     return scored_once(config)

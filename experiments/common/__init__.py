@@ -41,6 +41,13 @@ Trials, `experiments/vae.py` one of a single Trial that can be swept.
 | `figures` | the usual pictures of a VAE or an autoencoder; its files: those of a subject |
 | `measures` | measures that no module of the library has |
 | `judge` | a classifier that says what generated images show |
+| `characters`, `sequences`, `sentences` | texts and sequences: data, n-grams, models, pictures |
+| `codebook` | the networks of a vector-quantised autoencoder, and pictures of its use |
+| `conditions`, `labelled` | images with a condition, and images of which few are labelled |
+| `factors` | sprites, and what codes say of their factors |
+| `game` | the players of an adversarial game on images |
+| `pixels` | images of discrete pixels: networks, simple models, pictures |
+| `plane` | densities of the plane |
 """
 
 from experiments.common import figures, image_vae, measures, variations

@@ -1,23 +1,36 @@
-"""The experiment runs and leaves what it promises; its n-grams are the formula's."""
+"""The character model: its numbers and texts; its n-grams are the formula's."""
 
-import json
+import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import charmodel
 from experiments.common import characters
+from vaejax import recurrent
+from vaejax.networks.autoregressive import Causal
 
 
-def test_smoke_run_leaves_its_numbers_pictures_and_samples(tmp_path):
-    config = charmodel.Config(smoke=True, out=tmp_path / "run", progress=False, prompt="the ")
-    summary = charmodel.main(config)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
-    assert 2 < summary["validation_nats_per_character"] < np.log(summary["vocabulary"]) + 0.5
-    assert len(summary["ngram_nats_per_character"]) == 3
-    assert {f.stem for f in (tmp_path / "run" / "figures").iterdir()} == {"curves", "context"}
-    samples = (tmp_path / "run" / "samples.txt").read_text()
-    assert samples.count("the |") == 3
+def test_a_run_compares_the_network_with_ngrams_and_writes_samples(finished):
+    one = finished("charmodel", "python")
+    assert one.summary["validation_nats_per_character"] > 2
+    assert one.summary["validation_nats_per_character"] < np.log(one.summary["vocabulary"]) + 0.5
+    assert len(one.summary["ngram_nats_per_character"]) == 3
+    assert (one.folder / "samples.txt").read_text().count("--- continuation") == 3
+
+
+def test_a_prompt_of_ones_own_is_continued(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("the and " * 100)
+    config = charmodel.Config(text=file, prompt="the ", features=4, length=5)
+    said = charmodel.load(config)
+    language = recurrent.Language(len(said.vocabulary), config.features)
+    net = Causal(language, (config.window,), jnp.int32)
+    written = charmodel.continuations(config, net, net.init(jax.random.key(0)), said)
+    assert re.findall("the \\|(.*)\n", written) and written.count("the |") == 3
+    assert all(len(one) == 5 for one in re.findall("the \\|(.*)\n", written))
 
 
 def test_a_text_of_ones_own_is_read_and_a_foreign_prompt_refused(tmp_path):
