@@ -1,5 +1,6 @@
 """Mixed precision: products in bfloat16, all that comes out in float32, the bound to half a nat."""
 
+import functools
 from functools import partial
 
 import jax
@@ -99,7 +100,8 @@ FAMILIES = {
 every = pytest.mark.parametrize("name", list(FAMILIES))
 
 
-def prepared(name):
+@functools.cache
+def built(name):
     """A model, parameters that no zero hides, one example and its condition."""
     build, x, c = FAMILIES[name]
     model = build()
@@ -123,10 +125,12 @@ def product_types(jaxpr):
                 yield from product_types(one)
 
 
-def types_in(function, *args):
-    found = list(product_types(jax.make_jaxpr(function)(*args).jaxpr))
+def types_and_results(function, *args):
+    """The types of the factors of its products, and the shapes and types that it returns."""
+    jaxpr, results = jax.make_jaxpr(function, return_shape=True)(*args)
+    found = list(product_types(jaxpr.jaxpr))
     assert found, "no product was seen"
-    return set().union(*found)
+    return set().union(*found), results
 
 
 def encoded(model, params, key, x, c):
@@ -140,22 +144,30 @@ def decoded(model, params, z, x, c):
 
 @every
 def test_every_product_is_of_bfloat16_and_what_comes_out_float32(name, key):
-    model, params, x, c = prepared(name)
+    model, params, x, c = built(name)
     mixed = mixed_precision(model)
-    z, log_q = jax.eval_shape(partial(encoded, mixed), params, key, x, c)
-    z = jnp.ones(z.shape, z.dtype)
-    log_px = jax.eval_shape(partial(decoded, mixed), params, z, x, c)
-    assert {z.dtype, log_q.dtype, log_px.dtype} == {jnp.dtype(jnp.float32)}
-    assert types_in(partial(encoded, mixed), params, key, x, c) == {jnp.dtype(jnp.bfloat16)}
-    assert types_in(partial(decoded, mixed), params, z, x, c) == {jnp.dtype(jnp.bfloat16)}
-    q, px = jax.eval_shape(lambda: (mixed.encode(params, x, c), mixed.decode(params, z, c)))
-    floats = [leaf for leaf in jax.tree.leaves((q, px)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def encoder_side(params, key):
+        q = mixed.encode(params, x, c)
+        return q, q.sample_and_log_prob(key)
+
+    def decoder_side(params, z):
+        px = mixed.decode(params, z, c)
+        return px, px.log_prob(x)
+
+    types, (q, (z, log_q)) = types_and_results(encoder_side, params, key)
+    assert types == {jnp.dtype(jnp.bfloat16)}
+    types, (px, log_px) = types_and_results(decoder_side, params, jnp.ones(z.shape, z.dtype))
+    assert types == {jnp.dtype(jnp.bfloat16)}
+    results = jax.tree.leaves((q, z, log_q, px, log_px))
+    floats = [leaf for leaf in results if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype for leaf in floats} == {z.dtype, log_q.dtype, log_px.dtype}
     assert {leaf.dtype for leaf in floats} == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.parametrize("name", ["levels", "convolutional", "iaf"])
 def test_numbers_and_gradients_are_those_of_float32_to_rounding(name):
-    model, params, x, c = prepared(name)
+    model, params, x, c = built(name)
 
     def bound(model, params, key):
         z, log_q = encoded(model, params, key, x, c)
@@ -178,7 +190,7 @@ def test_numbers_and_gradients_are_those_of_float32_to_rounding(name):
 
 
 def test_it_is_the_model_at_rounded_parameters_and_inputs():
-    model, params, x, _ = prepared("dense")
+    model, params, x, _ = built("dense")
     low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x))
     # Not compiled: compilers may leave a rounding out.
     by_hand, mixed = model.encode(*low), mixed_precision(model).encode(params, x)
@@ -191,7 +203,7 @@ def test_it_is_the_model_at_rounded_parameters_and_inputs():
 
 def test_known_pixels_are_handed_through_and_not_rounded():
     """A completed image has the density of its hidden pixels, which another known pixel ends."""
-    model, params, x, c = prepared("completing")
+    model, params, x, c = built("completing")
     z = jnp.ones(LATENT)
     px, whole = (jax.jit(m.decode)(params, z, c) for m in (mixed_precision(model), model))
     np.testing.assert_array_equal(px.x, c[0])
@@ -200,7 +212,7 @@ def test_known_pixels_are_handed_through_and_not_rounded():
 
 
 def test_a_network_in_a_distribution_keeps_its_parameters_and_its_structure(key):
-    model, params, x, _ = prepared("made")
+    model, params, x, _ = built("made")
     mixed = mixed_precision(model)
     px = mixed.decode(params, jnp.ones(LATENT))
     held = [leaf for leaf in jax.tree.leaves(px.conditionals) if leaf.ndim == 2]
@@ -212,7 +224,8 @@ def test_a_network_in_a_distribution_keeps_its_parameters_and_its_structure(key)
     carried, log_p = lax.scan(lambda p, _: (p, p.log_prob(x)), px, length=2)
     np.testing.assert_array_equal(log_p, jnp.broadcast_to(px.log_prob(x), 2))
     # Step by step in float32: its sums have a term for every entry.
-    assert types_in(lambda p, key: p.sample(key), carried, key) == {jnp.dtype(jnp.float32)}
+    types, _ = types_and_results(lambda p, key: p.sample(key), carried, key)
+    assert types == {jnp.dtype(jnp.float32)}
     assert set(np.unique(jax.jit(lambda p, key: p.sample(key))(px, key))) <= {0.0, 1.0}
     assert px.discrete and px.event_shape == SHAPE
 
@@ -259,7 +272,7 @@ def test_what_it_does_not_do_is_refused(key):
     np.testing.assert_allclose(q.value, params["codebook"][q.index], atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.statistics
 def test_the_bound_on_digits_is_within_half_a_nat_trained_either_way():
     """200 steps on scikit-learn's scans, measured by both; and the same steps in bfloat16."""
     images, test = data.load("digits").x, data.load("digits", "test").x
