@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.distributions._base import Distribution, as_float, distribution, one_event
+from vaejax.distributions._base import Distribution, distribution
+from vaejax.distributions._events import as_float, one_event
 
 
 @distribution

@@ -7,15 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.distributions._base import (
-    Distribution,
-    as_float,
-    distribution,
-    dtype_of,
-    flat,
-    one_event,
-    sum_inside,
-)
+from vaejax.distributions._base import Distribution, distribution
+from vaejax.distributions._events import as_float, dtype_of, flat, one_event, sum_inside
 from vaejax.types import Array
 
 

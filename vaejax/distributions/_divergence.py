@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.distributions._base import Distribution, as_float
+from vaejax.distributions._base import Distribution
 from vaejax.distributions._composed import Steps
 from vaejax.distributions._continuous import (
     Laplace,
@@ -17,6 +17,7 @@ from vaejax.distributions._continuous import (
     solve_lower,
 )
 from vaejax.distributions._discrete import Bernoulli, Categorical, Delta
+from vaejax.distributions._events import as_float
 from vaejax.types import Array
 
 

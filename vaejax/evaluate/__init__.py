@@ -16,18 +16,6 @@ A measure takes `(model, params, key, data, ...)`. With the same key and transfo
 see the same examples.
 """
 
-from vaejax.evaluate import (
-    annealing,
-    anomaly,
-    bounds,
-    decomposition,
-    diagnostics,
-    disentanglement,
-    exact,
-    gradients,
-    inference,
-    representation,
-)
 from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.evaluate._measures import (
     Likelihood,
@@ -37,7 +25,6 @@ from vaejax.evaluate._measures import (
     log_likelihood,
     log_prob,
     mean_loss,
-    over_prepared,
     reconstructions,
     squared_error,
 )
@@ -61,7 +48,6 @@ __all__ = [
     "log_prob",
     "mean_loss",
     "measure_each",
-    "over_prepared",
     "reconstructions",
     "representation",
     "squared_error",

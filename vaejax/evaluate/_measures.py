@@ -20,7 +20,7 @@ from vaejax.batch import over_examples, present, size_of
 from vaejax.errors import finite_values, warn_of_levels, wrong
 from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct, terms
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
+from vaejax.types import Array, Key, Loss, Metrics, Params, Transform
 
 
 class Likelihood(NamedTuple):
@@ -320,32 +320,6 @@ def check_counted(function: str, name: str, values: Any, x: Any, weight: Any) ->
     counts = isinstance(weight, tuple) or np.asarray(weight) > 0
     finite_values(function, name, np.where(counts, values, 0), x)
     return values
-
-
-def over_prepared(
-    measure: Callable[..., Array],
-    model: Model,
-    transform: Transform | None,
-    batch_size: int,
-    params: Params,
-    key: Key,
-    batch: Batch,
-) -> Array:
-    """`measure_each` of a measure that takes no key: `measure(model, params, x, c)`.
-
-    Args:
-      measure: the function of one example; it is given the model with layer noise off.
-      model: a Model.
-      transform, batch_size, params, key, batch: as in `measure_each`.
-    Returns:
-      What the measure returns, with a leading axis `[n]`.
-    """
-    options = measure, model
-    return measure_each(_without_key, options, transform, batch_size, params, key, batch)
-
-
-def _without_key(measure: Any, model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
-    return measure(deterministic(model), params, x, c)
 
 
 def _log_prob(network: Any, params: Params, key: Key, x: Any, c: Any) -> Array:

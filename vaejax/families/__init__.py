@@ -16,21 +16,6 @@
 | `semisupervised` | M2: learning from few labels |
 """
 
-from vaejax.families import (
-    adversarial,
-    autoencoders,
-    conditional,
-    disentangle,
-    hierarchical,
-    linear,
-    mixtures,
-    posteriors,
-    priors,
-    quantized,
-    recurrent,
-    semisupervised,
-)
-
 __all__ = [
     "adversarial",
     "autoencoders",

@@ -1,18 +1,8 @@
 """A model as four pure functions, what one pass of it draws, and the terms of its objectives."""
 
 from vaejax.model import terms
-from vaejax.model._model import (
-    Draw,
-    Generated,
-    Model,
-    autoencoder,
-    deterministic,
-    draw,
-    generate,
-    interpolate,
-    reconstruct,
-    tied,
-)
+from vaejax.model._draws import Draw, Generated, draw, generate, interpolate, reconstruct
+from vaejax.model._model import Model, autoencoder, deterministic, tied
 
 __all__ = [
     "Draw",

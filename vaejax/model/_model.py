@@ -18,7 +18,7 @@ from vaejax.batch import present
 from vaejax.distributions import Distribution
 from vaejax.errors import check_key, wrong
 from vaejax.networks import kernels
-from vaejax.types import Array, Decode, Encode, Init, Key, Module, Params, Prior, describe_fields
+from vaejax.types import Decode, Encode, Init, Key, Module, Params, Prior, describe_fields
 
 
 @describe_fields
@@ -53,44 +53,6 @@ class Model(NamedTuple):
     prior: Prior
     encode: Encode
     decode: Decode
-
-
-@describe_fields
-class Draw(NamedTuple):
-    """What one pass of inference produced, for one example.
-
-    A Draw stays inside the function of one example (see `over_batch`).
-
-    Args:
-      x: the example.
-      z: the code, drawn from q.
-      log_q: log q(z|x), nats, `()`.
-      q: the posterior, a Distribution over z.
-      pz: the prior, a Distribution over z.
-      px: the likelihood, a Distribution over x.
-    """
-
-    x: Any
-    z: Any
-    log_q: Array
-    q: Any
-    pz: Any
-    px: Any
-
-
-@describe_fields
-class Generated(NamedTuple):
-    """One ancestral sample: z ~ p(z), then x ~ p(x|z).
-
-    Args:
-      z: the code.
-      x: the sample.
-      mean: E[x|z], in the shape of x; `()` where p(x|z) has no mean in closed form.
-    """
-
-    z: Any
-    x: Any
-    mean: Any
 
 
 def autoencoder(
@@ -179,102 +141,6 @@ def autoencoder(
         return _apply("decode", "code", decoder, params["decoder"], z, c=c, key=key)
 
     return Model(jax.jit(init), prior_of, encode, decode)
-
-
-def draw(model: Model, params: Params, key: Key, x: Any, c: Any = (), *, given: Any = None) -> Draw:
-    """One pass of inference: q = q(z|x, c), z ~ q, then p(x|z, c) and p(z|c).
-
-    The code is reparameterised where q's sample is. For an example see `autoencoder`.
-
-    Args:
-      model: the Model.
-      params: its parameters.
-      key: for z, and for dropout in encode and decode.
-      x: one example.
-      c: its condition; absent by default.
-      given: what the encoder sees instead of x, for instance the corrupted input of a denoising
-        model; by default x itself. The Draw's `x` stays the clean target.
-    Returns:
-      A Draw.
-    """
-    encode_key, z_key, decode_key = jax.random.split(key, 3)
-    q = model.encode(params, x if given is None else given, c, key=encode_key)
-    z, log_q = q.sample_and_log_prob(z_key)
-    px = model.decode(params, z, c, key=decode_key)
-    return Draw(x, z, log_q, q, model.prior(params, c), px)
-
-
-def reconstruct(
-    model: Model, params: Params, x: Any, c: Any = (), *, key: Key | None = None
-) -> Any:
-    """E[x|z, c] at the posterior's mean, or at a draw z ~ q.
-
-    Args:
-      model: the Model.
-      params: its parameters.
-      x: one example.
-      c: its condition; absent by default.
-      key: for the draw; without it z is the posterior's mean.
-    Returns:
-      The reconstruction, in the shape of x.
-    """
-    q = model.encode(params, x, c)
-    return model.decode(params, q.mean if key is None else q.sample(key), c).mean
-
-
-def generate(model: Model, params: Params, key: Key, c: Any = ()) -> Generated:
-    """One ancestral sample from the model: z ~ p(z|c), then x ~ p(x|z, c), and E[x|z, c].
-
-    For an example see `autoencoder`; for many samples map it over keys by `jax.vmap`.
-
-    Args:
-      model: the Model.
-      params: its parameters.
-      key: one PRNG key.
-      c: the condition; absent by default.
-    Returns:
-      A Generated.
-    Raises:
-      ValueError: for a deterministic autoencoder, which has no prior to sample from.
-      TypeError: where key is no key.
-    """
-    check_key("generate", key)
-    z_key, x_key = jax.random.split(key)
-    pz = model.prior(params, c)
-    if pz is None:
-        raise ValueError(
-            "generate: a deterministic autoencoder has no prior; give autoencoder(..., prior=...)"
-        )
-    z = pz.sample(z_key)
-    px = model.decode(params, z, c)
-    try:
-        mean = px.mean
-    except NotImplementedError:
-        mean = ()
-    return Generated(z, px.sample(x_key), mean)
-
-
-def interpolate(
-    model: Model, params: Params, start: Any, end: Any, c: Any = (), *, steps: int = 7
-) -> Any:
-    """Decoded means along the straight line between two examples' mean codes.
-
-    Args:
-      model: the Model.
-      params: its parameters.
-      start, end: two examples.
-      c: the condition of both; absent by default.
-      steps: how many points, both ends among them.
-    Returns:
-      The means, `[steps, ...]`.
-    Raises:
-      ValueError: where steps is below 2.
-    """
-    if steps < 2:
-        raise ValueError(f"interpolate: expected steps >= 2, got {steps}")
-    first, last = (model.encode(params, x, c).mean for x in (start, end))
-    weights = jnp.linspace(0.0, 1.0, steps, dtype=first.dtype)
-    return jax.vmap(lambda w: model.decode(params, (1 - w) * first + w * last, c).mean)(weights)
 
 
 def deterministic(model: Model) -> Model:

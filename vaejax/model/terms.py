@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from vaejax.distributions import check_comparable, kl
-from vaejax.model._model import Draw
+from vaejax.model._draws import Draw
 from vaejax.types import Array
 
 
