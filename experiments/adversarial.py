@@ -128,6 +128,7 @@ def draw(config: Config, images: Images, one: Trained, kept: Any) -> dict[str, A
     return drawn if z is None else drawn | game.pictures(one, keys, images.test, z)
 
 
+SMALLEST = {"hidden": (8, 8), "critic": (4, 4)}
 RECIPE = common.Recipe(
     "adversarial",
     load,
@@ -135,7 +136,7 @@ RECIPE = common.Recipe(
     measure,
     draw,
     game.note,
-    smoke={"epochs": 2, "batch_size": 16, "samples": 50, **FEW_IMAGES},
+    smoke={"epochs": 2, "batch_size": 16, "samples": 50, **SMALLEST, **FEW_IMAGES},
     swept={"learning_rate", "critic_rate", "weight", "gamma"},
     labels={"test_critic_accuracy": "critic's share of right answers", "classes_shown": "classes"},
 )

@@ -75,9 +75,10 @@ def build(config: Config, images: tuple[Batch, Batch]) -> Trial:
     x, few = images[0].x, images[1].x[:1000]
     network, transform = pixels.network_for(config, x), partial(pixels.discretise, config.levels)
     keys, steps = keys_of(config), len(x) // config.batch_size
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, min(200, steps), config.epochs * steps
-    )
+    warmup = min(200, steps)
+    rising = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    falling = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps - warmup)
+    rate = optax.join_schedules([rising, falling], [warmup])
     log_prob = partial(evaluate.log_prob, network, transform=transform, batch_size=20)
     return Trial(
         network,

@@ -52,6 +52,7 @@ FIGURES = {
     "denoising": {"curves", "images"},
     "density": {"density", "curves"},
     "disentangle": {"traversals_beta_tcvae", "traversals_factor_vae", "information", "curves"},
+    "disentangle mnist": {"traversals_beta_tcvae", "traversals_factor_vae", "curves"},
     "em": {"components", "em", "em_gap", "vae"},
     "gradients": {"bias", "snr", "variance"},
     "hierarchical": {"active_units", "bounds", "samples_elbo", "samples_iwae"},
