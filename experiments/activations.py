@@ -20,13 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from experiments import run, sparse
-from vaejax import data, plot, sparsity, train
+from experiments import common
+from experiments.common import sparse_code
+from experiments.common.figures import sparse as figures
+from vaejax import data, plot, train
 from vaejax.errors import wrong
 
 
 @dataclass(frozen=True)
-class Config(sparse.Code):
+class Config(sparse_code.Code):
     latent: int = 1536  # units of the code
     k: int = 32  # active units of top_k, in the mean over the batch of batch_top_k
     learning_rate: float = 1e-3  # Adam's step size, falling to 0 over the last half
@@ -68,17 +70,17 @@ def main(config: Config) -> dict[str, Any]:
     def transform(key: Any, x: Any) -> Any:
         return (x - mean) / norm
 
-    model = sparse.build(config, sample.shape[1:])
-    params = sparse.begin(config, model, init_key, jnp.zeros(sample.shape[1:]))
-    folder = run.open_folder(config, name=f"activations-{config.dataset.stem}")
+    model = sparse_code.build(config, sample.shape[1:])
+    params = sparse_code.begin(config, model, init_key, jnp.zeros(sample.shape[1:]))
+    folder = common.open_folder(config, name=f"activations-{config.dataset.stem}")
     rows = len(np.load(config.dataset, mmap_mode="r"))
     steps = config.epochs * -(-rows // config.batch_size)
-    loss, adam = sparse.loss_for(config, model), sparse.adam_for(config, steps)
-    hook = sparse.reviving(
+    loss, adam = sparse_code.loss_for(config, model), sparse_code.adam_for(config, steps)
+    hook = sparse_code.reviving(
         config, model, adam, sample, steps, between=config.every, transform=transform
     )
     init, step = train.make_step(loss, adam, transform=transform)
-    step, log, history = jax.jit(step, donate_argnums=0), run.logger(folder), []
+    step, log, history = jax.jit(step, donate_argnums=0), common.logger(folder), []
     state = init(fit_key, params)
     began = perf_counter()
     batches = data.stream(
@@ -99,16 +101,12 @@ def main(config: Config) -> dict[str, Any]:
         "steps": i,
         "rows_per_second": i * config.batch_size / seconds,
     }
-    if config.code == "batch_top_k":
-        theta = sparsity.threshold(
-            model, final, theta_key, seen, k=config.k, batch_size=config.batch_size
-        )
-        model, summary["threshold"] = sparsity.thresholded(model, theta), theta
-    z, r = sparse.codes(model, final, seen)
-    summary |= sparse.measured(config, z, seen, r, name="squared_error") | {
+    model, found = sparse_code.at_threshold(config, model, final, theta_key, seen)
+    summary |= found
+    z, r = sparse_code.codes(model, final, seen)
+    summary |= sparse_code.measured(config, z, seen, r, name="squared_error") | {
         "seconds_train": seconds
     }
-    run.write_json(folder / "summary.json", summary)
     arrays: Any = {"/".join(path): a for path, a in flatten_dict(final).items()}
     np.savez(folder / "parameters.npz", mean=mean, norm=norm, **arrays)
     missed = [row["distortion"] - seen[0].size * np.log(np.pi) / 2 for row in history]
@@ -119,12 +117,11 @@ def main(config: Config) -> dict[str, Any]:
             xlabel="step",
             ylabel="share of the variance missed",
         ),
-        "units": sparse.drawn_units(config, z),
+        "units": figures.units(config, z),
     }
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, f"over {len(seen)} rows, which were also trained on")
-    return summary
+    note = f"over {len(seen)} rows, which were also trained on"
+    return common.finish(folder, summary, drawn, note)
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

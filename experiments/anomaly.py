@@ -12,28 +12,20 @@ makes such a comparison. Expected numbers and wall times: experiments/README.md.
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
 
-from experiments import run, vae
-from vaejax import anomaly, data, heads, networks, objectives, plot, train
-from vaejax.distributions import Normal
+from experiments import common
+from experiments.common import one_class
+from experiments.common.figures import anomalies as figures
+from vaejax import anomaly
 from vaejax.errors import at_least_one, wrong
-from vaejax.model import Model, autoencoder, draw
 
 
 @dataclass(frozen=True)
-class Config:
-    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a FILE with labels
-    train_split: str = "train"  # images to train on, one class at a time
-    test_split: str = "test"  # images to score
+class Config(common.Splits):
     classes: tuple[int, ...] = ()  # classes to train on; by default each in turn
     # the score of the claim, chosen on held-out training images; every score is recorded
     score: Literal[
@@ -77,151 +69,16 @@ PRESETS = {
 }
 
 
-def build(hidden: tuple[int, ...], code: Any, shape: Any, scale: float, prior: Any = None) -> Model:
-    """An autoencoder of dense layers with a Normal likelihood; linear where none is hidden."""
-    layers = partial(networks.MLP, kernel_init=vae.XAVIER)
-    decoder = nn.Sequential([layers(hidden[::-1]), heads.FixedNormal(shape, scale)])
-    return autoencoder(nn.Sequential([layers(hidden), code]), decoder, prior)
-
-
-def trainer(config: Config, loss: Any, init: Any, rate: float) -> Any:
-    """`(key, x) -> params`, compiled once for all classes."""
-    adam = optax.adam(optax.cosine_decay_schedule(rate, config.steps))
-    sizes: Any = {"steps": config.steps, "batch_size": config.batch_size}
-    whole_run = jax.jit(train.make_train(loss, adam, **sizes))
-
-    def fit(key: Any, x: Any) -> Any:
-        init_key, train_key = jax.random.split(key)
-        state, history = whole_run(train_key, init(init_key, x[0]), x)
-        if not np.isfinite(history["loss"]).all():
-            raise wrong("anomaly: training", "a loss not finite", "finite", "lower --learning-rate")
-        return state.params
-
-    return fit
-
-
-def corrupted_draw(noise: float) -> Any:
-    """A Draw of x with z from x + noise * eps: a denoising autoencoder (Vincent et al., 2008)."""
-
-    def from_corrupted(model: Model, params: Any, key: Any, x: Any, c: Any) -> Any:
-        noise_key, draw_key = jax.random.split(key)
-        given = x + noise * jax.random.normal(noise_key, x.shape)
-        return draw(model, params, draw_key, x, c, given=given)
-
-    return from_corrupted
-
-
-def pca_error(components: int, x: Any, x_test: Any) -> np.ndarray:
-    """Squared error of the reconstruction from the first principal components, `[n]`."""
-    from sklearn.decomposition import PCA
-
-    x, x_test = (images.reshape(len(images), -1) for images in (x, x_test))
-    pca = PCA(components, svd_solver="full").fit(x)
-    return np.sum((x_test - pca.inverse_transform(pca.transform(x_test))) ** 2, axis=1)
-
-
-def blurred(x: np.ndarray, sd: float) -> np.ndarray:
-    """Images `[n, height, width, channels]` under a Gaussian blur; anything as it is at 0."""
-    from scipy.ndimage import gaussian_filter
-
-    return gaussian_filter(x, (0, sd, sd, 0)) if sd else x
-
-
-def scorer(config: Config, shape: Any, size: int, x_test: Any) -> Any:
-    """What `anomaly.one_class` calls for each class; `size`: images to which a class is cycled."""
-    squared = 0.5**0.5  # the scale under which -log p is the squared error
-    linear = build((), heads.Code(config.components), shape, squared)
-    dae = build(config.hidden, heads.Code(config.code), shape, squared)
-    prior = Normal(jnp.zeros(config.latent), jnp.ones(config.latent))
-    model = build(config.hidden, heads.Normal(config.latent), shape, config.scale, prior)
-    # A deterministic autoencoder has no rate: its loss is the distortion alone.
-    error = partial(objectives.elbo, rate=lambda d: jnp.zeros(()))
-    denoising = error(dae, draw=corrupted_draw(config.noise))
-    fit_linear = trainer(config, error(linear), linear.init, config.linear_rate)
-    fit_dae = trainer(config, denoising, dae.init, config.learning_rate)
-    fit_vae = trainer(config, objectives.elbo(model), model.init, config.learning_rate)
-    smooth_test, draws = blurred(x_test, config.blur), jax.random.key(config.seed)
-
-    def fit_and_score(label: int, x: Any, x_test: Any) -> dict[str, Any]:
-        smooth = blurred(x, config.blur)
-        # Of one size for every class, cycled where there are fewer: compiled once.
-        cycled, smooth_cycled = (np.resize(i, (size, *shape)) for i in (x, smooth))
-        keys = jax.random.split(jax.random.fold_in(draws, label), 6)
-        found = {
-            "pca": pca_error(config.components, x, x_test),
-            "linear_ae": anomaly.reconstruction_error(
-                linear, fit_linear(keys[0], cycled), keys[1], x_test
-            ),
-            "pca_blurred": pca_error(config.components, smooth, smooth_test),
-            "dae_reconstruction": anomaly.reconstruction_error(
-                dae, fit_dae(keys[2], smooth_cycled), keys[3], smooth_test
-            ),
-        }
-        background = Normal(smooth.mean(axis=0), np.maximum(smooth.std(axis=0), config.scale))
-        by_vae = anomaly.scores(
-            model,
-            fit_vae(keys[4], smooth_cycled),
-            keys[5],
-            smooth_test,
-            train=smooth_cycled[:1000],
-            background=anomaly.independent_pixels(background),
-            samples=config.samples,
-            particles=config.particles,
-        )
-        return found | {f"vae_{name}": score for name, score in by_vae.items()}
-
-    return fit_and_score
-
-
-def bars(found: dict[str, anomaly.OneClass], names: list[str]) -> Any:
-    """AUROC of every class by some scores, with 95 % intervals, and the mean in the legend."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axis = figure.add_subplot(xlabel="class of the normal images", ylabel="AUROC (95 % interval)")
-    for i, name in enumerate(names):
-        labels, areas = zip(*found[name].per_class.items(), strict=True)
-        value, low, high = np.transpose(areas)
-        places = np.arange(len(labels)) + 0.8 * ((i + 0.5) / len(names) - 0.5)
-        ends, legend = [value - low, high - value], f"{name}: mean {found[name].mean:.4f}"
-        axis.errorbar(places, value, ends, fmt="o", ms=4, capsize=2, label=legend)
-    axis.set_xticks(range(len(labels)), labels)
-    axis.grid(axis="y", alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    return figure
-
-
-def extremes(x: Any, score: Any, normal: Any, label: int) -> Any:
-    """Test images at the ends of the ranking, where the score is right and where it fails."""
-    count = int(min(10, normal.sum(), (~normal).sum()))
-    order = np.argsort(score)
-    inside, outside = order[normal[order]], order[~normal[order]]
-    rows = inside[:count], inside[-count:][::-1], outside[:count], outside[-count:][::-1]
-    names = ["class, lowest", "class, highest", "others, lowest", "others, highest"]
-    title = f"test images by anomaly score, trained on class {label}"
-    return plot.images(x[np.concatenate(rows)], columns=count, title=title, labels=names)
+SMOKE: dict[str, Any] = {"steps": 5, "batch_size": 8, "samples": 2, "particles": 2, "components": 4}
+SMOKE |= {"classes": (0, 1), "train_split": "train[:300]", "test_split": "test[:100]"}
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train, score, measure and draw; returns what summary.json holds."""
-    if config.smoke:
-        config = replace(
-            config,
-            steps=5,
-            batch_size=8,
-            samples=2,
-            particles=2,
-            components=4,
-            train_split="train[:300]",
-            test_split="test[:100]",
-            classes=(0, 1),
-        )
-    at_least_one("anomaly", steps=config.steps, batch_size=config.batch_size)
-    images, test = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))
-    if isinstance(images.y, tuple) or isinstance(test.y, tuple):
-        raise wrong("anomaly: --dataset", "no labels", "labels", "np.savez(path, x=..., y=...)")
-    x, x_test = (np.asarray(data.scale(jax.random.key(0), part.x)) for part in (images, test))
+    config = common.shrunk(config, **SMOKE)
+    at_least_one("anomaly", steps=config.steps)
+    images, test = common.both_splits(config, "anomaly", labelled=True)
+    x, x_test = common.scaled(images), common.scaled(test)
     absent = sorted(set(config.classes) - set(np.unique(images.y).tolist()))
     if absent:
         expected, fix = f"some of {np.unique(images.y).tolist()}", "leave the option out for all"
@@ -231,10 +88,10 @@ def main(config: Config) -> dict[str, Any]:
         raise wrong("anomaly: --blur", f"vectors {x.shape}", "images to blur", fix)
     chosen = np.isin(images.y, config.classes or np.unique(images.y))
     x, y = x[chosen], images.y[chosen]
-    score_class = scorer(
+    score_class = one_class.scorer(
         config, x.shape[1:], int(np.unique(y, return_counts=True)[1].max()), x_test
     )
-    folder = run.open_folder(config, name=f"anomaly-{Path(config.dataset).stem}")
+    folder = common.open_folder(config, name=f"anomaly-{Path(config.dataset).stem}")
     began, kept = time.perf_counter(), {}
 
     def fit_and_score(label: int, x_class: Any, tested: Any) -> dict[str, Any]:
@@ -244,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
         return kept[label]
 
     found = anomaly.one_class(fit_and_score, x, y, x_test, test.y)
-    summary = {
+    summary: dict[str, Any] = {
         "score": config.score,
         "score_auroc_mean": found[config.score].mean,
         "auroc_mean": {name: result.mean for name, result in found.items()},
@@ -255,16 +112,14 @@ def main(config: Config) -> dict[str, Any]:
         "test_images": len(x_test),
         "seconds": time.perf_counter() - began,
     }
-    run.write_json(folder / "summary.json", summary)
     worst = min(kept, key=lambda label: found[config.score].per_class[label].value)
-    drawn = {"auroc": bars(found, ["pca", "linear_ae", "dae_reconstruction", config.score])}
+    drawn = {"auroc": figures.bars(found, ["pca", "linear_ae", "dae_reconstruction", config.score])}
     if x_test.ndim == 4:
-        drawn["extremes"] = extremes(x_test, kept[worst][config.score], test.y == worst, worst)
-    run.save_figures(folder, drawn)
-    means = {name: result.mean for name, result in found.items()}
-    run.report(folder, means, f"mean AUROC over classes; the score of the claim: {config.score}")
-    return summary
+        seen = kept[worst][config.score], test.y == worst, worst
+        drawn["extremes"] = figures.extremes(x_test, *seen)
+    note = f"mean AUROC over classes; the score of the claim: {config.score}"
+    return common.finish(folder, summary, drawn, note, shown=summary["auroc_mean"])
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

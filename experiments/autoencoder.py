@@ -4,33 +4,29 @@
 
 Hinton and Salakhutdinov, 2006; Baldi and Hornik, 1989 (the linear one). Errors are squared errors
 summed over the pixels of an image, white = 1, beside those of PCA with as many components.
-Expected numbers and wall times: experiments/README.md.
+`--seeds N` and `--sweep learning_rate=...` train many at once. Expected numbers and wall times:
+experiments/README.md.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.linalg
 from flax import linen as nn
 
-from experiments import figures, run
-from vaejax import autoencoders, data, evaluate, heads, networks, representation
-from vaejax.errors import wrong
+from experiments import common
+from experiments.common import FEW_IMAGES, Row, Trained, Trial, figures, measures
+from vaejax import autoencoders, data, evaluate, heads, networks
 from vaejax.model import Model, autoencoder, tied
+from vaejax.types import Batch
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
-    # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE of images
-    dataset: str = "digits"
-    train_split: str = "train"  # images to train on, for instance train or train[:50000]
-    test_split: str = "test"  # images to report on
+class Config(common.Splits, common.SweepOptions):
     network: Literal["linear", "mlp", "conv"] = "mlp"  # no hidden layer; dense layers; convolutions
     hidden: tuple[int, ...] = (256, 128)  # units (mlp) or channels (conv) of the encoder's layers
     latent: int = 16  # entries of the code
@@ -81,90 +77,69 @@ def build(config: Config, shape: tuple[int, ...]) -> Model:
     return tied(model) if config.tie else model
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train, compare with PCA, and draw; returns what summary.json holds."""
-    if config.smoke:
-        config = replace(
-            config,
-            epochs=2,
-            batch_size=16,
-            latent=4,
-            probe_images=64,
-            train_split="train[:64]",
-            test_split="test[:32]",
-        )
-    init_key, fit_key, draw_key = jax.random.split(jax.random.key(config.seed), 3)
-    images = data.load(config.dataset, config.train_split)
-    test = data.load(config.dataset, config.test_split)
-    x, x_test = (np.asarray(data.scale(draw_key, part.x)) for part in (images, test))
-    if not 0 <= x.min() <= x.max() <= 1:
-        got = f"floats in [{x.min():.4g}, {x.max():.4g}]"
-        raise wrong(
-            "autoencoder: --dataset", got, "[0, 1]", "store uint8, or divide by the maximum"
-        )
+def trial(config: Config, images: tuple[Batch, Batch]) -> Trial:
+    """The autoencoder, ready to be trained."""
+    init_key, fit_key, _ = common.keys(config, 3)
+    x, test = (part.x for part in images)
     model = build(config, x.shape[1:])
-    params = model.init(init_key, jnp.asarray(x[0]))
-    folder = run.open_folder(config, name=f"autoencoder-{Path(config.dataset).stem}")
-    loss = autoencoders.reconstruction(model)
-    steps = config.epochs * (len(x) // config.batch_size)
-    fitted = run.fit(
-        config,
-        folder,
-        loss,
-        optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
-        params,
-        images.x,
-        key=fit_key,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        transform=data.scale,
-        evaluate=partial(evaluate.mean_loss, loss, data=test.x, transform=data.scale),
-        evaluate_every=config.evaluate_every,
-        checkpoint_every=config.checkpoint_every,
-    )
+    loss, adam = autoencoders.reconstruction(model), common.falling_adam(config, len(x))
+    start = partial(model.init, init_key, jnp.asarray(common.scaled(images[0])[0]))
+    return Trial(model, start, loss, adam, x, fit_key, data.scale, test=test)
 
+
+def measure(config: Config, images: tuple[Batch, Batch], one: Trained) -> tuple[Row, Any]:
+    """The squared error beside PCA's, and what a probe and neighbours find in the codes."""
+    x, x_test = (common.scaled(part) for part in images)
+    flat, flat_test = (part.reshape(len(part), -1) for part in (x, x_test))
+    axes, mean = measures.principal_axes(flat, config.latent)
     unused = jax.random.key(0)  # evaluation draws nothing here
-    errors = evaluate.squared_error(model, fitted.params, unused, x_test)
-    flat, flat_test = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
-    axes, mean = principal_axes(flat, config.latent)
-    centred = flat_test - mean
-    summary: dict[str, Any] = {
+    encode = partial(evaluate.codes, one.model, one.params)
+    errors = evaluate.squared_error(one.model, one.params, unused, x_test)
+    numbers: Row = {
         "test_squared_error": float(errors.mean()),
-        "pca_squared_error": float(np.sum((centred - centred @ axes.T @ axes) ** 2) / len(centred)),
+        "pca_squared_error": measures.principal_error(flat_test, axes, mean),
         "latent": config.latent,
-        "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.seconds(folder),
     }
-    drawn = {}
+    columns = None
     if config.network == "linear":  # the span of the decoder's columns is that of PCA's axes
-        (kernel,) = networks.kernels(fitted.params["encoder" if config.tie else "decoder"]).values()
+        (kernel,) = networks.kernels(one.params["encoder" if config.tie else "decoder"]).values()
         columns = np.asarray(kernel if config.tie else kernel.T, np.float64)
-        summary["principal_angle_rad"] = float(scipy.linalg.subspace_angles(columns, axes.T).max())
-        drawn = figures.filters(columns, axes, x.shape[1:]) if x.ndim == 4 else {}
-    if isinstance(test.y, np.ndarray):
-        seen, labels = x[: config.probe_images], images.y[: config.probe_images]
-        codes, test_codes = (
-            evaluate.codes(model, fitted.params, jax.random.clone(unused), part)
-            for part in (seen, x_test)
-        )
-        labelled = codes, labels, test_codes, test.y
-        summary["probe_accuracy"] = representation.linear_probe(*labelled)
-        summary["retrieval_accuracy"] = representation.nearest_neighbours(*labelled)
-    run.write_json(folder / "summary.json", summary)
-    if x.ndim == 4 and x.shape[-1] in (1, 3):
-        drawn |= figures.autoencoder(model, fitted.params, draw_key, x_test, test.y)
-        run.save_figures(folder, drawn)
-    run.report(folder, summary, "squared error summed over pixels, white = 1, per test image")
-    return summary
+        numbers["principal_angle_rad"] = float(scipy.linalg.subspace_angles(columns, axes.T).max())
+    labels, test_labels = (part.y for part in images)
+    if isinstance(test_labels, np.ndarray):
+        some = slice(config.probe_images)
+        codes, test_codes = (encode(jax.random.clone(unused), part) for part in (x[some], x_test))
+        found = measures.probed(codes, labels[some], test_codes, test_labels)
+        numbers["probe_accuracy"], numbers["retrieval_accuracy"] = found
+    return numbers, (columns, axes)
 
 
-def principal_axes(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first principal axes of `x` `[n, d]`, orthonormal rows `[count, d]`, and its mean."""
-    from sklearn.decomposition import PCA
+def draw(config: Config, images: tuple[Batch, Batch], one: Trained, bases: Any) -> Row:
+    """What the autoencoder makes of images and codes; of a linear one its columns beside PCA's."""
+    test = images[1]
+    if not common.drawable(test.x):
+        return {}
+    columns, axes = bases
+    drawn = {} if columns is None else figures.filters(columns, axes, test.x.shape[1:])
+    key = common.keys(config, 3)[2]
+    return drawn | figures.autoencoder(one.model, one.params, key, common.scaled(test), test.y)
 
-    pca = PCA(count, svd_solver="covariance_eigh").fit(x.astype(np.float64))
-    return pca.components_, pca.mean_
+
+load = partial(common.both_splits, recipe="autoencoder", bounded=True)
+NOTE = "squared error summed over pixels, white = 1, per test image"
+SMOKE = {"epochs": 2, "batch_size": 16, "latent": 4, "probe_images": 64, **FEW_IMAGES}
+LABELS = common.LABELS | {
+    "test_squared_error": NOTE,
+    "probe_accuracy": "share that a probe gets right",
+}
+RECIPE = common.Recipe(
+    "autoencoder", load, trial, measure, draw, NOTE, SMOKE, swept={"learning_rate"}, labels=LABELS
+)
+
+
+main = partial(common.main, RECIPE)
+"""Train, compare with PCA, and draw; returns what summary.json holds."""
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

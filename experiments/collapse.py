@@ -6,24 +6,24 @@ Trains a preset of experiments.vae at every beta, and draws the rate-distortion 
 each latent dimension and, for a Normal likelihood, the calibration of its variance; reports.txt has
 a report in plain words for each beta. Expected: D rises and R falls with beta, the ELBO is best at
 beta = 1, every implied beta is the beta of the training, and a large one collapses. Figures in nats
-per test image; numbers and wall times: experiments/README.md.
+per test image; numbers and wall times: experiments/README.md. It has no `--seeds`: a report in
+words is of one run.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import optax
 
-from experiments import run, vae
-from vaejax import data, diagnostics, objectives, plot, train
-from vaejax.errors import at_least_one
+from experiments import common, vae
+from experiments.common import FEW_IMAGES, Row, Trained, Trial, diagnoses, image_vae
+from vaejax import diagnostics, objectives, train
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     # preset of experiments.vae: network, likelihood, batch and step size
     model: Literal["digits", "mnist", "burda", "conv", "gaussian"] = "digits"
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
@@ -40,113 +40,82 @@ PRESETS = {
 }
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train, report and draw; returns what summary.json holds: lists in the order of the betas."""
-    if config.smoke:
-        config = replace(
-            config,
-            epochs=2,
-            particles=2,
-            betas=config.betas[-2:],
-            train_split="train[:64]",
-            test_split="test[:32]",
-        )
-    at_least_one("collapse", epochs=config.epochs, betas=len(config.betas))
+def network_of(config: Config) -> vae.Config:
+    """The preset of experiments.vae."""
     base = vae.PRESETS[config.model]
-    base = replace(base, batch_size=min(base.batch_size, 16) if config.smoke else base.batch_size)
-    images = data.load(config.dataset, config.train_split).x
-    test = data.load(config.dataset, config.test_split).x
-    vae.check_images(base, images)
-    transform = vae.transform_for(base, images)
-    keys = jax.random.split(jax.random.key(config.seed), 5)
-    seen_key, start_key, train_key, report_key, calibration_key = keys
-    as_seen = jax.vmap(transform)(jax.random.split(seen_key, len(images[:2000])), images[:2000])
-    model = vae.build(base, images.shape[1:], np.asarray(as_seen.mean(axis=0)))
-    start = model.init(start_key, as_seen[0])
-    train.shuffled(len(images), base.batch_size)  # refuses a batch larger than the data
-    steps = len(images) // base.batch_size
-    folder = run.open_folder(config, name=f"collapse-{Path(config.dataset).stem}")
+    return replace(base, batch_size=min(base.batch_size, 16)) if config.smoke else base
 
-    decay = optax.cosine_decay_schedule(base.learning_rate, config.epochs * steps)
-    reports, calibrated = {}, {}
-    for beta in config.betas:
-        name = f"beta {beta:g}"
-        # The same start, noise and draws at every beta: they differ by beta alone.
-        params = run.fit(
-            config,
-            folder / name.replace(" ", "-"),
+
+def load(config: Config) -> image_vae.Images:
+    """The images, checked."""
+    base, key = network_of(config), common.keys(config, 5)[0]
+    images, test = common.both_splits(config, "collapse", betas=len(config.betas))
+    train.shuffled(len(images.x), base.batch_size)  # refuses a batch larger than the data
+    return image_vae.seen_as(base, images, test, key)
+
+
+def trials(config: Config, images: image_vae.Images) -> dict[str, Trial]:
+    """One VAE for each beta, with the same start, noise and draws: they differ by beta alone."""
+    base, x = network_of(config), images.train.x
+    _, start_key, train_key, *_ = common.keys(config, 5)
+    model = image_vae.build(base, x.shape[1:], images.mean)
+    steps = config.epochs * (len(x) // base.batch_size)
+    decay = optax.cosine_decay_schedule(base.learning_rate, steps)
+    return {
+        f"beta-{beta:g}": Trial(
+            model,
+            partial(model.init, jax.random.clone(start_key), images.first),
             objectives.elbo(model, beta=beta),
             optax.adam(decay, eps=base.adam_epsilon),
-            start,
-            images,
-            key=jax.random.clone(train_key),
-            epochs=config.epochs,
+            x,
+            jax.random.clone(train_key),
+            images.transform,
             batch_size=base.batch_size,
-            transform=transform,
             checkpoint_every=config.epochs,
-        ).params
+        )
+        for beta in config.betas
+    }
+
+
+def measure(config: Config, images: Any, trained: dict[str, Trained]) -> tuple[Row, Any]:
+    """A report for each beta, and the calibration of a Normal likelihood."""
+    *_, report_key, calibration_key = common.keys(config, 5)
+    reports, calibrated = {}, {}
+    for folder, one in trained.items():
+        name, seen = folder.replace("-", " "), (one.model, one.params)
         reports[name] = diagnostics.inference_report(
-            model,
-            params,
+            *seen,
             jax.random.clone(report_key),
-            test,
-            train=images,
-            transform=transform,
+            images.test.x,
+            train=images.train.x,
+            transform=images.transform,
             particles=config.particles,
         )
         print(f"\n{name}: {reports[name]}")
-        if "normal" in base.likelihood:
+        if "normal" in network_of(config).likelihood:
+            again = jax.random.clone(calibration_key)
             calibrated[name] = diagnostics.calibration(
-                model, params, jax.random.clone(calibration_key), test, transform=transform
+                *seen, again, images.test.x, transform=images.transform
             )
-
-    text = "\n\n".join(f"{n}: {r}" for n, r in reports.items())
-    run.write_text(folder / "reports.txt", text + "\n")
-    summary = _summary(config, reports)
-    run.write_json(folder / "summary.json", summary)
-    rates = {
-        name: [part.value for part in report.decomposition.dimension_rate or []]
-        for name, report in reports.items()
-    }
-    drawn = {
-        "rate_distortion": plot.rate_distortion(
-            summary["rate_nats"], summary["distortion_nats"], list(reports)
-        ),
-        "rates": plot.rates(rates),
-    }
-    if calibrated:
-        coverage = {name: found.coverage for name, found in calibrated.items()}
-        levels = next(iter(calibrated.values())).levels
-        errors = {name: found.error for name, found in calibrated.items()}
-        drawn["calibration"] = plot.calibration(levels, coverage, errors=errors)
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "nats per test image, in the order of the betas")
-    return summary
+    numbers = diagnoses.numbers_of(config, reports)
+    return numbers, (numbers, reports, calibrated)
 
 
-def _summary(config: Config, reports: dict[str, Any]) -> dict[str, Any]:
-    every = list(reports.values())
-    parts = [report.decomposition for report in every]
-    return {
-        "betas": list(config.betas),
-        "verdicts": [" and ".join(report.verdicts) for report in every],
-        "elbo_nats": [part.elbo.value for part in parts],
-        "distortion_nats": [part.distortion.value for part in parts],
-        "rate_nats": [part.rate.value for part in parts],
-        "information_nats": [part.information.value for part in parts],
-        "aggregated_kl_nats": [part.aggregated_kl.value for part in parts],
-        "cap_nats": parts[0].cap,
-        "active_units": [report.units.active for report in every],
-        "used_units": [report.used for report in every],
-        "implied_betas": [
-            None if "collapsed" in report.verdicts else report.implied_beta.value
-            for report in every
-        ],
-        "gap_nats": [report.gap.value for report in every],
-        "gap_particles": config.particles,
-        "epochs": config.epochs,
-    }
+def draw(config: Config, images: Any, trained: Any, kept: Any) -> dict[str, Any]:
+    """Rate against distortion, the KL of each dimension, and the calibration."""
+    return diagnoses.draw(*kept)
+
+
+NOTE = "nats per test image, in the order of the betas"
+RECIPE = common.Recipe(
+    "collapse", load, trials, measure, draw, NOTE, {"epochs": 2, "particles": 2, **FEW_IMAGES}
+)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, report and draw; returns what summary.json holds: lists in the order of the betas."""
+    return common.main(RECIPE, common.shrunk(config, betas=config.betas[-2:]))
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

@@ -9,7 +9,7 @@ with few labels finds in it. Expected numbers and wall times: experiments/README
 """
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,23 +17,13 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
-from experiments import run
-from vaejax import (
-    anomaly,
-    autoencoders,
-    contraction,
-    data,
-    evaluate,
-    heads,
-    plot,
-    representation,
-    train,
-)
+from experiments import common
+from experiments.common import SOME_IMAGES, measures
+from experiments.common.figures import jacobians
+from vaejax import anomaly, autoencoders, contraction, data, evaluate, heads, representation, train
 from vaejax.data.corruption import gaussian, masking
-from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model, autoencoder, tied
 from vaejax.networks import kernels
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
@@ -43,10 +33,7 @@ Rows = dict[str, list[dict[str, float]]]
 
 
 @dataclass(frozen=True)
-class Config:
-    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a labelled .npz FILE
-    train_split: str = "train"  # images to train on
-    test_split: str = "test"  # images to report on
+class Config(common.Splits):
     methods: tuple[Method, ...] = ("plain", "decayed", "masking", "gaussian", "contractive")
     units: int = 200  # of the sigmoid layer
     decay: float = 1e-3  # decayed: weight of the squared entries of the kernel
@@ -90,17 +77,15 @@ def build(config: Config, mean: np.ndarray) -> Model:
 def loss_of(config: Config, model: Model, method: Method) -> Loss:
     """What each method minimises."""
     plain = autoencoders.reconstruction(model)
-    match method:
-        case "decayed":
-            return decayed(plain, config.decay)
-        case "masking":
-            return autoencoders.denoising(model, corrupt=masking(config.nu))
-        case "gaussian":
-            return autoencoders.denoising(model, corrupt=gaussian(config.noise))
-        case "contractive":
-            norm = contraction.closed_form
-            return autoencoders.contractive(model, norm=norm, weight=config.weight)
-    return plain
+    denoising = partial(autoencoders.denoising, model)
+    closed: Any = {"norm": contraction.closed_form, "weight": config.weight}
+    return {
+        "plain": lambda: plain,
+        "decayed": lambda: decayed(plain, config.decay),
+        "masking": lambda: denoising(corrupt=masking(config.nu)),
+        "gaussian": lambda: denoising(corrupt=gaussian(config.noise)),
+        "contractive": lambda: autoencoders.contractive(model, **closed),
+    }[method]()
 
 
 def decayed(loss: Loss, weight: float) -> Loss:
@@ -131,76 +116,17 @@ def measured(config: Config, model: Model, params: Params, seen: Batch, test: Ba
     }
 
 
-def summarise(rows: Rows) -> dict[str, Any]:
-    """Mean and deviation over seeds of every measure, and contractive against plain."""
-    table = {m: {n: np.array([row[n] for row in rows[m]]) for n in rows[m][0]} for m in rows}
-    summary: dict[str, Any] = {}
-    for method, measures in table.items():
-        for name, values in measures.items():
-            summary[f"{method}_{name}"] = float(values.mean())
-            if len(values) > 1:
-                summary[f"{method}_{name}_sd"] = float(values.std(ddof=1))
-    if "plain" in table and "contractive" in table:
-        plain, ours = table["plain"], table["contractive"]
-        for name in ("jacobian_norm", "reconstruction_nats"):
-            summary[f"plain_over_contractive_{name}"] = float(np.mean(plain[name] / ours[name]))
-        for rival in sorted(set(table) - {"plain", "contractive"}):
-            error = table[rival]["error_percent"]
-            holds = (ours["error_percent"] <= error) & (error < plain["error_percent"])
-            summary[f"seeds_in_order_{rival}"] = f"{holds.sum()} of {len(holds)}"
-    return summary
-
-
-def draw(model: Model, trained: dict[str, Params], x: Any) -> dict[str, Any]:
-    """Spectra over 20 images, tangent directions at five, and the filters of the largest norms."""
-    spectrum = jax.jit(jax.vmap(partial(contraction.singular_values, model), (None, 0)))
-    tangents = jax.jit(jax.vmap(partial(contraction.tangents, model, count=7), (None, 0)))
-    curves = plot.curves(
-        {method: spectrum(params, x[:20]).mean(axis=0) for method, params in trained.items()},
-        xlabel="index",
-        ylabel="singular value of df/dx (white = 1)",
-        title="mean spectrum over 20 test images",
-    )
-    curves.axes[0].set_yscale("log")
-    shown, filters = [], []
-    for params in trained.values():
-        shown.append(np.concatenate([x[:5, None], tangents(params, x[:5])], axis=1))
-        (W,) = (np.asarray(kernel).T for kernel in kernels(params["encoder"]).values())
-        filters.append(W[np.argsort(-np.sum(W**2, axis=1))[:12]].reshape(-1, *x.shape[1:]))
-    title = "test images, and the directions in which their codes change most"
-    drawn = {
-        f"tangents_{method}": plot.filters(
-            rows.reshape(-1, *x.shape[1:]), columns=8, title=f"{method}: {title}"
-        )
-        for method, rows in zip(trained, shown, strict=True)
-    }
-    title, names = "filters of the largest norms", list(trained)
-    rows = np.concatenate(filters)
-    drawn["filters"] = plot.filters(rows, columns=len(filters[0]), labels=names, title=title)
-    return {"spectrum": curves, **drawn}
-
-
 def main(config: Config) -> dict[str, Any]:
     """Train by every method and seed, measure and draw; returns what summary.json holds."""
-    if config.smoke:
-        config = replace(
-            config,
-            epochs=2,
-            train_split="train[:200]",
-            test_split="test[:50]",
-            labels=100,
-            units=10,
-        )
-    at_least_one("contractive", seeds=config.seeds, epochs=config.epochs, labels=config.labels)
-    splits = (data.load(config.dataset, s) for s in (config.train_split, config.test_split))
-    scaled = partial(data.scale, jax.random.key(0))
-    seen, test = (split._replace(x=scaled(split.x)) for split in splits)
-    if isinstance(seen.y, tuple):
-        raise wrong("contractive: --dataset", "no labels", "labels y", "give a .npz with x and y")
-    folder = run.open_folder(config, name=f"contractive-{Path(config.dataset).stem}")
+    config = common.shrunk(config, epochs=2, labels=100, units=10, **SOME_IMAGES)
+    splits = common.both_splits(
+        config, "contractive", labelled=True, seeds=config.seeds, labels=config.labels
+    )
+    seen, test = (part._replace(x=data.scale(jax.random.key(0), part.x)) for part in splits)
+    folder = common.open_folder(config, name=f"contractive-{Path(config.dataset).stem}")
     model = build(config, np.asarray(seen.x.mean(axis=0)))
     steps = config.epochs * (len(seen.x) // config.batch_size)
-    adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps or 1))
+    adam = common.falling_adam(config, len(seen.x))
     trained: dict[str, Params] = {}
     rows: Rows = {method: [] for method in config.methods}
     for method in config.methods:
@@ -213,14 +139,12 @@ def main(config: Config) -> dict[str, Any]:
                 state, _ = fit(fit_key, model.init(init_key, seen.x[0]), seen.x)
             rows[method].append(measured(config, model, state.params, seen, test))
             trained.setdefault(method, state.params)
-            run.write_json(folder / "measurements.json", rows)
+            common.write_json(folder / "measurements.json", rows)
             print(f"{method}, seed {seed}:", *(f"{n} {v:.4g}" for n, v in rows[method][-1].items()))
-    summary = summarise(rows)
-    run.write_json(folder / "summary.json", summary)
-    run.save_figures(folder, draw(model, trained, test.x))
-    run.report(folder, summary, "nats per test image (Bernoulli, grey levels); sd over seeds")
-    return summary
+    note = "nats per test image (Bernoulli, grey levels); sd over seeds"
+    drawn = jacobians.draw(model, trained, test.x)
+    return common.finish(folder, measures.summarise(rows), drawn, note)
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

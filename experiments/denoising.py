@@ -4,35 +4,29 @@
 
 Beside it a plain autoencoder of the same size starts from the same parameters and sees the same
 batches, clean; on corrupted test images both are measured in PSNR, -10 log10(mean squared error) in
-dB, white = 1. Expected numbers and wall times: experiments/README.md.
+dB, white = 1. `--seeds N` and `--sweep learning_rate=...` train many at once. Expected numbers and
+wall times: experiments/README.md.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
-from experiments import run
-from vaejax import autoencoders, corruption, data, evaluate, heads, networks, plot, train
+from experiments import common
+from experiments.common import FEW_IMAGES, Row, Trained, Trial, figures
+from experiments.common.measures import psnr
+from vaejax import autoencoders, corruption, data, evaluate, heads, networks, plot
 from vaejax.batch import over_examples
-from vaejax.errors import at_least_one, wrong
 from vaejax.model import autoencoder
-
-EXACT = 60.0  # dB: what an image counts that is better than this, for instance one left as it was
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
-    # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE of images
-    dataset: str = "digits"
-    train_split: str = "train"  # images to train on, for instance train or train[:50000]
-    test_split: str = "test"  # images to report on
+class Config(common.Splits, common.SweepOptions):
     corruption: Literal[
         "masking", "gaussian", "salt_and_pepper", "erased_block", "low_resolution"
     ] = "masking"
@@ -47,10 +41,8 @@ class Config(run.Options):
     checkpoint_every: int = 100  # epochs between checkpoints
 
 
-DIGITS = Config()
-MNIST = replace(
-    DIGITS,
-    dataset="mnist",
+MNIST = Config(
+    "mnist",
     hidden=(1000,),
     code=500,
     epochs=12,
@@ -59,7 +51,7 @@ MNIST = replace(
     checkpoint_every=5,
 )
 PRESETS = {
-    "digits": DIGITS,
+    "digits": Config(),
     "mnist": MNIST,
     "gaussian": replace(MNIST, corruption="gaussian"),
     "inpainting": replace(MNIST, corruption="erased_block", level=10),
@@ -83,112 +75,76 @@ def corruption_of(config: Config) -> Any:
     return getattr(corruption, config.corruption)(int(config.level) if counted else config.level)
 
 
-def together(losses: dict[str, Any]) -> Any:
-    """Several networks trained in one scalar, each as if alone, Adam being elementwise."""
-
-    def loss(params: Any, key: Any, batch: Any, step: Any) -> Any:
-        keys = dict(zip(losses, jax.random.split(key, len(losses)), strict=True))
-        values = {n: one(params[n], keys[n], batch, step)[0] for n, one in losses.items()}
-        return jnp.asarray(sum(values.values())), values
-
-    return loss
+def load(config: Config) -> tuple[Any, Any]:
+    """The images of both splits, checked, as is whether the corruption fits them."""
+    images, test = (part.x for part in common.both_splits(config, "denoising", bounded=True))
+    mean = jnp.asarray(common.mean_of(images), jnp.float32)
+    jax.eval_shape(corruption_of(config), jax.random.key(0), mean)
+    return images, test
 
 
-def psnr(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """`-10 log10(mean squared error)` of each image, `[n]`, in dB, at most `EXACT`."""
-    error = np.mean((other - clean).reshape(len(clean), -1) ** 2, axis=1, dtype=np.float64)
-    return -10 * np.log10(np.maximum(error, 10 ** (-EXACT / 10)))
+def trial(config: Config, images: tuple[Any, Any]) -> Trial:
+    """Both autoencoders, in one loss."""
+    x, test = images
+    init_key, fit_key, _ = common.keys(config, 3)
+    mean = common.mean_of(x)
+    model = build(config, x.shape[1:], mean)
+    denoising = autoencoders.denoising(model, corrupt=corruption_of(config))
+    loss = common.together({"denoising": denoising, "plain": autoencoders.reconstruction(model)})
+
+    def init() -> Any:
+        start = model.init(init_key, jnp.asarray(mean, jnp.float32))
+        return {"plain": start, "denoising": start}
+
+    adam = common.falling_adam(config, len(x))
+    return Trial(model, init, loss, adam, x, fit_key, data.scale, test=test)
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train, measure and draw; returns what summary.json holds."""
-    if config.smoke:
-        config = replace(
-            config,
-            epochs=2,
-            batch_size=16,
-            hidden=(32,),
-            code=16,
-            evaluate_every=1,
-            train_split="train[:64]",
-            test_split="test[:32]",
-        )
-    images = data.load(config.dataset, config.train_split).x
-    test = data.load(config.dataset, config.test_split).x
-    at_least_one("denoising", epochs=config.epochs, batch_size=config.batch_size)
-    train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
-    if images.dtype != np.uint8 and not 0 <= images.min() <= images.max() <= 1:
-        got = f"floats in [{images.min():.4g}, {images.max():.4g}]"
-        raise wrong("denoising: --dataset", got, "[0, 1]", "store uint8, or scale them")
-    corrupt = corruption_of(config)
-    init_key, fit_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
-    mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
-    jax.eval_shape(corrupt, init_key, jnp.asarray(mean, jnp.float32))  # refuses what does not fit
-    model = build(config, images.shape[1:], mean)
-    start = model.init(init_key, jnp.asarray(mean, jnp.float32))
-    folder = run.open_folder(config, name=f"denoising-{Path(config.dataset).stem}")
+def measure(config: Config, images: tuple[Any, Any], one: Trained) -> tuple[Row, Any]:
+    """PSNR of the corrupted test images and of what either network makes of them."""
+    key, unused = common.keys(config, 3)[2], jax.random.key(0)  # nothing more is drawn
+    clean = np.asarray(data.scale(key, images[1]))
+    seen = over_examples(corruption_of(config), key, clean)
 
-    steps = len(images) // config.batch_size
-    adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps))
-    plain, denoising = autoencoders.reconstruction, autoencoders.denoising
-    loss = together({"denoising": denoising(model, corrupt=corrupt), "plain": plain(model)})
-    fitted = run.fit(
-        config,
-        folder,
-        loss,
-        adam,
-        {"plain": start, "denoising": start},
-        images,
-        key=fit_key,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        transform=data.scale,
-        evaluate=partial(evaluate.mean_loss, loss, data=test, transform=data.scale),
-        evaluate_every=config.evaluate_every,
-        checkpoint_every=config.checkpoint_every,
-    )
+    def rebuilt(name: str, x: Any) -> np.ndarray:
+        key = jax.random.clone(unused)
+        return np.asarray(evaluate.reconstructions(one.model, one.params[name], key, x))
 
-    clean = np.asarray(data.scale(test_key, test))
-    seen = over_examples(corrupt, test_key, clean)
-    unused = jax.random.key(0)  # nothing more is drawn
     rows = {"corrupted": np.asarray(seen)}
-    for name in ("plain", "denoising"):
-        again = jax.random.clone(unused)
-        rows[name] = np.asarray(evaluate.reconstructions(model, fitted.params[name], again, seen))
-    found = {f"{name}_psnr_db": psnr(clean, row).mean() for name, row in rows.items()}
-    # Not moved by images that lose nothing, such as those erased where they are blank.
-    pooled = {
-        f"{name}_psnr_of_mean_error_db": psnr(clean[None], row[None]).item()
-        for name, row in rows.items()
-    }
-    of_clean = np.asarray(evaluate.reconstructions(model, fitted.params["plain"], unused, clean))
-    gain = {
-        f"gain_over_{name}_db": found["denoising_psnr_db"] - found[f"{name}_psnr_db"]
-        for name in ("corrupted", "plain")
-    }
-    summary = {k: float(v) for k, v in {**found, **gain, **pooled}.items()} | {
-        "plain_psnr_of_clean_db": float(psnr(clean, of_clean).mean()),
-        "test_images": len(test),
-        "epochs": len(fitted.history["epoch"]),
-        "seconds_train": run.seconds(folder),
-    }
-    run.write_json(folder / "summary.json", summary)
-    curves = {
-        f"{name}, {part}": fitted.history[prefix + name]
-        for name in fitted.params
-        for part, prefix in (("train", ""), ("test", "eval/"))
-    }
-    drawn = {"curves": plot.curves(curves, ylabel="cross-entropy, nats per image")}
-    if images.ndim == 4 and images.shape[-1] in (1, 3):
-        labels = ["clean"] + [f"{n}, {pooled[f'{n}_psnr_of_mean_error_db']:.1f} dB" for n in rows]
+    rows |= {name: rebuilt(name, seen) for name in ("plain", "denoising")}
+    found: Row = {f"{name}_psnr_db": psnr(clean, row).mean() for name, row in rows.items()}
+    for name in ("corrupted", "plain"):
+        found[f"gain_over_{name}_db"] = found["denoising_psnr_db"] - found[f"{name}_psnr_db"]
+    for name, row in rows.items():  # not moved by images that lose nothing, blank where erased
+        found[f"{name}_psnr_of_mean_error_db"] = psnr(clean[None], row[None]).item()
+    found["plain_psnr_of_clean_db"] = psnr(clean, rebuilt("plain", clean)).mean()
+    numbers = {name: float(value) for name, value in found.items()}
+    return {**numbers, "test_images": len(clean)}, (clean, rows, numbers)
+
+
+def draw(config: Config, images: Any, one: Trained, kept: Any) -> dict[str, Any]:
+    """Test images, corrupted and as either network has them; and the losses in training."""
+    clean, rows, numbers = kept
+    ylabel = "cross-entropy, nats per image"
+    drawn = {"curves": figures.train_and_test(one.history, tuple(one.params), ylabel)}
+    if common.drawable(images[0]):
+        of_rows = [f"{n}, {numbers[f'{n}_psnr_of_mean_error_db']:.1f} dB" for n in rows]
         title = f"{config.corruption} {config.level:g}: PSNR of the mean error of the test images"
         shown = np.concatenate([clean[:10], *(row[:10] for row in rows.values())])
-        columns = min(10, len(clean))
+        columns, labels = min(10, len(clean)), ["clean", *of_rows]
         drawn["images"] = plot.images(shown, columns=columns, title=title, labels=labels)
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "dB: mean over test images of -10 log10(mean squared error)")
-    return summary
+    return drawn
+
+
+NOTE = "dB: mean over test images of -10 log10(mean squared error)"
+SMOKE: Row = {"epochs": 2, "batch_size": 16, "hidden": (32,), "code": 16, "evaluate_every": 1}
+LABELS = common.LABELS | {"gain_over_plain_db": "gain over the plain one, dB"}
+RECIPE = common.Recipe(
+    "denoising", load, trial, measure, draw, NOTE, SMOKE | FEW_IMAGES, ["learning_rate"], LABELS
+)
+main = partial(common.main, RECIPE)
+"""Train, measure and draw; returns what summary.json holds."""
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

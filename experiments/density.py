@@ -1,28 +1,30 @@
 """A coupling flow (Dinh et al., 2017, arXiv:1605.08803) as a density of the plane.
 
-    python -m experiments.density [preset] --shape moons|rings --layers L --steps N --seed S
+    python -m experiments.density [preset] --shape moons|rings --layers L --epochs N --seed S
 
-The data are drawn from a known density, many narrow Normals along two curves, so that the nats of
-the flow stand beside the least that any model can reach, the entropy. Expected numbers and wall
-times: experiments/README.md. All figures in nats per point.
+The data are drawn from a known density, many narrow Normals along two curves. So the nats of the
+flow can be compared with the least that any model can reach, the entropy. With `--seeds N` and
+`--sweep learning_rate=...` all runs train at once, on the points of the first seed. Expected
+numbers and wall times: experiments/README.md. All figures in nats per point.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments import run
+from experiments import common
+from experiments.common import Trained, Trial, plane
 from vaejax import evaluate, flows, objectives, plot
-from vaejax.distributions import Mixture, MultivariateNormal, Normal
+from vaejax.distributions import Mixture, MultivariateNormal
 from vaejax.errors import at_least_one, wrong
+from vaejax.types import Key
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.SweepOptions):
     shape: Literal["moons", "rings"] = "moons"  # the curves along which the data lie
     noise: float = 0.1  # standard deviation of the data around them
     layers: int = 8  # coupling flows
@@ -39,117 +41,102 @@ MOONS = Config()
 PRESETS = {"moons": MOONS, "rings": replace(MOONS, shape="rings")}
 
 
-def truth(shape: str, noise: float, *, points: int = 200) -> Mixture:
-    """The density that the data come from: as many Normals along each of two curves."""
-    if shape == "moons":
-        t = np.linspace(0, np.pi, points)
-        upper = np.stack([np.cos(t) - 0.5, np.sin(t) - 0.25], axis=1)
-        centres = np.concatenate([upper, -upper])
-    else:
-        t = np.linspace(0, 2 * np.pi, points, endpoint=False)
-        circle = np.stack([np.cos(t), np.sin(t)], axis=1)
-        centres = np.concatenate([0.8 * circle, 2 * circle])
-    normals = Normal(jnp.asarray(centres, jnp.float32), jnp.full((2 * points, 1), noise))
-    return Mixture(jnp.zeros(2 * points), normals)
+class Points(NamedTuple):
+    """The density that the points come from, and points `[n, 2]` to train and to test on."""
+
+    truth: Mixture
+    train: np.ndarray
+    test: np.ndarray
 
 
-def drawn(panels: dict[str, Any], side: Any) -> Any:
-    """Points `[n, 2]` and densities `[side, side]` in panels of one size, side by side."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.6 * len(panels), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
-    top = max(values.max() for values in panels.values() if values.shape[1] > 2)
-    for axis, (title, values) in zip(axes, panels.items(), strict=True):
-        if values.shape[1] == 2:
-            axis.scatter(values[:, 0], values[:, 1], s=1, linewidths=0)
-        else:
-            extent = side[0], side[-1], side[0], side[-1]
-            shown = axis.imshow(
-                values, origin="lower", extent=extent, vmin=0, vmax=top, cmap="viridis"
-            )
-        axis.set(title=title, xlabel="x1", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal")
-    axes[0].set_ylabel("x2")
-    figure.colorbar(shown, ax=axes[-1], label="density, 1 / unit²", shrink=0.7)
-    return figure
+def keys_of(config: Config) -> Key:
+    """Keys of the data, the start, the training, the numbers and the samples."""
+    return jax.random.split(jax.random.key(config.seed), 5)
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train, measure against the truth, integrate and draw; returns what summary.json holds."""
-    if config.smoke:
-        config = replace(
-            config, layers=2, hidden=(8,), examples=200, batch_size=50, epochs=2, spacing=0.1
-        )
+def load(config: Config) -> Points:
+    """Points drawn from the truth."""
     at_least_one("density", layers=config.layers, epochs=config.epochs)
     if not config.noise > 0:
         raise wrong("density: --noise", config.noise, "> 0", "a curve without width has no density")
-    folder = run.open_folder(config, name=f"density-{config.shape}")
-    data_key, init_key, fit_key, test_key, sample_key = jax.random.split(
-        jax.random.key(config.seed), 5
-    )
-    p = truth(config.shape, config.noise)
+    p, count = plane.curves(config.shape, config.noise), config.examples + config.examples // 2
     sample = jax.jit(lambda keys: jax.vmap(p.sample)(keys))
-    points = np.asarray(sample(jax.random.split(data_key, config.examples + config.examples // 2)))
-    x, test = points[: config.examples], points[config.examples :]
+    points = np.asarray(sample(jax.random.split(keys_of(config)[0], count)))
+    return Points(p, points[: config.examples], points[config.examples :])
 
+
+def build(config: Config, points: Points) -> Trial:
+    """The flow, ready to be trained."""
     network = flows.Density(flows.coupling(2, layers=config.layers, hidden=config.hidden))
-    steps = config.epochs * (len(x) // config.batch_size)
-    fitted = run.fit(
-        config,
-        folder,
+    keys = keys_of(config)
+    return Trial(
+        network,
+        partial(network.init, keys[1]),
         objectives.maximum_likelihood(network),
-        optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
-        network.init(init_key),
-        x,
-        key=fit_key,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
+        common.falling_adam(config, len(points.train)),
+        points.train,
+        keys[2],
         checkpoint_every=config.epochs,
     )
-    q = network.apply(fitted.params)
-    side = np.arange(-config.width, config.width, config.spacing) + config.spacing / 2
-    grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def measure(config: Config, points: Points, flow: Trained) -> tuple[dict[str, Any], Any]:
+    """Nats of the flow, of the truth and of one Normal; the mass of the flow on the grid."""
+    x, (side, grid) = points.train, plane.grid(config.width, config.spacing)
     normal = MultivariateNormal(x.mean(axis=0), np.linalg.cholesky(np.cov(x.T)))
-
-    def each(distribution: Any, at: Any) -> Any:
-        return np.asarray(jax.jit(lambda at: jax.vmap(distribution.log_prob)(at))(at), float)
-
     found = {
-        "flow": -evaluate.log_prob(network, fitted.params, test_key, test),
-        "truth": -each(p, test),
-        "one_normal": -each(normal, test),
+        "flow": -evaluate.log_prob(flow.model, flow.params, keys_of(config)[3], points.test),
+        "truth": -plane.log_probs(points.truth, points.test),
+        "one_normal": -plane.log_probs(normal, points.test),
     }
-    density = np.exp(each(q, grid)).reshape(len(side), -1)
+    density = np.exp(plane.log_probs(flow.model.apply(flow.params), grid)).reshape(len(side), -1)
     excess = found["flow"] - found["truth"]
-    summary = {f"{name}_test_nats": float(np.mean(values)) for name, values in found.items()} | {
+    numbers = {f"{name}_test_nats": float(np.mean(values)) for name, values in found.items()} | {
         "kl_nats": float(excess.mean()),
         "kl_error_nats": float(excess.std(ddof=1) / len(excess) ** 0.5),
         "integral": float(density.sum() * config.spacing**2),
-        "test_points": len(test),
-        "seconds_train": run.seconds(folder),
+        "test_points": len(points.test),
     }
-    run.write_json(folder / "summary.json", summary)
-    flow_sample = jax.jit(lambda keys: jax.vmap(q.sample)(keys))
+    return numbers, (density, numbers)
+
+
+def draw(config: Config, points: Points, flow: Trained, kept: Any) -> dict[str, Any]:
+    """The density beside the truth, samples, and the likelihood in training."""
+    (density, numbers), (side, grid) = kept, plane.grid(config.width, config.spacing)
+    q, count = flow.model.apply(flow.params), min(3000, len(points.test))
+    samples = jax.jit(lambda keys: jax.vmap(q.sample)(keys))
     panels = {
-        "data": test[:3000],
-        "true density": np.exp(each(p, grid)).reshape(len(side), -1),
-        f"flow: density, integral {summary['integral']:.4f}": density,
-        "flow: samples": flow_sample(jax.random.split(sample_key, min(3000, len(test)))),
+        "data": points.test[:3000],
+        "true density": np.exp(plane.log_probs(points.truth, grid)).reshape(len(side), -1),
+        f"flow: density, integral {numbers['integral']:.4f}": density,
+        "flow: samples": samples(jax.random.split(keys_of(config)[4], count)),
     }
-    curve = {
-        "flow": -fitted.history["loss"],
-        "truth": np.full(config.epochs, np.mean(-found["truth"])),
+    least = np.full(config.epochs, -numbers["truth_test_nats"])
+    curve = {"flow": -flow.history["loss"], "truth": least}
+    return {
+        "density": plane.panels(panels, side),
+        "curves": plot.curves(curve, ylabel="log p(x), nats per point"),
     }
-    run.save_figures(
-        folder,
-        {
-            "density": drawn(panels, side),
-            "curves": plot.curves(curve, ylabel="log p(x), nats per point"),
-        },
-    )
-    run.report(folder, summary, "nats per point; the truth's is the least that any density reaches")
-    return summary
+
+
+SMALLEST = {"layers": 2, "hidden": (8,), "examples": 200, "spacing": 0.1}
+RECIPE = common.Recipe(
+    "density",
+    load,
+    build,
+    measure,
+    draw,
+    "nats per point; the truth's is the least that any density reaches",
+    smoke={**SMALLEST, "batch_size": 50, "epochs": 2},
+    swept={"learning_rate"},
+    labels={"flow_test_nats": "-log p(x), nats per test point", "kl_nats": "KL, nats per point"},
+    dataset="shape",
+)
+
+
+main = partial(common.main, RECIPE)
+"""Train, measure against the truth, integrate and draw; returns what summary.json holds."""
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

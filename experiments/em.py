@@ -8,27 +8,28 @@ split (Cremer et al., 2018, arXiv:1801.03558) into approximation (the best diago
 each example still misses the posterior) and amortisation (the network misses that Gaussian).
 
 The mixture's training images are binarised once, the VAE's anew at each step, the test images once
-for both. Nats per image; expected numbers and wall times: experiments/README.md.
+for both. It has no `--seeds`: the gap is measured in training for one model at a time.
+Nats per image; expected numbers and wall times: experiments/README.md.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
-from vaejax import data, inference, mixtures, objectives, plot
+from experiments import common, vae
+from experiments.common import em_steps, image_vae
+from vaejax import data, mixtures, objectives
 from vaejax.batch import over_examples
-from vaejax.distributions import Bernoulli, Mixture
 from vaejax.errors import at_least_one
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.Options):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     components: int = 10  # components of the mixture
     floor: float = 1e-3  # probabilities of the mixture stay in [floor, 1 - floor]
@@ -60,26 +61,16 @@ PRESETS = {
 }
 
 
+SMOKE: dict[str, Any] = {"components": 3, "half_steps": 3, "epochs": 2, "evaluate_every": 1}
+SMOKE |= {"images": 3, "batch_size": 16, "particles": 4, "refine_steps": 2, "hidden": (8,)}
+
+
 def main(config: Config) -> dict[str, Any]:
     """Fit the mixture, train the VAE, measure and draw; returns what summary.json holds."""
-    cut = ("", "")
-    if config.smoke:
-        config = replace(
-            config,
-            components=3,
-            half_steps=3,
-            epochs=2,
-            evaluate_every=1,
-            images=3,
-            batch_size=16,
-            particles=4,
-            refine_steps=2,
-            hidden=(8,),
-        )
-        cut = ("[:64]", "[:32]")
+    config = common.shrunk(config, **SMOKE)
     images, test = (
-        data.load(config.dataset, name + end).x
-        for name, end in zip(("train", "test"), cut, strict=True)
+        data.load(config.dataset, split).x
+        for split in (("train[:64]", "test[:32]") if config.smoke else ("train", "test"))
     )
     at_least_one("em", images=config.images, half_steps=config.half_steps)
     keys = jax.random.split(jax.random.key(config.seed), 6)
@@ -87,12 +78,12 @@ def main(config: Config) -> dict[str, Any]:
         jax.jit(over_examples, static_argnums=0)(data.binarize, key, stored)
         for key, stored in zip(keys[:2], (images, test), strict=True)
     )
-    folder = run.open_folder(config, name=f"em-{Path(config.dataset).stem}", free={"epochs"})
+    folder = common.open_folder(config, name=f"em-{Path(config.dataset).stem}", free={"epochs"})
 
     fitted = mixtures.fit_bernoulli(
         x, config.components, key=keys[2], floor=config.floor, restarts=config.restarts
     )
-    steps = half_steps(x, config, keys[3])
+    steps = em_steps.half_steps(x, config, keys[3])
     gaps = gap_over_training(config, folder, images, x, seen[: config.images], keys[4], keys[5])
     summary = {
         "mixture_test_nll_nats": -float(mixtures.e_step(fitted.mixture, seen).log_px.mean()),
@@ -102,56 +93,11 @@ def main(config: Config) -> dict[str, Any]:
         "e_step_largest_gap_nats": max(abs(log_px - bound) for log_px, bound in steps[1::2]),
         **{f"vae_{name}": values[-1] for name, values in gaps.items() if name != "epoch"},
     }
-    run.write_json(folder / "summary.json", summary)
-    run.write_json(folder / "gap.json", gaps)
-
-    log_px, bound = np.array(steps).T
-    names = ["start", *["E" if i % 2 else "M" for i in range(1, len(bound))]]
-    drawn = {
-        "em": plot.bound(
-            {"ELBO": bound, "KL(q || posterior)": log_px - bound},
-            places=names,
-            xlabel="step",
-            title=f"EM for {config.components} components",
-        ),
-        "em_gap": plot.curves(
-            {"KL(q || posterior)": (log_px - bound)[::2]},
-            steps=np.arange(len(bound[::2])),
-            xlabel="M steps so far",
-            ylabel="nats per image",
-            title="the gap that the next E step closes",
-        ),
-        "vae": plot.bound(
-            {"ELBO": gaps["elbo"]}
-            | {name: np.maximum(gaps[name], 0) for name in ("amortisation", "approximation")},
-            places=[f"{e:g}" for e in gaps["epoch"]],
-            title=f"VAE on {min(config.images, len(seen))} test images",
-        ),
-    }
-    drawn["em_gap"].axes[0].set_yscale("log")
-    if images.ndim == 4:
-        means = jax.nn.sigmoid(fitted.mixture.components.logits)
-        heaviest = np.argsort(-np.asarray(fitted.mixture.logits))
-        drawn["components"] = plot.images(means[heaviest], title="component means, heaviest first")
-    run.save_figures(folder, drawn)
-    run.report(folder, summary, "nats per binarised test image, unless named train")
-    return summary
-
-
-def half_steps(x: Any, config: Config, key: Any) -> list[tuple[float, float]]:
-    """Mean log p(x) and bound after each half-step; at the start q is uniform for all examples."""
-    k = config.components
-    p = 0.25 + 0.5 * x[jax.random.choice(key, len(x), (k,), replace=False)]  # an image, softened
-    mixture = Mixture(jnp.zeros(k), Bernoulli(jnp.log(p) - jnp.log1p(-p)))
-    q, rows = jnp.full((len(x), k), 1 / k), []
-    for i in range(config.half_steps + 1):
-        if i % 2:
-            q = mixtures.e_step(mixture, x).responsibilities
-        elif i:
-            mixture = mixtures.m_step(mixture, x, q, floor=config.floor)
-        log_px, bound = mixtures.e_step(mixture, x).log_px, mixtures.elbo(mixture, q, x)
-        rows.append((float(log_px.mean()), float(bound.mean())))
-    return rows
+    common.write_json(folder / "gap.json", gaps)
+    shown = fitted if images.ndim == 4 else None
+    drawn = em_steps.draw(config, steps, gaps, shown, min(config.images, len(seen)))
+    note = "nats per binarised test image, unless named train"
+    return common.finish(folder, summary, drawn, note)
 
 
 def gap_over_training(
@@ -161,28 +107,15 @@ def gap_over_training(
     options = replace(
         vae.DIGITS, hidden=config.hidden, latent=config.latent, likelihood="bernoulli"
     )
-    model = vae.build(options, images.shape[1:], np.asarray(x.mean(axis=0)))
+    model = image_vae.build(options, images.shape[1:], np.asarray(x.mean(axis=0)))
     params = model.init(init_key, seen[0])
 
-    def measure(params: Any, key: Any) -> dict[str, float]:
-        gap = inference.inference_gap(
-            model, params, key, seen, particles=config.particles, steps=config.refine_steps
-        )
-        found = {
-            "loss": -gap.elbo.mean(),
-            "elbo": gap.elbo.mean(),
-            "log_px": gap.log_px.mean(),
-            "ess_median": np.median(gap.ess),
-            "amortisation": gap.amortisation.value,
-            "approximation": gap.approximation.value,
-            "amortisation_error": gap.amortisation.error,
-            "approximation_error": gap.approximation.error,
-        }
-        return {name: float(value) for name, value in found.items()}
-
+    measure = partial(
+        em_steps.gap_numbers, model, x=seen, particles=config.particles, steps=config.refine_steps
+    )
     untrained_key, train_key = jax.random.split(key)
     untrained = measure(params, untrained_key)
-    fitted = run.fit(
+    fitted = common.fit(
         config,
         folder,
         objectives.elbo(model),
@@ -207,4 +140,4 @@ def gap_over_training(
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

@@ -4,23 +4,23 @@
 
 Rainforth et al., 2018, arXiv:1802.04537 (the encoder's ratio falls as K^-1/2 under IWAE while the
 decoder's rises as K^1/2) and Tucker et al., 2018, arXiv:1810.04152 (under DReG it rises too). All
-at one point: `toy` is a Gaussian model close to its optimum, the others a network trained by the
-ELBO. The exponents are of large K: where few of the draws carry the weight, they are not reached.
+at one point, so that there are no `--seeds`: `toy` is a Gaussian model close to its optimum, the
+others a network trained by the ELBO. The exponents are of large K: where few of the draws carry the
+weight, they are not reached.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
+from experiments.common import image_vae, measures
+from experiments.common.estimators import elbos, toy, weighted
+from experiments.common.figures import gradients as figures
 from vaejax import data, gradients, objectives, train
-from vaejax.distributions import Normal
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model
 from vaejax.types import Batch, Key, Params
@@ -54,47 +54,15 @@ PRESETS = {
 }
 
 
-def toy(key: Key, dimension: int, images: int) -> tuple[Model, Params, Any]:
-    """z ~ N(m, I), x|z ~ N(z, I), q = N(A x + b, 2/3 I), close to its optimum (Rainforth et al.).
-
-    Returns the model, its parameters, and x `[images, dimension]` drawn from it.
-    """
-    m_key, z_key, A_key, b_key, mu_key = jax.random.split(key, 5)
-    m = jax.random.normal(m_key, (dimension,))
-    x = m[None] + 2**0.5 * jax.random.normal(z_key, (images, dimension))
-    near = partial(jax.random.normal, dtype=float)
-    params = {
-        "encoder": {
-            "A": 0.5 * jnp.eye(dimension) + 0.01 * near(A_key, (dimension, dimension)),
-            "b": 0.5 * m + 0.01 * near(b_key, (dimension,)),
-        },
-        "prior": m + 0.01 * near(mu_key, (dimension,)),
-    }
-    wide = jnp.full(dimension, (2 / 3) ** 0.5)
-    return (
-        Model(
-            lambda key, x, c=(): params,
-            lambda params, c=(): Normal(params["prior"], jnp.ones(dimension)),
-            lambda params, x, c=(), *, key=None: Normal(
-                params["encoder"]["A"] @ x + params["encoder"]["b"], wide
-            ),
-            lambda params, z, c=(), *, key=None: Normal(z, jnp.ones(dimension)),
-        ),
-        params,
-        x,
-    )
-
-
 def trained(config: Config, key: Key) -> tuple[Model, Params, Any]:
     """A VAE after some epochs by the ELBO, and images as it sees them."""
     init_key, fit_key, seen_key = jax.random.split(key, 3)
     images = data.load(config.dataset, "train[:640]" if config.smoke else "train").x
     preset = vae.PRESETS["digits" if config.dataset == "digits" else "burda"]
     network = replace(preset, hidden=config.hidden, latent=config.latent)
-    vae.check_images(network, images)
-    transform = vae.transform_for(network, images)
-    mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
-    model = vae.build(network, images.shape[1:], mean)
+    image_vae.check_images(network, images)
+    transform = image_vae.transform_for(network, images)
+    model = image_vae.build(network, images.shape[1:], common.mean_of(images))
     keys = jax.random.split(seen_key, config.images)
     x = jax.vmap(transform)(keys, images[-config.images :])
     params = model.init(init_key, x[0])
@@ -112,66 +80,20 @@ def trained(config: Config, key: Key) -> tuple[Model, Params, Any]:
     return model, fitted.params, x
 
 
-def weighted(model: Model, particles: int) -> dict[str, Any]:
-    """The importance-weighted estimators, the one that serves as reference first."""
-    build = {"dreg": objectives.dreg, "iwae": objectives.iwae, "stl": objectives.stl}
-    return {name: make(model, particles=particles) for name, make in build.items()}
-
-
-def elbos(model: Model, samples: int) -> dict[str, Any]:
-    """Estimators of the gradient of the same ELBO."""
-    score = partial(objectives.score_function, model, samples=samples)
-    found = {
-        "pathwise": objectives.elbo(model, samples=samples),
-        "score function": score(baseline=jnp.zeros_like),
-    }
-    return found | ({"score function, leave-one-out": score()} if samples > 1 else {})
-
-
-def slope(k: Any, values: Any) -> float:
-    """The exponent a of values ~ k^a, by least squares in the logarithms."""
-    return float(np.polyfit(np.log(np.asarray(k, float)), np.log(np.asarray(values)), 1)[0])
-
-
-def panels(curves: dict[str, Any], xlabels: list[str], *, share: bool = True) -> Any:
-    """Log-log panels side by side, {"title, y axis": {curve: {x: y}}}; `share`: one y axis."""
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(4.6 * len(curves), 3.7), layout="constrained")
-    axes = drawn.subplots(1, len(curves), squeeze=False, sharey=share)[0]
-    for axis, (title, lines), xlabel in zip(axes, curves.items(), xlabels, strict=True):
-        for name, line in lines.items():
-            style = {"color": "grey", "linestyle": ":"} if "floor" in name else {"marker": "o"}
-            axis.loglog(list(line), list(line.values()), **style, label=name)
-        ticks = sorted({at for line in lines.values() for at in line})
-        axis.set(title=title.split(", ")[0], ylabel=title.split(", ")[1], xlabel=xlabel)
-        axis.xaxis.minorticks_off()
-        axis.set_xticks(ticks, [str(at) for at in ticks])
-        axis.grid(alpha=0.3)
-        axis.margins(y=0.25)  # room for the legend
-        axis.legend(fontsize=8, frameon=False)
-    return drawn
-
-
 def main(config: Config) -> dict[str, Any]:
     """Measure every estimator at one point; returns what summary.json holds."""
-    if config.smoke:
-        config = replace(
-            config, epochs=1, images=2, samples=20, particles=(2, 4), draws=(2,), dimensions=(2,)
-        )
+    config = common.shrunk(
+        config, epochs=1, images=2, samples=20, particles=(2, 4), draws=(2,), dimensions=(2,)
+    )
     at_least_one("gradients", images=config.images, **{"smallest K": min(config.particles)})
     if len(set(config.particles)) < 2:
         raise wrong("gradients: --particles", config.particles, "two values of K", "add another")
-    folder = run.open_folder(config, name=f"gradients-{Path(config.dataset).stem}")
-    point_key, small_key, weighted_key, elbo_key, toy_key = jax.random.split(
-        jax.random.key(config.seed), 5
-    )
-    is_toy = config.dataset == "toy"
-    model, params, x = (
-        partial(toy, dimension=config.latent, images=config.images)
-        if is_toy
-        else partial(trained, config)
-    )(point_key)
+    folder = common.open_folder(config, name=f"gradients-{Path(config.dataset).stem}")
+    point_key, small_key, weighted_key, elbo_key, toy_key = common.keys(config, 5)
+    if config.dataset == "toy":
+        model, params, x = toy(point_key, config.latent, config.images)
+    else:
+        model, params, x = trained(config, point_key)
     found: dict[str, Any] = {"particles": {}, "draws": {}, "dimensions": {}}
 
     def measure(what: str, at: int, losses: Any, params: Params, key: Key, x: Any) -> None:
@@ -204,7 +126,7 @@ def main(config: Config) -> dict[str, Any]:
         small, near, point = toy(jax.random.fold_in(small_key, d), d, 1)
         near["encoder"]["b"] += 0.5  # close to the optimum the score function has no noise either
         measure("dimensions", d, elbos(small, 4), near, toy_key, point)
-    run.write_json(
+    common.write_json(
         folder / "measurements.json",
         jax.tree.map(
             lambda one: one._asdict(), found, is_leaf=lambda one: isinstance(one, gradients.Quality)
@@ -214,55 +136,15 @@ def main(config: Config) -> dict[str, Any]:
     summary: dict[str, Any] = {"samples": config.samples}
     for group in ("encoder", "decoder"):
         for name, line in over("particles", "snr", group).items():
-            summary[f"slope_{group}_{name}"] = slope(list(line), list(line.values()))
+            summary[f"slope_{group}_{name}"] = measures.slope(list(line), list(line.values()))
     last = found["draws"][config.draws[-1]]
     for name in ("score function", "score function, leave-one-out"):
         ratio = last[name]["encoder"].variance / last["pathwise"]["encoder"].variance
         summary[f"variance_{name.replace(', ', '_').replace(' ', '_')}_to_pathwise"] = ratio
-    run.write_json(folder / "summary.json", summary)
-    floor = {
-        "floor (noise alone)": {
-            k: one["iwae"]["encoder"].snr_floor for k, one in found["particles"].items()
-        }
-    }
-    per_K = "draws per image K"
-    run.save_figures(
-        folder,
-        {
-            "snr": panels(
-                {
-                    f"{group}, signal-to-noise ratio per parameter": over("particles", "snr", group)
-                    | floor
-                    for group in ("encoder", "decoder")
-                },
-                [per_K] * 2,
-            ),
-            "bias": panels(
-                {
-                    "encoder: measured, |bias| (nats per parameter)": over("particles", "bias"),
-                    "encoder: what noise alone would give, |bias| (nats per parameter)": over(
-                        "particles", "bias_error"
-                    ),
-                },
-                [per_K] * 2,
-            ),
-            "variance": panels(
-                {
-                    "ELBO of the model, variance of the encoder's gradient (nats²)": over(
-                        "draws", "variance"
-                    ),
-                    "Toy ELBO, q off centre, K = 4: variance of its gradient (nats²)": over(
-                        "dimensions", "variance"
-                    ),
-                },
-                [per_K, "latent dimensions"],
-                share=False,
-            ),
-        },
-    )
-    run.report(folder, summary, "slopes: exponents of K in the signal-to-noise ratio")
-    return summary
+    floor = {k: one["iwae"]["encoder"].snr_floor for k, one in found["particles"].items()}
+    note = "slopes: exponents of K in the signal-to-noise ratio"
+    return common.finish(folder, summary, figures.draw(over, floor), note)
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

@@ -5,33 +5,29 @@
 h1 has 100 units behind 200-200, h2 has 50 behind 100-100, tanh throughout: q(h1|x) q(h2|h1), and
 p(h2) p(h1|h2) p(x|h1). One network is trained once per objective, from the same parameters, on the
 same batches. A top layer that says nothing, as the ELBO may leave it, is reported as collapsed.
+With `--seeds N` and `--sweep learning_rate=...` each objective trains all runs at once.
 Expected numbers and wall times: experiments/README.md. All figures in nats per image.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
-from experiments import run
-from vaejax import data, evaluate, heads, hierarchical, networks, objectives, plot, train
-from vaejax.distributions import Normal
-from vaejax.model import Model, autoencoder, generate
+from experiments import common
+from experiments.common import FEW_IMAGES, Trained, Trial, figures, image_vae, variations
+from vaejax import data, heads, hierarchical, networks, objectives, plot
+from vaejax.model import Model, autoencoder
+from vaejax.types import Batch
 
 Objective = Literal["elbo", "iwae"]
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
-    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
-    train_split: str = "train"  # images to train on
-    test_split: str = "test"  # images to report on
+class Config(common.Splits, common.SweepOptions):
     objectives: tuple[Objective, ...] = ("elbo", "iwae")  # each trains a model of its own
     particles: int = 5  # K: draws of z per image and step, for either objective
     hidden: tuple[int, int] = (200, 100)  # tanh units of the two hidden layers below and above h1
@@ -50,125 +46,85 @@ PRESETS = {
 }
 
 
-def build(config: Config, shape: tuple[int, ...], mean: Any) -> Model:
+def network(config: Config, shape: tuple[int, ...], mean: Any) -> Model:
     """The model for images of `shape`; `mean`, in [0, 1], is where the pixels' biases start."""
 
-    def network(width: int, head: nn.Module) -> nn.Module:
+    def layers(width: int, head: nn.Module) -> nn.Module:
         xavier = nn.initializers.xavier_uniform()
         return nn.Sequential([networks.MLP((width, width), nn.tanh, kernel_init=xavier), head])
 
     (below, above), (h1, h2) = config.hidden, config.latent
     pixels = heads.Bernoulli(shape, bias_init=heads.logit_of(mean))
     return hierarchical.layers(
-        autoencoder(network(below, heads.Normal(h1)), network(below, pixels)),
-        encoders=[network(above, heads.Normal(h2))],
-        decoders=[network(above, heads.Normal(h1))],
-        prior=Normal(jnp.zeros(h2), jnp.ones(h2)),
+        autoencoder(layers(below, heads.Normal(h1)), layers(below, pixels)),
+        encoders=[layers(above, heads.Normal(h2))],
+        decoders=[layers(above, heads.Normal(h1))],
+        prior=image_vae.standard_normal(h2),
     )
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train by either objective, measure both in the same way; returns what summary.json holds."""
-    if config.smoke:
-        config = replace(
-            config,
-            epochs=1,
-            batch_size=16,
-            particles=2,
-            test_particles=4,
-            hidden=(16, 8),
-            latent=(6, 3),
-            train_split="train[:64]",
-            test_split="test[:32]",
-        )
-    images = data.load(config.dataset, config.train_split).x
-    test = data.load(config.dataset, config.test_split).x
-    init_key, fit_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed), 4)
-    train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
-    mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
-    model = build(config, images.shape[1:], mean)
-    params = jax.jit(model.init)(init_key, data.scale(init_key, images[0]))
-    yardstick = objectives.iwae(model, particles=config.particles)
-    losses = {"elbo": objectives.elbo(model, samples=config.particles), "iwae": yardstick}
-    cosine = optax.cosine_decay_schedule(
-        config.learning_rate, config.epochs * (len(images) // config.batch_size)
-    )
-    folder = run.open_folder(config, name=f"hierarchical-{Path(config.dataset).stem}")
+def build(config: Config, images: tuple[Batch, Batch]) -> dict[str, Trial]:
+    """One network, to be trained by every objective."""
+    x = images[0].x
+    model = network(config, x.shape[1:], common.mean_of(x))
+    losses = {
+        "elbo": objectives.elbo(model, samples=config.particles),
+        "iwae": objectives.iwae(model, particles=config.particles),
+    }
+    adam = common.falling_adam(config, len(x), eps=1e-4)
+    return variations.by_objective(config, images, model, jax.jit(model.init), losses, adam)
 
-    summary: dict[str, Any] = {"particles": config.particles, "epochs": config.epochs}
-    curves: dict[str, Any] = {}
+
+def measure(config: Config, images: tuple[Batch, Batch], trained: dict[str, Trained]) -> Any:
+    """-log p(x), the bounds and the units in use of every model, on the same draws."""
+    numbers: dict[str, Any] = {"particles": config.particles, "epochs": config.epochs}
     variances: dict[str, np.ndarray] = {}
-    drawn: dict[str, Any] = {}
-    many = jax.jit(jax.vmap(partial(generate, model), (None, 0)))
-    for name in config.objectives:
-        # Both objectives get the same keys on purpose: their differences are paired.
-        fitted = run.fit(
-            config,
-            folder / name,
-            losses[name],
-            optax.adam(cosine, eps=1e-4),
-            params,
-            images,
-            key=jax.random.clone(fit_key),
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            transform=data.binarize,
-            evaluate=partial(evaluate.mean_loss, yardstick, data=test, transform=data.binarize),
-            evaluate_every=config.evaluate_every,
-            checkpoint_every=config.evaluate_every,
-        )
-        likelihood = evaluate.log_likelihood(
-            model,
-            fitted.params,
-            jax.random.clone(test_key),
-            test,
-            particles=config.test_particles,
-            transform=data.binarize,
-        )
-        units = hierarchical.active_units(
-            model, fitted.params, jax.random.clone(test_key), test, transform=data.binarize
-        )
-        summary |= {
-            f"{name}_test_nll_nats": -float(likelihood.log_px.mean()),
-            f"{name}_test_nll_particles": config.test_particles,
-            f"{name}_test_ess_median": float(np.median(likelihood.ess)),
-            f"{name}_test_bound_nats": float(fitted.history["eval/bound"][-1]),
-            f"{name}_test_elbo_nats": float(fitted.history["eval/elbo"][-1]),
-            f"{name}_active_units": [layer.active for layer in units],
-            f"{name}_collapsed_layers": [i for i, u in enumerate(units, 1) if not u.active],
-            f"{name}_seconds_train": run.seconds(folder / name),
+    for name, one in trained.items():
+        key, x = variations.keys_of_objectives(config)[2], images[1].x
+        units = hierarchical.active_units(one.model, one.params, key, x, transform=data.binarize)
+        found = {
+            **variations.bounds(config, one, x),
+            "test_nll_particles": config.test_particles,
+            "active_units": [layer.active for layer in units],
+            "collapsed_layers": [i for i, unit in enumerate(units, 1) if not unit.active],
         }
-        curves[name] = fitted.history["eval/bound"]
+        numbers |= {f"{name}_{number}": value for number, value in found.items()}
         variances |= {f"{name}, h{i}": layer.variance for i, layer in enumerate(units, 1)}
-        sample_keys = jax.random.split(jax.random.clone(sample_key), 64)
-        means = many(fitted.params, sample_keys).mean
-        if images.ndim == 4 and images.shape[-1] in (1, 3):
-            title = f"trained by {name}: mean of p(x|h1)"
-            drawn[f"samples_{name}"] = plot.images(means, title=title)
+    return numbers, variances
+
+
+def draw(config: Config, images: Any, trained: dict[str, Trained], variances: Any) -> Any:
+    """The bound on the test images in training, the activity of each unit, and samples."""
+    curves = {name: one.history["eval/bound"] for name, one in trained.items()}
     title = f"test bound with K = {config.particles}"
-    drawn["bounds"] = plot.curves(curves, ylabel="nats per test image", title=title)
-    drawn["active_units"] = units_figure(variances)
-    run.save_figures(folder, drawn)
-    run.write_json(folder / "summary.json", summary)
-    run.report(folder, summary, "nats per test image, binarised anew at every look")
-    return summary
+    drawn = {
+        "bounds": plot.curves(curves, ylabel="nats per test image", title=title),
+        "active_units": figures.units(variances),
+    }
+    if not common.drawable(images[1].x):
+        return drawn
+    title = "trained by {}: mean of p(x|h1)"
+    return drawn | figures.samples(trained, variations.keys_of_objectives(config)[3], title)
 
 
-def units_figure(variances: dict[str, np.ndarray]) -> Any:
-    """A_u of every unit, largest first, for every layer and objective; at least 1e-5."""
-    from matplotlib.figure import Figure
+SMALLEST = {"epochs": 1, "batch_size": 16, "particles": 2, "test_particles": 4, **FEW_IMAGES}
+RECIPE = common.Recipe(
+    "hierarchical",
+    partial(common.both_splits, recipe="hierarchical"),
+    build,
+    measure,
+    draw,
+    "nats per test image, binarised anew at every look",
+    smoke={**SMALLEST, "hidden": (16, 8), "latent": (6, 3)},
+    swept={"learning_rate"},
+    curve="bound",
+    labels=image_vae.LABELS,
+)
 
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
-    labels = {"xlabel": "unit, by its activity", "ylabel": "A_u = Var_x(E_q[u|x])"}
-    axis = figure.add_subplot(yscale="log", title="activity of each latent unit", **labels)
-    for name, values in variances.items():
-        shown = np.maximum(np.sort(values)[::-1], 1e-5)
-        axis.plot(np.arange(1, len(shown) + 1), shown, marker=".", label=name)
-    axis.axhline(1e-2, color="grey", linestyle="--", linewidth=1, label="active: above 0.01")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    return figure
+
+main = partial(common.main, RECIPE)
+"""Train by either objective, measure both in the same way; returns what summary.json holds."""
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

@@ -2,33 +2,27 @@
 
     python -m experiments.iwae [preset] --particles K --objectives elbo iwae dreg --seed S
 
-One network is trained once per objective, from the same parameters, on the same batches. Expected
-numbers and wall times: experiments/README.md. All figures in nats per image.
+One network is trained once per objective, from the same parameters, on the same batches. With
+`--seeds N` and `--sweep NAME=...` (learning_rate, adam_epsilon) each trains all runs at once.
+Expected numbers and wall times: experiments/README.md. All figures in nats per image.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import numpy as np
-import optax
-
-from experiments import run, vae
-from vaejax import data, evaluate, objectives, plot, train
-from vaejax.model import Model, generate
-from vaejax.types import Loss
+from experiments import common, vae
+from experiments.common import FEW_IMAGES, Trained, Trial, figures, image_vae, variations
+from vaejax import objectives, plot
+from vaejax.model import Model
+from vaejax.types import Batch, Loss
 
 Objective = Literal["elbo", "iwae", "dreg"]
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
-    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
-    train_split: str = "train"  # images to train on
-    test_split: str = "test"  # images to report on
+class Config(common.Splits, common.SweepOptions):
     objectives: tuple[Objective, ...] = ("elbo", "iwae", "dreg")  # each trains a model of its own
     particles: int = 5  # K: draws of z per image and step, for every objective
     hidden: tuple[int, ...] = (200, 200)  # tanh units of the encoder's layers
@@ -51,82 +45,54 @@ LOSSES: dict[str, Callable[[Model, int], Loss]] = {
 }
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train by every objective, measure each in the same way; returns what summary.json holds."""
-    if config.smoke:
-        config = replace(
-            config,
-            epochs=2,
-            batch_size=16,
-            test_particles=4,
-            particles=2,
-            train_split="train[:64]",
-            test_split="test[:32]",
-        )
-    images = data.load(config.dataset, config.train_split).x
-    test = data.load(config.dataset, config.test_split).x
-    init_key, fit_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed), 4)
-    # Every objective gets the same keys on purpose: their differences are paired.
-    train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
-    steps = len(images) // config.batch_size
-    mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
+def build(config: Config, images: tuple[Batch, Batch]) -> dict[str, Trial]:
+    """One network, to be trained by every objective."""
+    x = images[0].x
     network = replace(vae.PRESETS["burda"], hidden=config.hidden, latent=config.latent)
-    model = vae.build(network, images.shape[1:], mean)
-    params = model.init(init_key, data.scale(init_key, images[0]))
-    yardstick = objectives.iwae(model, particles=config.particles)
-    folder = run.open_folder(config, name=f"iwae-{Path(config.dataset).stem}")
-    cosine = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
+    model = image_vae.build(network, x.shape[1:], common.mean_of(x))
+    losses = {name: loss(model, config.particles) for name, loss in LOSSES.items()}
+    adam = common.falling_adam(config, len(x), eps=config.adam_epsilon)
+    return variations.by_objective(config, images, model, model.init, losses, adam)
 
-    summary: dict[str, Any] = {"particles": config.particles, "epochs": config.epochs}
-    curves: dict[str, Any] = {}
-    drawn: dict[str, Any] = {}
-    for name in config.objectives:
-        fitted = run.fit(
-            config,
-            folder / name,
-            LOSSES[name](model, config.particles),
-            optax.adam(cosine, eps=config.adam_epsilon),
-            params,
-            images,
-            key=jax.random.clone(fit_key),
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            transform=data.binarize,
-            evaluate=partial(evaluate.mean_loss, yardstick, data=test, transform=data.binarize),
-            evaluate_every=config.evaluate_every,
-            checkpoint_every=config.evaluate_every,
-        )
-        likelihood = evaluate.log_likelihood(
-            model,
-            fitted.params,
-            jax.random.clone(test_key),
-            test,
-            particles=config.test_particles,
-            transform=data.binarize,
-        )
-        summary |= {
-            f"{name}_test_nll_nats": -float(likelihood.log_px.mean()),
-            f"{name}_test_ess_median": float(np.median(likelihood.ess)),
-            f"{name}_test_bound_nats": float(fitted.history["eval/bound"][-1]),
-            f"{name}_test_elbo_nats": float(fitted.history["eval/elbo"][-1]),
-            f"{name}_seconds_train": run.seconds(folder / name),
-        }
-        curves[name] = fitted.history["eval/bound"]
-        samples = jax.vmap(partial(generate, model, fitted.params))(
-            jax.random.split(jax.random.clone(sample_key), 64)
-        )
-        drawn[f"samples_{name}"] = plot.images(
-            samples.mean, title=f"{name}: samples z ~ p(z), mean of p(x|z)"
-        )
+
+def measure(config: Config, images: tuple[Batch, Batch], trained: dict[str, Trained]) -> Any:
+    """-log p(x) and the bounds of every model, on the same draws."""
+    numbers: dict[str, Any] = {"particles": config.particles, "epochs": config.epochs}
+    for name, one in trained.items():
+        found = variations.bounds(config, one, images[1].x)
+        numbers |= {f"{name}_{number}": value for number, value in found.items()}
+    return numbers, None
+
+
+def draw(config: Config, images: Any, trained: dict[str, Trained], _: None) -> dict[str, Any]:
+    """Samples of every model, and the bound on the test images in training."""
+    if images[1].x.ndim != 4:
+        return {}
+    curves = {name: one.history["eval/bound"] for name, one in trained.items()}
     label = f"L_{config.particles} of the test images, nats per image"
-    drawn["bounds"] = plot.curves(curves, ylabel=label)
-    run.write_json(folder / "summary.json", summary)
-    if images.ndim == 4:
-        run.save_figures(folder, drawn)
-    note = f"nats per test image; -log p(x) with K = {config.test_particles}"
-    run.report(folder, summary, note)
-    return summary
+    return {
+        **figures.samples(trained, variations.keys_of_objectives(config)[3]),
+        "bounds": plot.curves(curves, ylabel=label),
+    }
+
+
+RECIPE = common.Recipe(
+    "iwae",
+    partial(common.both_splits, recipe="iwae"),
+    build,
+    measure,
+    draw,
+    lambda config, _: f"nats per test image; -log p(x) with K = {config.test_particles}",
+    smoke={"epochs": 2, "batch_size": 16, "test_particles": 4, "particles": 2, **FEW_IMAGES},
+    swept={"learning_rate", "adam_epsilon"},
+    curve="bound",
+    labels=image_vae.LABELS,
+)
+
+
+main = partial(common.main, RECIPE)
+"""Train by every objective, measure each in the same way; returns what summary.json holds."""
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

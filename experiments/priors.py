@@ -2,33 +2,28 @@
 
     python -m experiments.priors [preset] --priors standard mixture vamp --components K --seed S
 
-One network is trained once per prior, on the same batches for as many epochs. Expected numbers and
-wall times: experiments/README.md. All figures in nats per image.
+One network is trained once per prior, on the same batches for as many epochs. With `--seeds N` and
+`--sweep learning_rate=...` each prior trains all runs at once. Expected numbers and wall times:
+experiments/README.md. All figures in nats per image.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
-import optax
 
-from experiments import run, vae
-from vaejax import data, diagnostics, evaluate, flows, mixtures, objectives, plot, priors, train
-from vaejax.errors import at_least_one
-from vaejax.model import Model, generate
-from vaejax.types import Params
+from experiments import common
+from experiments.common import Trained, Trial, figures, image_vae, variations
+from vaejax import data, diagnostics, evaluate, flows, mixtures, plot, priors
+from vaejax.types import Batch, Key
 
 Prior = Literal["standard", "mixture", "vamp", "flow"]
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
-    dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
-    train_split: str = "train"  # images to train on
-    test_split: str = "test"  # images to report on
+class Config(common.Splits, common.SweepOptions):
     priors: tuple[Prior, ...] = ("standard", "mixture", "vamp")  # each trains a model of its own
     components: int = 50  # of the mixture, and pseudo-inputs of the VampPrior
     layers: int = 4  # coupling flows of the flow prior
@@ -55,88 +50,14 @@ PRESETS = {
         batch_size=100,
     ),
 }
-SMALLEST: dict[str, Any] = {
-    "epochs": 2,
-    "warmup_epochs": 1,
-    "batch_size": 16,
-    "particles": 4,
-    "train_split": "train[:64]",
-    "test_split": "test[:32]",
-}
-COLLAPSED = 2.0  # nats of rate below which a code tells fewer than 8 kinds of image apart
 
 
-class Trained(NamedTuple):
-    """A model after training: its numbers on the test images, those of each `[n]`, the curve."""
-
-    model: Model
-    params: Params
-    numbers: dict[str, float]
-    elbo: Any
-    log_px: Any
-    curve: Any
-
-
-def network(config: Any, images: Any, **options: Any) -> Model:
-    """The VAE that all variations start from; `options`: of `vae.Config`."""
-    mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
-    preset = replace(vae.PRESETS["mnist"], hidden=config.hidden, latent=config.latent, **options)
-    return vae.build(preset, images.shape[1:], mean)
-
-
-def trained(name: str, model: Model, config: Any, images: Any, test: Any, folder: Path) -> Trained:
-    """One variation trained and measured; the same keys for all, so that differences are paired."""
-    init_key, fit_key, elbo_key, test_key = jax.random.split(jax.random.key(config.seed), 4)
-    steps = len(images) // config.batch_size
-    warmup = optax.linear_schedule(0.0, 1.0, max(config.warmup_epochs * steps, 1))
-    fitted = run.fit(
-        config,
-        folder / name,
-        objectives.elbo(model, beta=warmup),
-        optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)),
-        model.init(init_key, data.scale(init_key, images[0])),
-        images,
-        key=fit_key,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        transform=data.binarize,
-        checkpoint_every=config.checkpoint_every,
-    )
-    terms = evaluate.elbo_terms(model, fitted.params, elbo_key, test, transform=data.binarize)
-    likelihood = evaluate.log_likelihood(
-        model, fitted.params, test_key, test, particles=config.particles, transform=data.binarize
-    )
-    numbers = {f"test_{key}_nats": float(value.mean()) for key, value in terms.items()}
-    numbers |= {
-        "test_nll_nats": -float(likelihood.log_px.mean()),
-        "test_ess_median": float(np.median(likelihood.ess)),
-        "collapsed": bool(numbers["test_rate_nats"] < COLLAPSED),
-        "seconds_train": run.seconds(folder / name),
-    }
-    per_image = terms["elbo"], likelihood.log_px
-    return Trained(model, fitted.params, numbers, *per_image, fitted.history["elbo"])
-
-
-def margin(better: Any, base: Any) -> dict[str, float]:
-    """Mean of the paired differences `[n]`, nats per image, and its standard error."""
-    difference = np.asarray(better, float) - np.asarray(base, float)
-    return {
-        "margin_nats": difference.mean(),
-        "margin_error_nats": difference.std(ddof=1) / len(difference) ** 0.5,
-    }
-
-
-def main(config: Config) -> dict[str, Any]:
-    """Train under every prior, measure each in the same way; returns what summary.json holds."""
-    if config.smoke:
-        config = replace(config, components=5, hidden=(20,), latent=4, **SMALLEST)
-    at_least_one("priors", epochs=config.epochs, components=config.components)
-    images = data.load(config.dataset, config.train_split).x
-    test = data.load(config.dataset, config.test_split).x
-    train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
-    base = network(config, images)
-    start = jax.vmap(partial(data.scale, jax.random.key(0)))(images[: config.components])
-    variations = {
+def build(config: Config, images: tuple[Batch, Batch]) -> dict[str, Trial]:
+    """One network under every prior."""
+    x = images[0].x
+    base = variations.network(config, x)
+    start = jax.vmap(partial(data.scale, jax.random.key(0)))(x[: config.components])
+    models = {
         "standard": lambda: base,
         "mixture": lambda: priors.mixture_prior(base, config.components),
         "vamp": lambda: priors.vamp_prior(base, config.components, start=start),
@@ -144,48 +65,75 @@ def main(config: Config) -> dict[str, Any]:
             base, flows.coupling(config.latent, layers=config.layers, hidden=(100,))
         ),
     }
-    folder = run.open_folder(config, name=f"priors-{Path(config.dataset).stem}")
-    sample_key, code_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-    summary: dict[str, Any] = {"particles": config.particles, "epochs": config.epochs}
-    found: dict[str, Trained] = {}
-    drawn: dict[str, Any] = {}
-    for name in config.priors:
-        found[name] = one = trained(name, variations[name](), config, images, test, folder)
-        seen: dict[str, Any] = {"transform": data.binarize, "key": jax.random.clone(code_key)}
-        units = diagnostics.active_units(one.model, one.params, data=test, **seen)
-        numbers = {**one.numbers, "active_units": units.active}
+    return {name: variations.trial(config, images, models[name]()) for name in config.priors}
+
+
+def measure(config: Config, images: tuple[Batch, Batch], trained: dict[str, Trained]) -> Any:
+    """The usual numbers, the units and components in use, and the gain over N(0, I)."""
+    x = images[1].x
+    numbers: dict[str, Any] = {"particles": config.particles, "epochs": config.epochs}
+    found: dict[str, variations.Measured] = {}
+    for name, one in trained.items():
+        found[name] = variations.measured(config, one, x)
+        key = keys_of(config)[1]
+        units = diagnostics.active_units(one.model, one.params, key, x, transform=data.binarize)
+        own = {**found[name].numbers, "active_units": units.active}
         if name in ("mixture", "vamp"):
-            codes = evaluate.codes(one.model, one.params, data=test, **seen)
-            pz = one.model.prior(one.params)
-            share = np.asarray(mixtures.e_step(pz, codes).responsibilities, float).mean(axis=0)
-            entropy = -np.sum(share * np.log(np.maximum(share, 1e-30)))
-            numbers["components_in_use"] = float(np.exp(entropy))
+            again = jax.random.clone(key)
+            codes = evaluate.codes(one.model, one.params, again, x, transform=data.binarize)
+            own["components_in_use"] = in_use(one.model.prior(one.params), codes)
         if name != "standard" and "standard" in found:
-            numbers |= margin(one.log_px, found["standard"].log_px)
-        summary |= {f"{name}_{key}": value for key, value in numbers.items()}
-        samples = jax.jit(jax.vmap(partial(generate, one.model, one.params)))(
-            jax.random.split(jax.random.clone(sample_key), 64)
-        )
-        drawn[f"samples_{name}"] = samples.mean
-        if name == "vamp":
-            drawn["pseudo_inputs"] = priors.pseudo_inputs(one.params)[:64]
-    run.write_json(folder / "summary.json", summary)
-    if images.ndim == 4:
-        titles = {"pseudo_inputs": "pseudo-inputs u_k of the VampPrior"}
-        shown = "{}: samples z ~ p(z), mean of p(x|z)"
-        pictures = {
-            name: plot.images(x, title=titles.get(name, shown.format(name.split("_")[-1])))
-            for name, x in drawn.items()
-        }
-        pictures["curves"] = plot.curves(
-            {name: one.curve for name, one in found.items()},
-            ylabel="ELBO in training, nats per image",
-        )
-        run.save_figures(folder, pictures)
-    note = f"nats per test image; -log p(x) with K = {config.particles}; margin: over standard"
-    run.report(folder, summary, note)
-    return summary
+            own |= variations.margin(found[name].log_px, found["standard"].log_px)
+        numbers |= {f"{name}_{number}": value for number, value in own.items()}
+    return numbers, None
+
+
+def in_use(pz: Any, codes: Any) -> float:
+    """The components that codes come from, weighed: exp of the entropy of their shares."""
+    share = np.asarray(mixtures.e_step(pz, codes).responsibilities, float).mean(axis=0)
+    return float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30)))))
+
+
+def keys_of(config: Config) -> Key:
+    """Keys of the samples and of the codes, the same for every prior."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+
+
+def draw(config: Config, images: Any, trained: dict[str, Trained], _: None) -> dict[str, Any]:
+    """Samples under every prior, the VampPrior's pseudo-inputs, and the ELBO in training."""
+    if images[0].x.ndim != 4:
+        return {}
+    drawn = figures.samples(trained, keys_of(config)[0])
+    if "vamp" in trained:
+        inputs = priors.pseudo_inputs(trained["vamp"].params)[:64]
+        title = "pseudo-inputs u_k of the VampPrior"
+        drawn["pseudo_inputs"] = plot.images(inputs, title=title)
+    curves = {name: one.history["elbo"] for name, one in trained.items()}
+    return drawn | {"curves": plot.curves(curves, ylabel="ELBO in training, nats per image")}
+
+
+def note(config: Config, _: dict[str, Any]) -> str:
+    """What the numbers are."""
+    return f"nats per test image; -log p(x) with K = {config.particles}; margin: over standard"
+
+
+RECIPE = common.Recipe(
+    "priors",
+    lambda config: common.both_splits(config, "priors", components=config.components),
+    build,
+    measure,
+    draw,
+    note,
+    smoke={**variations.SMALLEST, "components": 5, "latent": 4},
+    swept={"learning_rate"},
+    curve="elbo",
+    labels=image_vae.LABELS | {"margin_nats": "gain in log p(x) over N(0, I), nats per test image"},
+)
+
+
+main = partial(common.main, RECIPE)
+"""Train under every prior, measure each in the same way; returns what summary.json holds."""
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

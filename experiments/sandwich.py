@@ -5,7 +5,8 @@
 Importance weighting for several K and annealed importance sampling (Neal, 2001; Wu et al., 2017,
 arXiv:1611.04273) from below, reverse annealing (Grosse et al., 2015, arXiv:1511.02543) from above:
 from exact draws of the grid's posterior, and on data simulated from the model. Expected numbers and
-wall times: experiments/README.md. All figures in nats per image.
+wall times: experiments/README.md. All figures in nats per image. `--seeds N` and
+`--sweep learning_rate=...` train many at once.
 """
 
 import time
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import optax
 
-from experiments import run, vae
-from vaejax import bounds, checkpoint, data, exact, objectives, plot, train
+from experiments import common, vae
+from experiments.common import Row, Trained, Trial, image_vae
+from experiments.common.figures import bounds as figures
+from experiments.common.measures import bound_numbers
+from vaejax import bounds, data, exact, objectives
 from vaejax.errors import at_least_one
+from vaejax.types import Batch, Key
 
 
 @dataclass(frozen=True)
-class Config(run.Options):
+class Config(common.SweepOptions):
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     train_split: str = "train"  # images to train on
     test_split: str = "test[:100]"  # images whose log p(x) is bounded
@@ -56,55 +59,39 @@ PRESETS = {
 }
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Train, measure exactly, bound from both sides; returns what summary.json holds."""
-    if config.smoke:
-        config = replace(
-            config,
-            epochs=1,
-            particles=(1, 4),
-            chains=2,
-            temperatures=(5, 8),
-            spacing=0.2,
-            train_split="train[:64]",
-            test_split="test[:6]",
-        )
-    at_least_one("sandwich", epochs=config.epochs, chains=config.chains)
-    images = data.load(config.dataset, config.train_split).x
-    test = data.load(config.dataset, config.test_split).x
-    train.shuffled(len(images), config.batch_size)  # refuses a batch larger than the data
-    init_key, fit_key, key = jax.random.split(jax.random.key(config.seed), 3)
-    like = vae.PRESETS["mnist"]  # binarised pixels: log p(x) is at most 0
-    # Smooth in z: at the kinks of a relu a grid converges slowly.
-    network = replace(like, hidden=config.hidden, latent=2, activation="tanh")
-    transform = vae.transform_for(network, images)
-    mean = images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
-    model = vae.build(network, images.shape[1:], mean)
-    params = model.init(init_key, data.scale(init_key, images[0]))
-    folder = run.open_folder(config, name=f"sandwich-{Path(config.dataset).stem}")
-    if config.params is not None:
-        params = checkpoint.load(config.params, like=params)
-    else:
-        steps = config.epochs * (len(images) // config.batch_size)
-        adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps))
-        params = run.fit(
-            config,
-            folder,
-            objectives.elbo(model),
-            adam,
-            params,
-            images,
-            key=fit_key,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            transform=transform,
-        ).params
+def trial(config: Config, images: tuple[Batch, Batch]) -> Trial:
+    """The VAE, to be trained here or read from checkpoints."""
+    at_least_one("sandwich", chains=config.chains)
+    init_key, fit_key, _ = common.keys(config, 3)
+    x = images[0].x
+    # Binarised pixels: log p(x) is at most 0. Smooth in z: at the kinks of a relu a grid converges
+    # slowly.
+    network = replace(vae.PRESETS["mnist"], hidden=config.hidden, latent=2, activation="tanh")
+    model = image_vae.build(network, x.shape[1:], common.mean_of(x))
+    return Trial(
+        model,
+        partial(model.init, init_key, data.scale(jax.random.key(0), x[0])),
+        objectives.elbo(model),
+        common.falling_adam(config, len(x)),
+        x,
+        fit_key,
+        data.binarize,
+        ready=common.stored(config.params),
+    )
 
-    # One key on purpose: it binarises the same images for all of them.
-    again = partial(jax.random.clone, key)
-    grid = {"transform": transform, "spacing": config.spacing, "width": config.width}
-    truth = exact.quadrature(model, params, again(), test, **grid)
-    draws = exact.grid_posterior(model, params, again(), test, draws=config.chains, **grid).z
+
+def measure(config: Config, images: tuple[Batch, Batch], one: Trained) -> tuple[Row, Any]:
+    """log p(x) by a grid, and its bounds from both sides, on the same binarised images."""
+    x = images[1].x
+
+    def again() -> Key:
+        """One key for all, on purpose: it binarises the same images."""
+        return common.keys(config, 3)[2]
+
+    grid: Any = {"transform": data.binarize, "spacing": config.spacing, "width": config.width}
+    model, params = one.model, one.params
+    truth = exact.quadrature(model, params, again(), x, **grid)
+    draws = exact.grid_posterior(model, params, again(), x, draws=config.chains, **grid).z
     gaps = {}
     for count in sorted(config.temperatures):
         last = count == max(config.temperatures)
@@ -113,129 +100,51 @@ def main(config: Config) -> dict[str, Any]:
             model,
             params,
             again(),
-            test,
+            x,
             posterior=draws,
-            transform=transform,
             particles=config.particles if last else (1,),
             chains=config.chains,
             temperatures=count,
             leapfrog_steps=config.leapfrog_steps,
-            simulations=len(test) if last else 0,
+            simulations=len(x) if last else 0,
+            transform=data.binarize,
         )
         seconds = time.perf_counter() - began
-        lower, upper, ladder, simulated = found[:4]
-        gaps[count] = lower.log_px - truth.log_px, upper.log_px - truth.log_px
-    short = truth.log_px - ladder.log_px[-1]
-    worst = int(short.argmax())
-    summary = {
-        "exact_log_px_nats": truth.log_px.mean(),
-        "exact_changed_by_last_halving_nats": np.abs(truth.log_px - truth.coarse).max(),
-        "ais_log_px_nats": lower.log_px.mean(),
-        "reverse_ais_log_px_nats": upper.log_px.mean(),
-        "ais_minus_exact_nats": gaps[count][0].mean(),
-        "reverse_ais_minus_exact_nats": gaps[count][1].mean(),
-        "ais_ess_median": np.median(lower.ess),
-        "ais_acceptance": lower.acceptance.mean(),
-        "bdmc_gap_nats": simulated.gap.mean(),
-        "importance_log_px_nats": ladder.log_px[-1].mean(),
-        "importance_gap_mean_nats": short.mean(),
-        "importance_gap_worst_nats": short.max(),
-        "importance_worst_image": worst,
-        "importance_worst_image_ess": ladder.ess[-1, worst],
+        gaps[count] = found.lower.log_px - truth.log_px, found.upper.log_px - truth.log_px
+    print(found.ladder, found, sep="\n\n")
+    numbers = {
+        **bound_numbers(truth, found, gaps[count]),
         "particles": config.particles[-1],
         "chains": config.chains,
         "temperatures": count,
         "converged": found.converged,
         "seconds_sandwich": seconds,
     }
-    summary = {
-        name: value if isinstance(value, int) else float(value) for name, value in summary.items()
+    kept = truth.log_px, found, gaps
+    return {k: v if isinstance(v, int) else float(v) for k, v in numbers.items()}, kept
+
+
+def draw(config: Config, images: Any, one: Trained, kept: Any) -> dict[str, Any]:
+    """The bounds of every image, over K, and over the temperatures."""
+    truth, found, gaps = kept
+    return {
+        "images": figures.images(config.particles[-1], found, truth),
+        "ladder": figures.ladder(found, truth),
+        "temperatures": figures.temperatures(gaps),
     }
-    run.write_json(folder / "summary.json", summary)
-    K = config.particles[-1]
-    values = {
-        f"importance weighting, K = {K}": ladder.log_px[-1],
-        "AIS": lower.log_px,
-        "reverse AIS from exact draws": upper.log_px,
-    }
-    run.save_figures(
-        folder,
-        {
-            "images": images_figure(values, truth.log_px),
-            "ladder": ladder_figure(found, truth.log_px),
-            "temperatures": temperatures_figure(gaps),
-        },
-    )
-    print(ladder, found, sep="\n\n")
-    run.report(folder, summary, f"nats per image, mean over {len(test)} images where not said")
-    return summary
 
 
-def images_figure(values: dict[str, np.ndarray], truth: np.ndarray) -> Any:
-    """Every bound less the exact value, image by image."""
-    order = np.argsort(truth)
-    figure = plot.curves(
-        {name: (log_px - truth)[order] for name, log_px in values.items()},
-        xlabel="image, from the least to the most probable",
-        ylabel="bound - exact log p(x), nats",
-        title="bounds of every image",
-    )
-    axis = figure.axes[0]
-    for line, marker in zip(axis.get_lines(), ".^v", strict=False):
-        line.set(linestyle="", marker=marker, markersize=4)
-    axis.axhline(0, color="black", linewidth=0.8)
-    if max(np.abs(log_px - truth).max() for log_px in values.values()) > 3:
-        axis.set_yscale("symlog", linthresh=1)
-    axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
-    return figure
-
-
-def ladder_figure(found: Any, truth: np.ndarray) -> Any:
-    """The importance-weighted bound over K, rising towards the interval of AIS."""
-    figure = plot.curves(
-        {"importance weighting": found.ladder.log_px.mean(axis=1)},
-        steps=found.ladder.particles,
-        xlabel="K, importance samples per image",
-        ylabel="log p(x), mean nats per image",
-        title="the ladder and the interval",
-    )
-    axis = figure.axes[0]
-    low, high = (run.log_px.mean() for run in (found.lower, found.upper))
-    noise = [2 * np.sqrt(np.sum(run.error**2)) / len(truth) for run in (found.lower, found.upper)]
-    axis.axhspan(
-        low - noise[0],
-        high + noise[1],
-        color="tab:green",
-        alpha=0.4,
-        label="AIS to reverse AIS, with 2 standard errors",
-    )
-    axis.axhline(truth.mean(), color="black", linewidth=0.8, linestyle="--", label="exact (grid)")
-    axis.set_xscale("log")
-    axis.legend(frameon=False)
-    return figure
-
-
-def temperatures_figure(gaps: dict[int, tuple[np.ndarray, np.ndarray]]) -> Any:
-    """What the annealed bounds miss in the mean over images, over the number of temperatures."""
-    names, counts = ["AIS", "reverse AIS from exact draws"], list(gaps)
-    errors = np.array(list(gaps.values()))  # [temperatures, 2, images]
-    means, spread = errors.mean(axis=2), 2 * errors.std(axis=2) / np.sqrt(errors.shape[2])
-    figure = plot.curves(
-        dict(zip(names, means.T, strict=True)),
-        steps=counts,
-        xlabel="temperatures",
-        ylabel="bound - exact log p(x), nats",
-        title="mean over images, with 2 standard errors",
-    )
-    axis = figure.axes[0]
-    for line, side in zip(axis.get_lines(), (0, 1), strict=True):
-        axis.errorbar(counts, means[:, side], spread[:, side], color=line.get_color(), capsize=3)
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xscale("log")
-    axis.set_xticks(counts, [str(count) for count in counts])
-    axis.minorticks_off()
-    return figure
+NOTE = "nats per image, mean over the images where not said"
+SMOKE: Row = {"epochs": 1, "particles": (1, 4), "chains": 2, "temperatures": (5, 8)}
+SMOKE |= {"spacing": 0.2, "train_split": "train[:64]", "test_split": "test[:6]"}
+LABELS = common.LABELS | {"exact_log_px_nats": "exact log p(x), nats per image"}
+load = partial(common.both_splits, recipe="sandwich")
+RECIPE = common.Recipe(
+    "sandwich", load, trial, measure, draw, NOTE, SMOKE, ["learning_rate"], LABELS
+)
+main = partial(common.main, RECIPE)
+"""Train, measure exactly, bound from both sides; returns what summary.json holds."""
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__)

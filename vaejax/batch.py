@@ -13,7 +13,15 @@ from vaejax.types import Array, Batch, Key, Params, Transform
 
 
 def size_of(tree: Any) -> int:
-    """Length of the leading axis that all leaves share; ValueError where they disagree."""
+    """The length of the leading axis that all leaves share.
+
+    Args:
+      tree: of arrays.
+    Returns:
+      The length.
+    Raises:
+      ValueError: where there are no arrays, or their lengths differ.
+    """
     leaves = jax.tree.leaves(tree)
     if not leaves:
         raise ValueError("size_of: expected arrays with a leading axis, got none")
@@ -27,7 +35,16 @@ def size_of(tree: Any) -> int:
 
 
 def as_batch(data: Any) -> Batch:
-    """A Batch as it is, or an array (or pytree) of examples `[n, ...]` as the x of one."""
+    """A Batch as it is, or examples as the x of a new one.
+
+    Args:
+      data: a Batch, or an array (or tree) of examples `[n, ...]`.
+    Returns:
+      The Batch.
+    Raises:
+      TypeError: where x is a PRNG key.
+      ValueError: where there are not as many conditions as examples.
+    """
     batch = data if isinstance(data, Batch) else Batch(data)
     if any(map(is_key, jax.tree.leaves(batch.x))):
         fix = "the key comes before the data"
@@ -41,17 +58,38 @@ def as_batch(data: Any) -> Batch:
 
 
 def present(c: Any) -> tuple[Any, ...]:
-    """A condition as what a network takes beside its input: `(c,)`, or `()` where it is absent."""
+    """A condition as what a network takes beside its input.
+
+    Args:
+      c: a condition, or `()`.
+    Returns:
+      `(c,)`, or `()` where it is absent.
+    """
     return () if isinstance(c, tuple) and not c else (c,)
 
 
 def keys_of(key: Key, indices: Array) -> Key:
-    """A key for each example, which depends on `key` and the example's index alone: `[n]`."""
+    """A key for each example, which depends on the key and the example's index alone.
+
+    Args:
+      key: one PRNG key.
+      indices: of the examples, integers `[n]`.
+    Returns:
+      Keys, `[n]`.
+    """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
 
 def over_examples(function: Callable[..., Any], key: Key, *arrays: Any) -> Any:
-    """`vmap` of `function(key_i, *arrays_i)` over the leading axis, with one key per example."""
+    """`vmap` of `function(key_i, *arrays_i)` over the leading axis, with one key per example.
+
+    Args:
+      function: of one example.
+      key: one PRNG key.
+      arrays: arrays, or trees of them, with one leading axis `[n]`.
+    Returns:
+      What the function returns, with a leading axis `[n]`.
+    """
     size = size_of(arrays)
     chex.assert_tree_has_only_ndarrays(arrays)
     return jax.vmap(function)(keys_of(key, jnp.arange(size)), *arrays)
@@ -62,8 +100,22 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
 
     An example that is masked, by a weight of 0, is replaced by one that counts.
 
-    Returns what `example` returns with a leading batch axis. Let it return numbers or plain
-    arrays, never a Draw: `vmap` would copy parameters inside its distributions for each example.
+    Args:
+      example: a function of one example. It returns numbers or plain arrays, never a Draw: `vmap`
+        would copy the parameters inside its distributions for each example.
+      params: of the model; the same for all examples.
+      key: one PRNG key, from which each example gets its own.
+      batch: the examples.
+    Returns:
+      What `example` returns, with a leading batch axis.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import Batch, over_batch
+      >>> def example(params, key, x, c):
+      ...     return params * jnp.sum(x)
+      >>> batch = Batch(jnp.ones((4, 3)))
+      >>> over_batch(example, jnp.asarray(2.0), jax.random.key(0), batch).tolist()
+      [6.0, 6.0, 6.0, 6.0]
     """
     x, c = batch.x, batch.c
     if not isinstance(batch.weight, tuple):
@@ -80,7 +132,14 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
 
 
 def batch_mean(values: Any, weight: Any = ()) -> Any:
-    """Mean over the batch of every leaf `[batch]`, `sum_i w_i v_i / sum_i w_i` under weights."""
+    """The mean over the batch, `sum_i w_i v_i / sum_i w_i` under weights.
+
+    Args:
+      values: arrays `[batch]`, or a tree of them.
+      weight: how much each example counts, `[batch]`; by default, `()`, all count alike.
+    Returns:
+      The means, `()` each.
+    """
     if isinstance(weight, tuple):
         return jax.tree.map(jnp.mean, values)
     return jax.tree.map(
@@ -89,9 +148,14 @@ def batch_mean(values: Any, weight: Any = ()) -> Any:
 
 
 def over_data(example: Callable[[Array], Any], size: int, batch_size: int) -> Any:
-    """`example(index)` for every index below `size`: a leading axis `[size]` on what it returns.
+    """`example(index)` for every example of a data set, as one compiled loop.
 
-    `batch_size` examples are held in memory at a time, as one compiled loop.
+    Args:
+      example: a function of an example's index, int32 `()`.
+      size: how many examples there are.
+      batch_size: how many are held in memory at a time.
+    Returns:
+      What `example` returns, with a leading axis `[size]`.
     """
     chunks = -(-size // batch_size)
     width = -(-size // chunks)
@@ -105,11 +169,33 @@ def example_at(
 ) -> tuple[Any, Any, Key]:
     """The example at an index as the model sees it, its condition, and a key for the rest.
 
-    Whatever measures a data set prepares it so: the same key shows all the same images. Warns of
-    uint8 levels without a transform.
+    Whatever measures a data set prepares it by this function, so that the same key shows all of
+    them the same images. Warns of uint8 levels without a transform.
+
+    Args:
+      key: one PRNG key.
+      transform: what is done to an example before the model sees it, or None.
+      index: of the example, int32 `()`.
+      x: the data, `[n, ...]`.
+      c: the conditions, `[n, ...]`, or `()`.
+    Returns:
+      The example, its condition and a key.
     """
     check_key("evaluation", key)
     warn_of_levels(x, transform, "evaluation")
     transform_key, rest = jax.random.split(jax.random.fold_in(key, index))
     x, c = jax.tree.map(lambda leaf: leaf[index], (x, c))
     return (x if transform is None else transform(transform_key, x)), c, rest
+
+
+__all__ = [
+    "as_batch",
+    "batch_mean",
+    "example_at",
+    "keys_of",
+    "over_batch",
+    "over_data",
+    "over_examples",
+    "present",
+    "size_of",
+]

@@ -1,4 +1,4 @@
-"""The one shape of the library's error messages: where, got, expected, and what mends it."""
+"""The form of the library's error messages: where, what it got, what it expects, what mends it."""
 
 import contextlib
 import inspect
@@ -14,19 +14,56 @@ from vaejax.types import Transform
 def wrong(
     where: str, got: Any, expected: Any, fix: str, kind: type[Exception] = ValueError
 ) -> Exception:
-    """An error of `kind` for the function and argument `where`, to be raised by the caller."""
+    """An error that says where, what it got, what it expects, and what mends it.
+
+    The caller raises it.
+
+    Args:
+      where: the function and its argument, as "fit: epochs".
+      got: the value, or a description of it.
+      expected: what would be right.
+      fix: the line that mends it.
+      kind: the class of the error.
+    Returns:
+      The error.
+    """
     return kind(f"{where}: got {got}, expected {expected}; {fix}")
 
 
+def missing(where: str, package: str, extra: str) -> ImportError:
+    """An error that says which package is not installed; the caller raises it.
+
+    Args:
+      where: the function that needs it.
+      package: its name.
+      extra: the extra of vaejax that installs it.
+    Returns:
+      The error.
+    """
+    return ImportError(f'{where}: {package} is not installed; pip install "vaejax[{extra}]"')
+
+
 def concrete(value: Any) -> bool:
-    """Whether a hyperparameter has a value to check, which it has not while JAX traces it."""
+    """Whether a hyperparameter has a value to check, which it has not while JAX traces it.
+
+    Args:
+      value: a number or an array.
+    Returns:
+      False for a traced value.
+    """
     return not isinstance(value, jax.core.Tracer)
 
 
 def takes(where: str, function: Any, arguments: str, fix: str) -> None:
-    """Raise TypeError unless `function` can be called with as many positional arguments.
+    """Raise unless a function can be called with as many positional arguments.
 
-    `arguments`: their names, such as "key, x", for the message.
+    Args:
+      where: the function and its argument, for the message.
+      function: what the user gave.
+      arguments: the names of the arguments, such as "key, x".
+      fix: the line that mends it.
+    Raises:
+      TypeError: where it can not.
     """
     try:
         signature = inspect.signature(function)
@@ -44,13 +81,26 @@ def takes(where: str, function: Any, arguments: str, fix: str) -> None:
 
 
 def is_key(value: Any) -> bool:
-    """Whether it is an array of keys as `jax.random.key` makes them."""
+    """Whether a value is an array of keys as `jax.random.key` makes them.
+
+    Args:
+      value: anything.
+    Returns:
+      True for such keys; the older `PRNGKey` is none.
+    """
     dtype = getattr(value, "dtype", None)
     return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def check_key(function: str, key: Any) -> None:
-    """Raise TypeError unless it is one key: of `jax.random.key`, or of the older `PRNGKey`."""
+    """Raise unless a value is one key: of `jax.random.key`, or of the older `PRNGKey`.
+
+    Args:
+      function: the name of the caller, for the message.
+      key: the value.
+    Raises:
+      TypeError: where it is not.
+    """
     older = getattr(key, "dtype", None) == np.uint32 and np.ndim(key) == 1
     if older or (is_key(key) and key.shape == ()):
         return
@@ -60,7 +110,13 @@ def check_key(function: str, key: Any) -> None:
 
 
 def unscaled(x: Any) -> str:
-    """The first thing to look at where x may be levels 0..255 stored as floats; else ''."""
+    """The first thing to look at where x may be levels 0..255 stored as floats.
+
+    Args:
+      x: examples, an array or a tree of them.
+    Returns:
+      Words for a message, which end in "; else ", or "" where x is nothing of the kind.
+    """
     leaf = np.asarray(jax.tree.leaves(x)[0])
     whole = np.issubdtype(leaf.dtype, np.floating) and np.all(leaf == np.floor(leaf))
     if not whole or leaf.min() < 0 or not 1 < leaf.max() <= 255:
@@ -69,16 +125,31 @@ def unscaled(x: Any) -> str:
 
 
 def at_least_one(function: str, **counts: int | None) -> None:
-    """Raise ValueError naming the first of the counts that is below 1; None is "not given"."""
+    """Raise unless all counts are at least 1.
+
+    Args:
+      function: the name of the caller, for the message.
+      counts: name to count; None is "not given".
+    Raises:
+      ValueError: naming the first that is below 1.
+    """
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{function}: expected {name} >= 1, got {value}")
 
 
 def finite_values(function: str, name: str, values: Any, x: Any) -> np.ndarray:
-    """The values `[n]` of a data set as numpy's, or ValueError naming the first that is not finite.
+    """The values of a data set in numpy, checked to be finite.
 
-    `name`: of the quantity; `x`: the examples `[n, ...]`, whose range the message gives.
+    Args:
+      function: the name of the caller, for the message.
+      name: of the quantity.
+      values: one for each example, `[n]`.
+      x: the examples, `[n, ...]`, whose range the message gives.
+    Returns:
+      The values, `[n]`.
+    Raises:
+      ValueError: naming the first example whose value is not finite.
     """
     found = np.asarray(values)
     if not np.isfinite(found).all():
@@ -98,8 +169,11 @@ def warn_of_levels(
 ) -> None:
     """Warn (UserWarning) where all of x is uint8 levels 0..255 and no transform scales them.
 
-    `x`: one or more examples, of which only the type counts; `function`: what was called;
-    `stacklevel`: 3 for a caller that the user calls.
+    Args:
+      x: one or more examples, of which only the type counts.
+      transform: what is done to an example before the model sees it, or None.
+      function: what was called, for the message.
+      stacklevel: 3 for a caller that the user calls.
     """
     levels = [getattr(leaf, "dtype", None) == np.uint8 for leaf in jax.tree.leaves(x)]
     if transform is None and levels and all(levels):
@@ -108,3 +182,17 @@ def warn_of_levels(
             "numbers up to 255; pass transform=data.scale (or data.binarize, data.dequantize)",
             stacklevel=stacklevel,
         )
+
+
+__all__ = [
+    "at_least_one",
+    "check_key",
+    "concrete",
+    "finite_values",
+    "is_key",
+    "missing",
+    "takes",
+    "unscaled",
+    "warn_of_levels",
+    "wrong",
+]

@@ -1,4 +1,4 @@
-"""What is done to any pytree: fetched to the host, compared, digested, looked at for NaN."""
+"""What is done to any pytree: fetched to the host, compared, digested, searched for NaN."""
 
 import hashlib
 from typing import Any
@@ -11,9 +11,14 @@ from vaejax.types import Array
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any], *, there: str) -> str:
-    """What two descriptions by name differ in, at most 8 lines for a message; "" where they agree.
+    """What two descriptions by name differ in, for an error message.
 
-    `there`: what `found` is of ("checkpoint", "file"); `expected` is what is here.
+    Args:
+      found: name to description, of what was found.
+      expected: name to description, of what is here.
+      there: what `found` is of ("checkpoint", "file").
+    Returns:
+      At most 8 lines; "" where they agree.
     """
     lines = [
         f"{name or 'the whole'}: {there} {found.get(name, 'absent')}, "
@@ -25,7 +30,13 @@ def differences(found: dict[str, Any], expected: dict[str, Any], *, there: str) 
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of the bytes of a tree's arrays, in order, as hexadecimal digits."""
+    """A SHA-256 of the bytes of a tree's arrays, in order.
+
+    Args:
+      tree: of arrays.
+    Returns:
+      Hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(on_host(tree)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
@@ -33,14 +44,26 @@ def digest(tree: Any) -> str:
 
 
 def finite(tree: Any) -> Array:
-    """Whether all numbers of a tree of arrays are finite, `()`; may be traced."""
+    """Whether all numbers of a tree of arrays are finite; may be traced.
+
+    Args:
+      tree: of arrays, at least one.
+    Returns:
+      A boolean, `()`.
+    """
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def on_host(tree: Any) -> Any:
-    """A tree's arrays whole, in numpy, on every process; keys as they are, other leaves untouched.
+    """A tree's arrays whole, in numpy, on every process.
 
-    Of several processes each has to call it, since parts that lie on others are gathered.
+    Keys stay as they are, and leaves that are no arrays too. Of several processes each has to call
+    it, since parts that lie on others are gathered.
+
+    Args:
+      tree: of arrays.
+    Returns:
+      The same tree, of numpy arrays.
     """
 
     def fetch(leaf: Any) -> Any:
@@ -51,3 +74,11 @@ def on_host(tree: Any) -> Any:
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(fetch, tree)
+
+
+__all__ = [
+    "differences",
+    "digest",
+    "finite",
+    "on_host",
+]

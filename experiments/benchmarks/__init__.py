@@ -1,1 +1,1 @@
-"""Benchmarks: ratios of speeds measured in turn, on data made from a key."""
+"""Benchmarks: programs run in turn, on data made from a key, and the ratios of their speeds."""

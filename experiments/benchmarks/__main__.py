@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks [--only W1 W4] [--variants vaejax torch_eager] [--rounds N]
 
-Each variant is a process of its own; they run in turn while the others sleep. Writes
+Each variant is a process of its own. One runs at a time, while the others sleep. Writes
 benchmarks.json and benchmarks.png. Method and figures: experiments/benchmarks/README.md.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import run
+from experiments import common
 from experiments.benchmarks import processes, report, suite
 from experiments.benchmarks.processes import Failed, Worker
 
@@ -37,9 +37,14 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Measure, print, write and draw; returns what benchmarks.json holds."""
-    unknown = set(config.only) - set(PARTS)
-    if unknown or not set(config.variants) <= {v for vs in suite.VARIANTS.values() for v in vs}:
-        raise SystemExit(f"--only takes {PARTS}, --variants what suite.VARIANTS names")
+    known = {variant for variants in suite.VARIANTS.values() for variant in variants}
+    for option, got, expected in (
+        ("--only", config.only, PARTS),
+        ("--variants", config.variants, sorted(known)),
+    ):
+        unknown = set(got) - set(expected)
+        if unknown:
+            raise SystemExit(f"{option}: got {sorted(unknown)}, expected some of {list(expected)}")
     if config.smoke:
         config = replace(config, rounds=2, epoch_rounds=1, pause=0.0)
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -60,14 +65,17 @@ def main(config: Config) -> dict[str, Any]:
     for left in found["left_out"]:
         print("left out: {workload} {variant}: {why}".format(**left))
     found |= {"seconds": time.perf_counter() - began, "load": [load, _load()]}
-    run.write_json(folder / "benchmarks.json", found)
+    common.write_json(folder / "benchmarks.json", found)
     report.draw(found["rows"], folder / "benchmarks.png")
     print(f"{folder.resolve() / 'benchmarks.json'}, and benchmarks.png beside it")
     return found
 
 
 def _machine(config: Config) -> dict[str, Any]:
-    """What runs here, and what a matrix product and a copy reach: the better of the libraries."""
+    """What runs here, and the rate that a matrix product and a copy reach.
+
+    The rate is that of the better library.
+    """
     size = ["32"] if config.smoke else []
     here = processes.probe("jax", *size)
     probes = {"jax": here}
@@ -116,7 +124,10 @@ def _workload(config: Config, name: str, machine: dict[str, Any]) -> dict[str, l
 
 
 def _twice(request: dict[str, Any], *, accelerator: bool) -> Worker:
-    """The process that finds its programs compiled by one before, whose facts it has too."""
+    """A process that finds its programs compiled, since one before it has compiled them.
+
+    Its facts are those of the first process. The second one's own start with `warm_`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         cold = Worker(request, accelerator=accelerator, cache=Path(folder))
         cold.stop()
@@ -127,7 +138,7 @@ def _twice(request: dict[str, Any], *, accelerator: bool) -> Worker:
 
 
 def _refuse(variant: str, platform: str, smoke: bool) -> None:
-    """Failed, with the reason, where a variant makes no sense on this platform."""
+    """Raise Failed, with the reason, where a variant makes no sense on this platform."""
     if variant in suite.GPU_ALONE and platform != "gpu":
         raise Failed("needs a GPU")
     dry = smoke and variant != "vaejax_bfloat16"
@@ -138,7 +149,7 @@ def _refuse(variant: str, platform: str, smoke: bool) -> None:
 def _in_turn(config: Config, workers: dict[str, Worker]) -> dict[str, np.ndarray]:
     """Units per second of each worker in every round."""
     rates: dict[str, list[float]] = {variant: [] for variant in workers}
-    for counted in [False] + [True] * config.rounds:  # the first round warms up
+    for i in range(config.rounds + 1):
         for variant, worker in workers.items():
             time.sleep(config.pause)
             others = [w for w in workers.values() if w is not worker]
@@ -147,7 +158,7 @@ def _in_turn(config: Config, workers: dict[str, Worker]) -> dict[str, np.ndarray
             used = sum(w.processor_seconds() for w in others) - before
             share = max(worker.facts.get("others_processor_share", 0.0), used / answer["seconds"])
             worker.facts |= {"loss": answer["loss"], "others_processor_share": share}
-            if counted:
+            if i > 0:  # round 0 only warms up
                 rates[variant].append(worker.facts["work"] / answer["seconds"])
     return {variant: np.array(rounds) for variant, rounds in rates.items()}
 
@@ -160,7 +171,7 @@ def _row(
     rates: dict[str, np.ndarray],
     machine: dict[str, Any],
 ) -> dict[str, Any]:
-    """What benchmarks.json holds of one variant: rate, ratio, facts, shares of the peaks."""
+    """The entry of one variant in benchmarks.json: rate, ratio, facts, shares of the peaks."""
     rate = suite.summary(rates[variant])
     row = {
         "workload": name,
@@ -183,7 +194,10 @@ def _row(
 
 
 def _epoch(config: Config) -> dict[str, list[Any]]:
-    """Whole processes that train an epoch of W1: compiled anew, compiled before, and PyTorch."""
+    """Whole processes that train an epoch of W1.
+
+    They are vaejax with an empty compilation cache, vaejax with a filled one, and PyTorch.
+    """
     sizes = suite.shrunk("W1") if config.smoke else suite.WORKLOADS["W1"]
     seconds: dict[str, list[float]] = {"vaejax_cold": [], "vaejax_warm": [], "torch": []}
     facts: dict[str, Any] = {}
@@ -225,7 +239,7 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The name of the CPU, as Linux says it."""
+    """The name of the CPU, as Linux gives it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -233,9 +247,9 @@ def _processor() -> str:
 
 
 def _load() -> float | None:
-    """Programs that were running or waiting in the last minute, this one's own included."""
+    """How many programs ran or waited in the last minute, this one included; None if unknown."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 if __name__ == "__main__":
-    main(run.parse({"all": Config()}, __doc__ or ""))
+    main(common.parse({"all": Config()}, __doc__ or ""))

@@ -1,4 +1,4 @@
-"""The opponent: a convolutional VAE as one writes it with Flax alone, batch by batch."""
+"""A convolutional VAE written with Flax alone, for a batch, to compare vaejax with."""
 
 from typing import Any
 
@@ -11,7 +11,11 @@ from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
 
 class ClassicalVAE(nn.Module):
-    """Strided and transposed convolutions of a batch of images: logits, and q's two parameters."""
+    """Strided and transposed convolutions of a batch of images.
+
+    Takes images `[batch, height, width, 1]` and a key. Returns the logits of p(x|z) in the shape of
+    the images, and the mean and the log-variance of q(z|x), each `[batch, latent]`.
+    """
 
     latent: int
 

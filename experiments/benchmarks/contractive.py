@@ -7,7 +7,6 @@ What is compared, and the figures to expect: experiments/benchmarks/README.md.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -15,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments import run
+from experiments import common
 from experiments.benchmarks import paired
+from experiments.benchmarks.options import Timed
 from vaejax import contraction, heads
 from vaejax.batch import over_examples
 from vaejax.model import Model, autoencoder
@@ -24,25 +24,23 @@ from vaejax.types import Array, Key, Params
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Timed):
     size: tuple[int, int] = (28, 28)  # height and width of the images
     units: int = 400  # of the one sigmoid layer
     batch_size: int = 128  # images whose mean penalty is one evaluation
     gradient: bool = True  # with its gradient by the parameters, as training needs it
     calls: int = 50  # evaluations by the fast programs in a round; the whole Jacobians make one
-    rounds: int = 11  # times that the programs are run, in turn
-    seed: int = 0  # of images, parameters and probes
-    out: Path | None = None  # JSON file to write
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
 
 
 PRESETS = {"gradient": Config(), "value": Config(gradient=False)}
 
 
 def whole(differentiate: Callable[..., Any]) -> contraction.Norm:
-    """|df/dx|_F^2 from a Jacobian made by `jax.jacrev` or `jax.jacfwd`, as one writes it."""
+    """|df/dx|_F^2 from the whole Jacobian, which `jax.jacrev` or `jax.jacfwd` makes."""
 
-    def norm(model: Model, params: Params, key: Key, x: Any) -> Array:
+    def norm(
+        model: Model, params: Params, key: Key, x: Any, c: Any = (), *, shift: Any = None
+    ) -> Array:
         return jnp.sum(differentiate(lambda x: model.encode(params, x).mean)(x) ** 2)
 
     return norm
@@ -73,7 +71,7 @@ def program(config: Config, norm: contraction.Norm, calls: int) -> paired.Progra
 
 
 def programs(config: Config) -> dict[str, paired.Program]:
-    """By each norm; the whole Jacobians are evaluated once in a round."""
+    """A program for each norm. The whole Jacobians are evaluated once in a round."""
     return {
         "closed_form": program(config, contraction.closed_form, config.calls),
         "hutchinson": program(config, contraction.hutchinson(1), config.calls),
@@ -90,4 +88,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(run.parse(PRESETS, __doc__ or ""))
+    main(common.parse(PRESETS, __doc__ or ""))

@@ -1,4 +1,4 @@
-"""One epoch of W1 as a whole program, from its imports on; the parent times the process.
+"""One epoch of W1 as a whole program, imports included. The parent times the process.
 
     python -m experiments.benchmarks.epoch vaejax|torch IMAGES.npy BATCH
 
@@ -17,7 +17,7 @@ from experiments.benchmarks.memory import peak_memory
 
 
 def by_vaejax(path: str, batch: int) -> float:
-    """With `train.fit`."""
+    """The mean loss of an epoch by `train.fit`."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -49,7 +49,7 @@ def by_vaejax(path: str, batch: int) -> float:
 
 
 def by_torch(path: str, batch: int) -> float:
-    """`torch_eager`, without a loader."""
+    """The mean loss of an epoch by `torch_eager`, without a loader."""
     import torch
 
     from experiments.benchmarks.in_torch import DEVICE, Net, as_the_example

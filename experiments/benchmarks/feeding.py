@@ -2,14 +2,14 @@
 
     python -m experiments.benchmarks.feeding [--rows N] [--folder DIR]
 
-Writes `rows` images of 28x28 uint8 (4 GB by default, removed at the end), streams `steps` batches
-out of all of it, in the random order of training, through `vaejax.feed`, and reports the share of
-the time that the device waited for input, and the peak of anonymous memory over what the process
-held before; then times streaming and the scan over images in memory in turn (784-400-20-400-784,
-Bernoulli, batch 128, Adam). Figures to expect: experiments/benchmarks/README.md.
+Writes `rows` images of 28x28 uint8 (4 GB by default, removed at the end). Then `vaejax.feed`
+streams `steps` batches out of all of them, in the random order of training. Reported are the share
+of the time that the device waited for input, and the peak of anonymous memory over what the process
+held before. Then streaming and the scan over images in memory are timed in turn
+(784-400-20-400-784, Bernoulli, batch 128, Adam). Figures to expect:
+experiments/benchmarks/README.md.
 """
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,15 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
 from experiments.benchmarks.memory import peak_memory
+from experiments.benchmarks.options import Timed
 from experiments.benchmarks.paired import Program, measure
+from experiments.benchmarks.scratch import large_array
+from experiments.common import image_vae
 from vaejax import data, feed, objectives, sources, train
-from vaejax.errors import wrong
+from vaejax.types import Array, Batch, Loss, Metrics, Params
+
+SHAPE = (28, 28, 1)
+Step = Callable[[train.TrainState, Batch], tuple[train.TrainState, Metrics]]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Timed):
     rows: int = 5_200_000  # images of the file
     steps: int = 4000  # batches streamed while memory is watched
     batch_size: int = 128  # images per step
@@ -40,39 +46,34 @@ class Config:
     workers: int = 4  # threads that read
     prefetch: int = 2  # batches on the device ahead of the steps
     folder: Path = Path(tempfile.gettempdir())  # where the file is written
-    seed: int = 0  # of data and parameters
-    out: Path | None = None  # JSON file to write
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
 
 
 PRESETS = {"feeding": Config()}
 
 
-def write(config: Config, path: Path) -> None:
-    """The file, 100,000 images at a time."""
+def fill(config: Config, file: np.ndarray) -> None:
+    """Write the images, 100,000 at a time."""
     rng = np.random.default_rng(config.seed)
-    shape = config.rows, 28, 28
-    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     for start in range(0, config.rows, 100_000):
         part = file[start : start + 100_000]
         part[:] = rng.integers(0, 256, part.shape, np.uint8)
-    file.flush()
 
 
-def problem(config: Config) -> tuple[Any, Any, Any]:
+def problem(config: Config) -> tuple[Loss, optax.GradientTransformation, Params]:
     """Loss, optimizer and parameters."""
-    shape = (28, 28, 1)
-    model = vae.build(vae.MNIST, shape, np.full(shape, 0.5))
-    params = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros(shape))
+    model = image_vae.build(vae.MNIST, SHAPE, np.full(SHAPE, 0.5))
+    params = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros(SHAPE))
     return objectives.elbo(model), optax.adam(1e-3), params
 
 
-def streamed(config: Config, source: sources.Source, begin: Any, step: Any) -> Callable[..., Any]:
-    """`steps -> (loss, seconds, seconds waited)` of a streamed run."""
+def streamed(
+    config: Config, source: sources.Source, begin: train.TrainState, step: Step
+) -> Callable[..., tuple[Array, float, float]]:
+    """Streams `count` steps: a function `(count, start=0) -> (loss, seconds, seconds waited)`."""
     order_key = jax.random.fold_in(begin.key, 1)
     order = feed.in_order(train.shuffled(source.size, config.batch_size), order_key)
 
-    def steps(count: int, start: int = 0) -> tuple[Any, float, float]:
+    def steps(count: int, start: int = 0) -> tuple[Array, float, float]:
         state, began, stop = jax.tree.map(jnp.copy, begin), perf_counter(), start + count
         with feed.feed(
             source,
@@ -91,16 +92,8 @@ def streamed(config: Config, source: sources.Source, begin: Any, step: Any) -> C
     return steps
 
 
-def compare(config: Config, path: Path) -> dict[str, Any]:
-    """Stream, watching memory; then time both."""
-    loss, adam, params = problem(config)
-    init, step = train.make_step(loss, adam, transform=data.binarize)
-    begin = init(jax.random.key(config.seed), params)
-    source = sources.open(path, "all")
-    began = perf_counter()
-    run_steps = streamed(config, source, begin, jax.jit(step, donate_argnums=0))
-    run_steps(5)  # compiles
-    step_seconds = perf_counter() - began
+def watched(config: Config, path: Path, run_steps: Callable[..., Any]) -> dict[str, float]:
+    """What `config.steps` streamed steps say: memory, rate, and share of the time waited."""
     with peak_memory() as before:
         sleep(0.2)
         held = before()
@@ -114,6 +107,20 @@ def compare(config: Config, path: Path) -> dict[str, Any]:
         }
     print("{file_gb:.2f} GB streamed in {anonymous_gb:.3f} GB of memory".format(**memory))
     print("{images_per_second:.0f} images/s, waiting {waited_share:.1%}".format(**memory))
+    return memory
+
+
+def compare(config: Config, path: Path) -> dict[str, Any]:
+    """Stream while memory is watched; then time streaming and the scan in turn."""
+    loss, adam, params = problem(config)
+    init, step = train.make_step(loss, adam, transform=data.binarize)
+    begin = init(jax.random.key(config.seed), params)
+    source = sources.open(path, "all")
+    began = perf_counter()
+    run_steps = streamed(config, source, begin, jax.jit(step, donate_argnums=0))
+    run_steps(5)  # compiles
+    step_seconds = perf_counter() - began
+    memory = watched(config, path, run_steps)
 
     began = perf_counter()
     resident = jax.device_put(source.read(np.arange(config.resident)))
@@ -127,9 +134,12 @@ def compare(config: Config, path: Path) -> dict[str, Any]:
         ),
         donate_argnums=0,
     )
-    copy = lambda: jax.tree.map(jnp.copy, begin)  # noqa: E731
-    jax.block_until_ready(scan(copy(), resident))
-    facts = {"compile_seconds": perf_counter() - began}
+
+    def fresh() -> train.TrainState:  # a copy, since the scan takes over its buffers
+        return jax.tree.map(jnp.copy, begin)
+
+    jax.block_until_ready(scan(fresh(), resident))
+    scan_seconds = perf_counter() - began
     work = config.timed * config.batch_size
     programs = {
         "streamed": Program(
@@ -138,28 +148,30 @@ def compare(config: Config, path: Path) -> dict[str, Any]:
             work,
             {"compile_seconds": step_seconds},
         ),
-        "in_memory": Program(copy, lambda state: scan(state, resident)[1]["loss"][-1], work, facts),
+        "in_memory": Program(
+            fresh,
+            lambda state: scan(state, resident)[1]["loss"][-1],
+            work,
+            {"compile_seconds": scan_seconds},
+        ),
     }
     timed = measure(programs, replace(config, out=None), unit="images", numerator="streamed")
     return memory | timed
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Write, measure, report and remove."""
+    """Write, measure, report and remove; returns what the JSON file holds."""
     if config.smoke:
         config = replace(config, rows=2000, steps=10, resident=500, rounds=2, timed=3)
-    needed, free = config.rows * 784, shutil.disk_usage(config.folder).free
-    if free < 1.1 * needed:
-        got, fix = f"{free / 1e9:.1f} GB free", "name another --folder, or fewer --rows"
-        raise wrong("feeding: --folder", got, f"{1.1 * needed / 1e9:.1f} GB", fix)
-    with tempfile.TemporaryDirectory(dir=config.folder) as folder:
-        path = Path(folder, "images.npy")
-        write(config, path)
+    shape = config.rows, 28, 28
+    with large_array("feeding", config.folder, shape, np.uint8) as (path, file):
+        fill(config, file)
+        file.flush()
         report = compare(config, path)
     if config.out is not None:
-        run.write_json(config.out, report)
+        common.write_json(config.out, report)
     return report
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

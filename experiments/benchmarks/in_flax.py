@@ -1,5 +1,6 @@
 """Flax and Optax by hand, in the style of Flax's VAE example: one jitted step per batch."""
 
+from collections.abc import Iterator
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -16,7 +17,11 @@ from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
 
 class DenseVAE(nn.Module):
-    """Dense layers on a batch `[batch, pixels]`: logits, z, noise, and q's two parameters."""
+    """Dense layers on a batch of images `[batch, pixels]`, with a key.
+
+    Returns the logits of p(x|z), z, the noise that z was made of, and the mean and the log-variance
+    of q(z|x). With several particles z and noise are `[batch, particles, latent]`.
+    """
 
     sizes: Sizes
 
@@ -28,9 +33,10 @@ class DenseVAE(nn.Module):
         for width in sizes.hidden:
             h = activation(nn.Dense(width)(h))
         loc, log_var = nn.Dense(sizes.latent)(h), nn.Dense(sizes.latent)(h)
+        shape: tuple[int, ...] = (len(x), sizes.latent)
         if sizes.particles > 1:
             loc, log_var = loc[:, None], log_var[:, None]
-        shape = (len(x), *((sizes.particles,) if sizes.particles > 1 else ()), sizes.latent)
+            shape = (len(x), sizes.particles, sizes.latent)
         noise = jax.random.normal(key, shape)
         z = h = loc + jnp.exp(log_var / 2) * noise
         for width in sizes.hidden[::-1]:
@@ -60,7 +66,10 @@ def dense_loss(net: DenseVAE) -> Loss:
 
 
 def build(workload: str, variant: str, sizes: Sizes) -> Burst:
-    """Batches are gathered in the step from levels on the device; one loss is fetched, the last."""
+    """One jitted step per batch. The step gathers its batch from grey levels on the device.
+
+    Of all losses only the last is fetched.
+    """
     grey, key = levels(sizes), jax.random.key(0)
     init_key, run_key = jax.random.split(key)
     net: Any
@@ -92,20 +101,19 @@ def build(workload: str, variant: str, sizes: Sizes) -> Burst:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
     }
     split, orders = jax.jit(jax.random.split), _orders(rng, sizes)
-    held = [(state, run_key)]
 
     def run() -> float:
-        state, key = held.pop()
+        nonlocal state, run_key
         for _ in range(sizes.steps):
-            key, step_key = split(key)
+            run_key, step_key = split(run_key)
             state, value = program(state, step_key, images, next(orders))
-        held.append((state, key))
         return float(value)
 
     return Burst(run, sizes.steps * sizes.batch, facts)
 
 
-def _orders(rng: np.random.Generator, sizes: Sizes) -> Any:
+def _orders(rng: np.random.Generator, sizes: Sizes) -> Iterator[np.ndarray]:
+    """The indices of each batch, in a new random order every epoch."""
     while True:
         order = rng.permutation(sizes.images)
         for i in range(sizes.images // sizes.batch):

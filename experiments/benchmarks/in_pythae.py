@@ -1,9 +1,12 @@
-"""pythae's side: its models and its trainer's epochs, with the layers of the workload.
+"""The workloads by pythae: its models and its trainer's epochs, with the layers of the workload.
 
-Binary images are drawn anew when its data set is asked for one; its losses need probabilities.
+Its data set draws a binary image anew whenever it is asked for one. Its losses need probabilities.
 """
 
+import atexit
+import itertools
 import logging
+import shutil
 import tempfile
 from typing import Any
 
@@ -20,6 +23,8 @@ from experiments.benchmarks.suite import Burst, Sizes, levels
 
 
 class Encoder(BaseEncoder):
+    """The encoder of `in_torch.Net`, as pythae takes it."""
+
     def __init__(self, net: Net):
         super().__init__()
         self.layers, self.loc, self.scale = net.encoder, net.loc, net.scale
@@ -30,6 +35,8 @@ class Encoder(BaseEncoder):
 
 
 class Decoder(BaseDecoder):
+    """The decoder of `in_torch.Net`, as pythae takes it: it gives probabilities."""
+
     def __init__(self, net: Net):
         super().__init__()
         self.layers = nn.Sequential(net.decoder, nn.Sigmoid())
@@ -39,6 +46,8 @@ class Decoder(BaseDecoder):
 
 
 class Binarized(BaseDataset):
+    """Images whose pixels are drawn anew each time that one is asked for."""
+
     def __getitem__(self, index: int) -> Any:
         return DatasetOutput(data=torch.bernoulli(self.data[index]), labels=self.labels[index])
 
@@ -70,22 +79,23 @@ def build(workload: str, variant: str, sizes: Sizes) -> Burst:
     shown = min(sizes.images, sizes.steps * sizes.batch)
     dataset = Binarized if sizes.pixels == "binary" else BaseDataset
     data = dataset(grey[:shown].float() / 255, torch.zeros(shown))
-    folder = tempfile.TemporaryDirectory()
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     trainer = BaseTrainer(
         model,
         data,
         training_config=BaseTrainerConfig(
-            output_dir=folder.name,
+            output_dir=folder,
             learning_rate=1e-3,
             per_device_train_batch_size=sizes.batch,
             no_cuda=DEVICE.type != "cuda",
         ),
     )
     trainer.prepare_training()
-    epochs = iter(range(1, 10**9))
+    epochs = itertools.count(1)
     facts = {"parameters": sum(p.numel() for p in model.parameters())}
 
-    def epoch(folder: Any = folder) -> float:  # the folder goes when the process does
+    def epoch() -> float:
         return float(trainer.train_step(next(epochs)))
 
     return Burst(epoch, shown, facts)

@@ -1,9 +1,9 @@
-"""PyTorch's side of the workloads, which imports no JAX: the same models, losses and data.
+"""The workloads by PyTorch: the same models, losses and data. Imports no JAX.
 
 | variant | how |
 | --- | --- |
-| `torch_eager` | as the example below but its loader: levels on the device, a random order |
 | `torch_loader` | as PyTorch's example: log-variance, probabilities, `loss.item()`, DataLoader |
+| `torch_eager` | the same without the loader: levels on the device, a random order |
 | `torch_tuned` | written well: logits, softplus, fused Adam, nothing fetched on the way, numbers \
 too small for full precision flushed to zero, images channels last |
 | `torch_compile` | as tuned, the loss through `torch.compile` |
@@ -35,7 +35,7 @@ AS_THE_EXAMPLE = ("torch_eager", "torch_loader")
 
 
 class Net(nn.Module):
-    """q(z|x) as location and scale, and the logits of p(x|z), of the three networks."""
+    """The three networks: `encode` gives loc and scale of q(z|x), `decode` the logits of p(x|z)."""
 
     def __init__(self, sizes: Sizes):
         super().__init__()
@@ -76,9 +76,10 @@ class Net(nn.Module):
 
 
 def loss_of(net: Net) -> Callable[..., Any]:
-    """`loss(x, noise)`: minus the ELBO or the importance-weighted bound, nats per image.
+    """The function `loss(x, noise)`: minus the ELBO or the importance-weighted bound.
 
-    x `[batch, ...]` of 0 and 1; noise `[batch, latent]`, or `[batch, particles, latent]`.
+    It takes x `[batch, ...]` of 0 and 1, and noise `[batch, latent]` or
+    `[batch, particles, latent]`. It returns nats per image.
     """
     return _elbo(net) if net.sizes.particles == 1 else _iwae(net)
 
@@ -119,6 +120,7 @@ def build(workload: str, variant: str, sizes: Sizes) -> Burst:
 
 
 def _training(variant: str, sizes: Sizes) -> Burst:
+    """A burst of training steps by one of the variants."""
     net, tuned = Net(sizes).to(DEVICE), variant not in AS_THE_EXAMPLE
     if tuned and sizes.network != "mlp":
         module: Any = net  # whose types know no formats
@@ -126,22 +128,17 @@ def _training(variant: str, sizes: Sizes) -> Burst:
     graphs = variant == "torch_cuda_graphs"
     fast: dict[str, Any] = {"fused": True, "capturable": graphs} if tuned else {}
     adam = torch.optim.Adam(net.parameters(), lr=1e-3, **fast)
-    noise_shape = (sizes.latent,) if sizes.particles == 1 else (sizes.particles, sizes.latent)
     loss = loss_of(net) if tuned else as_the_example(net)
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in net.parameters())}
     if variant == "torch_compile":
         loss = torch.compile(loss)
-
-    def seen(grey: Any, top: float = 255) -> Any:
-        """Grey / top, or one with that probability, in the shape that the network takes."""
-        if sizes.pixels == "grey":
-            x = grey.float().div_(top)
-        else:
-            x = (torch.rand(grey.shape, device=DEVICE).mul_(top) < grey).float()
-        return x if sizes.network == "mlp" else x[:, None]
+    noise_shape = (sizes.latent,) if sizes.particles == 1 else (sizes.particles, sizes.latent)
+    loaded = variant == "torch_loader"
+    top = 1.0 if loaded else 255.0  # the loader gives images in [0, 1], as the example has them
 
     def update(grey: Any) -> Any:
-        x = seen(grey)
+        """One step of Adam on a batch of grey images; returns the loss."""
+        x = _as_input(sizes, grey, top)
         adam.zero_grad()
         noise = torch.randn(len(x), *noise_shape, device=DEVICE)
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=variant == "torch_bfloat16"):
@@ -150,25 +147,16 @@ def _training(variant: str, sizes: Sizes) -> Burst:
         adam.step()
         return value.detach()
 
-    if variant == "torch_loader":
-        batches = _loaded(sizes)
+    batches = _loaded(sizes) if loaded else _orders(sizes)
+    images = None if loaded else torch.from_numpy(_shaped(sizes)).to(DEVICE)
 
-        def step() -> Any:
-            x = seen(next(batches).to(DEVICE), top=1)
-            adam.zero_grad()
-            value = loss(x, torch.randn(len(x), *noise_shape, device=DEVICE))
-            value.backward()
-            adam.step()
-            return value.detach()
-    else:
-        chosen, images = _orders(sizes), torch.from_numpy(_shaped(sizes)).to(DEVICE)
-
-        def step() -> Any:
-            return update(images[next(chosen)])
+    def step() -> Any:
+        batch = next(batches)
+        return update(batch.to(DEVICE) if images is None else images[batch])
 
     began = perf_counter()
     if graphs:
-        step = captured(update, images, chosen)
+        step = captured(update, images, batches)
 
     def run() -> float:
         total = 0.0
@@ -184,8 +172,20 @@ def _training(variant: str, sizes: Sizes) -> Burst:
     return Burst(run, sizes.steps * sizes.batch, facts)
 
 
+def _as_input(sizes: Sizes, grey: Any, top: float) -> Any:
+    """What the network takes: grey / top, or pixels that are 1 with this probability."""
+    if sizes.pixels == "grey":
+        x = grey.float().div_(top)
+    else:
+        x = (torch.rand(grey.shape, device=DEVICE).mul_(top) < grey).float()
+    return x if sizes.network == "mlp" else x[:, None]
+
+
 def as_the_example(net: Net) -> Callable[..., Any]:
-    """The loss from probabilities and log-variances, for one draw or several."""
+    """The loss as in PyTorch's example, from probabilities and log-variances.
+
+    It takes one draw of noise or several.
+    """
     several = net.sizes.particles > 1
 
     def loss(x: Any, noise: Any) -> Any:
@@ -207,7 +207,7 @@ def as_the_example(net: Net) -> Callable[..., Any]:
 
 
 def captured(update: Callable[..., Any], images: Any, chosen: Iterator[Any]) -> Callable[[], Any]:
-    """The step as one CUDA graph, whose input is copied in place before each replay."""
+    """The step as one CUDA graph. Its input is copied in place before each replay."""
     grey, side = images[next(chosen)].clone(), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -229,7 +229,7 @@ def captured(update: Callable[..., Any], images: Any, chosen: Iterator[Any]) -> 
 class _Images(torch.utils.data.Dataset):
     """An image and its label at a time, by the steps of torchvision's MNIST with ToTensor.
 
-    By hand, since torchvision has no build for every build of PyTorch.
+    It is written by hand, since torchvision has no build for every build of PyTorch.
     """
 
     def __init__(self, images: Any):
@@ -247,9 +247,9 @@ class _Images(torch.utils.data.Dataset):
 
 
 def _loaded(sizes: Sizes) -> Iterator[Any]:
-    """Batches of images as the example's loader gives them, in the shape of the data on the device.
+    """Batches of images from the example's loader, in the shape of the data on the device.
 
-    One worker where there is a GPU, none otherwise, as the example has it.
+    The loader has one worker where there is a GPU and none otherwise, as the example has it.
     """
     cuda = DEVICE.type == "cuda"
     loader: Any = torch.utils.data.DataLoader(
@@ -273,9 +273,11 @@ def _orders(sizes: Sizes) -> Iterator[Any]:
 
 
 def _likelihood(variant: str, sizes: Sizes) -> Burst:
-    """All particles of one image at a time, or the chunks that `evaluate.log_likelihood` takes.
+    """log p(x) by importance sampling.
 
-    From logits, but for `torch_eager`, which has the probabilities of the example.
+    `torch_images` computes all particles of one image at a time, the others the chunks that
+    `evaluate.log_likelihood` takes. All compute from logits except `torch_eager`, which computes
+    from probabilities as the example does.
     """
     net = Net(sizes).to(DEVICE)
     data = torch.from_numpy(_shaped(sizes) > 127).float().to(DEVICE)

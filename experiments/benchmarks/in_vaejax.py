@@ -1,4 +1,4 @@
-"""vaejax's side of the workloads: its public functions as the experiments call them."""
+"""The workloads by vaejax: its public functions as the experiments call them."""
 
 import importlib
 from collections.abc import Callable
@@ -12,8 +12,9 @@ import optax
 from flax import linen as nn
 
 from experiments import vae
-from experiments.benchmarks import contractive
+from experiments.benchmarks import contractive, paired
 from experiments.benchmarks.suite import Burst, Sizes, levels
+from experiments.common import image_vae
 from vaejax import (
     contraction,
     data,
@@ -28,6 +29,8 @@ from vaejax import (
 from vaejax.model import Model, autoencoder
 from vaejax.types import Array, Loss
 
+Update = Callable[[train.TrainState, Array], tuple[train.TrainState, Any]]
+
 
 def build(workload: str, variant: str, sizes: Sizes) -> Burst:
     """The variant, compiled."""
@@ -41,8 +44,8 @@ def build(workload: str, variant: str, sizes: Sizes) -> Burst:
 class TransposedDecoder(nn.Module):
     """Transposed convolutions of stride 2 from a code to the logits `[side, side, 1]`.
 
-    A network of one's own: each layer is the adjoint of `networks.conv`, on CPU therefore a matrix
-    product too.
+    The library has no such network. Each layer is the adjoint of `networks.conv`, so on CPU it is a
+    matrix product too.
     """
 
     side: int
@@ -56,6 +59,7 @@ class TransposedDecoder(nn.Module):
         return distributions.Bernoulli(self.enlarged("second", h, 1))
 
     def enlarged(self, name: str, h: Array, features: int) -> Array:
+        """One layer: `[height, width, channels]` to `[2 height, 2 width, features]`."""
         height, width, channels = h.shape
         shape, init = (3, 3, features, channels), nn.initializers.lecun_normal()
         kernel = self.param(f"{name}_kernel", init, shape)
@@ -80,52 +84,31 @@ def model_of(sizes: Sizes) -> Model:
         latent=sizes.latent,
         likelihood="bernoulli",
     )
-    return vae.build(config, shape, np.full(shape, 0.5))
+    return image_vae.build(config, shape, np.full(shape, 0.5))
 
 
 def loss_of(model: Model, sizes: Sizes) -> Loss:
-    """Its loss: the ELBO, or the importance-weighted bound."""
+    """The loss of the model: minus the ELBO, or minus the importance-weighted bound."""
     if sizes.particles == 1:
         return objectives.elbo(model)
     return objectives.iwae(model, particles=sizes.particles)
 
 
 def _training(variant: str, sizes: Sizes) -> Burst:
-    """A burst is one program: choosing, gathering and what is done to the levels included."""
+    """A burst is one program. It chooses and gathers its batches, and binarises or scales them."""
     model = model_of(sizes)
     if variant == "vaejax_bfloat16":
         model = importlib.import_module("vaejax.precision").mixed_precision(model)
-    loss, adam = loss_of(model, sizes), optax.adam(1e-3)
-    transform = data.binarize if sizes.pixels == "binary" else data.scale
-    init, _ = train.make_step(loss, adam)
-    update = train.make_scan(
-        loss,
-        adam,
-        steps=sizes.steps,
-        transform=transform,
-        indices=train.shuffled(sizes.images, sizes.batch),
-    )
-    grey, key = levels(sizes), jax.random.key(1)
+    grey = levels(sizes)
     one, images = grey[0] / np.float32(255), jnp.asarray(grey)
     del grey  # which was copied
-    members, began = 1, perf_counter()
+    began = perf_counter()
     if variant == "vaejax_population":
+        state, update = _together(model, sizes, one)
         members = sizes.members
-        init_keys = jax.random.split(key, members)
-        params = jax.vmap(lambda k: model.init(k, one))(init_keys)
-        run_keys = jax.random.split(jax.random.fold_in(key, 1), members)
-        state = jax.jit(jax.vmap(init))(run_keys, params)
-        together = population.make_scan(
-            lambda hyper: (loss, adam),
-            steps=sizes.steps,
-            transform=transform,
-            indices=train.shuffled(sizes.images, sizes.batch),
-        )
-        # All members are at the same step: the first of the burst.
-        update = lambda state, images: together(state, (), state.step[0], images)  # noqa: E731
     else:
-        init_key, key = jax.random.split(key)
-        state = jax.jit(init)(key, model.init(init_key, one))
+        state, update = _alone(model, sizes, one)
+        members = 1
     jax.block_until_ready(state)
     init_seconds, began = perf_counter() - began, perf_counter()
     program = jax.jit(update, donate_argnums=0).lower(state, images).compile()
@@ -135,17 +118,53 @@ def _training(variant: str, sizes: Sizes) -> Burst:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)) // members,
         "members": members,
     }
-    states = [state]
 
     def run() -> float:
-        state, history = program(states.pop(), images)
-        states.append(state)
+        nonlocal state
+        state, history = program(state, images)
         return float(jnp.ravel(history["loss"])[-1])
 
     return Burst(run, members * sizes.steps * sizes.batch, facts)
 
 
+def _alone(model: Model, sizes: Sizes, one: Any) -> tuple[train.TrainState, Update]:
+    """The state of one model, and the program of a burst. The model sees images like `one`."""
+    loss, adam = loss_of(model, sizes), optax.adam(1e-3)
+    init, _ = train.make_step(loss, adam)
+    init_key, key = jax.random.split(jax.random.key(1))
+    state = jax.jit(init)(key, model.init(init_key, one))
+    return state, train.make_scan(loss, adam, **_steps(sizes))
+
+
+def _together(model: Model, sizes: Sizes, one: Any) -> tuple[train.TrainState, Update]:
+    """The same for a population of `sizes.members` models."""
+    loss, adam = loss_of(model, sizes), optax.adam(1e-3)
+    init, _ = train.make_step(loss, adam)
+    key = jax.random.key(1)
+    init_keys = jax.random.split(key, sizes.members)
+    params = jax.vmap(lambda k: model.init(k, one))(init_keys)
+    run_keys = jax.random.split(jax.random.fold_in(key, 1), sizes.members)
+    state = jax.jit(jax.vmap(init))(run_keys, params)
+    scan = population.make_scan(lambda hyper: (loss, adam), **_steps(sizes))
+
+    def update(state: train.TrainState, images: Array) -> tuple[train.TrainState, Any]:
+        # All members are at the same step: the first of the burst.
+        return scan(state, (), state.step[0], images)
+
+    return state, update
+
+
+def _steps(sizes: Sizes) -> dict[str, Any]:
+    """What a scan is told of its steps: how many, on which rows, and what is done to the pixels."""
+    return {
+        "steps": sizes.steps,
+        "transform": data.binarize if sizes.pixels == "binary" else data.scale,
+        "indices": train.shuffled(sizes.images, sizes.batch),
+    }
+
+
 def _likelihood(sizes: Sizes) -> Burst:
+    """A burst of importance sampling by `evaluate.log_likelihood`."""
     model, x = model_of(sizes), (levels(sizes) > 127).astype(np.float32)
     params = model.init(jax.random.key(0), x[0])
     images = jnp.asarray(x)
@@ -163,13 +182,12 @@ def _likelihood(sizes: Sizes) -> Burst:
             )
         return -float(found.log_px.mean())
 
-    seconds = [_timed(run) for _ in range(3)]
-    # K is fixed while compiling, so a smaller call cannot tell: the first call less another.
-    facts = {"compile_seconds": max(seconds[0] - min(seconds[1:]), 0.0)}
+    facts = {"compile_seconds": paired.seconds_to_compile(run, calls=3)}
     return Burst(run, sizes.steps * sizes.images * sizes.particles, facts)
 
 
 def _penalty(variant: str, sizes: Sizes) -> Burst:
+    """A burst of contractive penalties with their gradients."""
     norm: Callable[..., Array] = {
         "vaejax": contraction.closed_form,
         "vaejax_jacfwd": contractive.whole(jax.jacfwd),
@@ -184,9 +202,3 @@ def _penalty(variant: str, sizes: Sizes) -> Burst:
         steps,
     )
     return Burst(lambda: float(program.run(None)), program.work, program.facts)
-
-
-def _timed(function: Callable[[], Any]) -> float:
-    began = perf_counter()
-    function()
-    return perf_counter() - began

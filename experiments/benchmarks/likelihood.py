@@ -2,15 +2,14 @@
 
     python -m experiments.benchmarks.likelihood [burda|example|memory] [--rounds N]
 
-`burda` and `example` compare two networks with PyTorch (`pip install "torch>=2"`); `memory` runs
-K = 5000 once, without it, and reports the peak of anonymous memory. What is compared, and the
+`burda` and `example` compare two networks with PyTorch (`pip install "torch>=2"`). `memory` runs
+K = 5000 once, without PyTorch, and reports the peak of anonymous memory. What is compared, and the
 figures to expect: experiments/benchmarks/README.md.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
@@ -18,14 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import run, vae
+from experiments import common, vae
 from experiments.benchmarks import memory, paired
+from experiments.benchmarks.options import Timed
+from experiments.common import image_vae
 from vaejax import evaluate
 from vaejax.errors import wrong
+from vaejax.model import Model
+from vaejax.types import Params
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Timed):
     hidden: tuple[int, ...] = (200, 200)  # units of the encoder's layers
     activation: Literal["relu", "tanh"] = "tanh"  # nonlinearity of the hidden layers
     latent: int = 50  # latent dimensions
@@ -35,10 +38,6 @@ class Config:
     batch_size: int = 20  # images at a time, in both libraries
     chunk: int = 50  # particles at a time, in both libraries
     compare: bool = True  # with PyTorch; else one timed call of log_likelihood
-    rounds: int = 11  # times that the programs are run, in turn
-    seed: int = 0  # of images, parameters and noise
-    out: Path | None = None  # JSON file to write
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
 
 
 PRESETS = {
@@ -48,7 +47,7 @@ PRESETS = {
 }
 
 
-def problem(config: Config) -> tuple[Any, Any, np.ndarray]:
+def problem(config: Config) -> tuple[Model, Params, np.ndarray]:
     """Model, parameters and binary images `[images, height, width, 1]`, from the seed."""
     init_key, image_key = jax.random.split(jax.random.key(config.seed))
     shape = (*config.size, 1)
@@ -58,12 +57,14 @@ def problem(config: Config) -> tuple[Any, Any, np.ndarray]:
         latent=config.latent,
         activation=config.activation,
     )
-    model = vae.build(options, shape, np.full(shape, 0.5))
+    model = image_vae.build(options, shape, np.full(shape, 0.5))
     x = jax.random.bernoulli(image_key, 0.13, (config.images, *shape)).astype(jnp.float32)
     return model, model.init(init_key, x[0]), np.asarray(x)
 
 
-def in_vaejax(config: Config, model: Any, params: Any, x: Any) -> Callable[[], np.ndarray]:
+def in_vaejax(
+    config: Config, model: Model, params: Params, x: np.ndarray
+) -> Callable[[], np.ndarray]:
     """log p(x) `[images]`, nats, by the library."""
     return lambda: (
         evaluate.log_likelihood(
@@ -81,7 +82,14 @@ def in_vaejax(config: Config, model: Any, params: Any, x: Any) -> Callable[[], n
 def in_torch(config: Config, params: Any, x: Any) -> Callable[[], np.ndarray]:
     """The same by hand in eager PyTorch: same parameters, flat 2-D products, chunks of particles.
 
-    Raises ImportError where PyTorch is not installed.
+    Args:
+      config: sizes; `batch_size` and `chunk` say how much is computed at once.
+      params: those of the model in vaejax.
+      x: binary images `[images, height, width, 1]`.
+    Returns:
+      A function that gives log p(x) `[images]`, nats.
+    Raises:
+      ImportError: where PyTorch is not installed.
     """
     try:
         import torch
@@ -146,18 +154,15 @@ def programs(config: Config) -> dict[str, paired.Program]:
 def main(config: Config) -> dict[str, Any]:
     """Measure, print and write; returns what the JSON file holds."""
     if config.smoke:
-        config = replace(
-            config,
-            size=(4, 3),
-            hidden=(8,),
-            latent=2,
-            images=7,
-            particles=200,
-            batch_size=3,
-            rounds=2,
-        )
+        config = replace(config, size=(4, 3), hidden=(8,), latent=2, images=7)
+        config = replace(config, particles=200, batch_size=3, rounds=2)
     if config.compare:
         return paired.measure(programs(config), config, unit="samples", numerator="vaejax")
+    return scored_once(config)
+
+
+def scored_once(config: Config) -> dict[str, Any]:
+    """One call of `evaluate.log_likelihood`: its time with compilation, and the peak of memory."""
     with memory.peak_memory() as peak:
         log_likelihood, began = in_vaejax(config, *problem(config)), perf_counter()
         log_px = log_likelihood()
@@ -170,28 +175,22 @@ def main(config: Config) -> dict[str, Any]:
             "samples_per_second": samples / seconds,
             "peak_anonymous_mb": peak(),
             "nll_nats": -float(log_px.mean()),
-            **run.circumstances(),
+            **common.circumstances(),
         }
     print(
         f"{samples} samples in {seconds:.1f} s with compilation, {samples / seconds:.0f} "
         f"samples/s; anonymous memory at most {report['peak_anonymous_mb']:.0f} MB"
     )
     if config.out is not None:
-        run.write_json(config.out, report)
+        common.write_json(config.out, report)
     return report
 
 
 def _program(config: Config, function: Callable[[], np.ndarray]) -> paired.Program:
-    seconds = []
-    for _ in range(2):
-        began = perf_counter()
-        function()
-        seconds.append(perf_counter() - began)
-    # K is fixed while compiling, so a smaller call cannot tell: the first call's time less another.
-    facts = {"compile_seconds": max(seconds[0] - seconds[1], 0.0)}
+    facts = {"compile_seconds": paired.seconds_to_compile(function, calls=2)}
     work = config.images * config.particles
     return paired.Program(lambda: None, lambda _: -function().mean(), work, facts)
 
 
 if __name__ == "__main__":
-    main(run.parse(PRESETS, __doc__ or ""))
+    main(common.parse(PRESETS, __doc__ or ""))

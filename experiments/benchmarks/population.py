@@ -2,13 +2,13 @@
 
     python -m experiments.benchmarks.population [--rounds N] [--out FILE.json]
 
-W1's network and data of MNIST's size: a permutation of the data computed at each step, as a batched
-step counter would bring, shows as a ratio far below 1. Figures to expect:
+The network is W1's, the data have MNIST's size. A batched step counter would compute a permutation
+of the data at each step, and would show as a ratio far above 1. Figures to expect:
 experiments/benchmarks/README.md.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -17,22 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import run, vae
+from experiments import common, vae
 from experiments.benchmarks import paired
+from experiments.benchmarks.options import Timed
+from experiments.common import image_vae
 from vaejax import data, objectives, population, train
-from vaejax.types import Array
+from vaejax.model import Model
+from vaejax.types import Array, Loss
+
+SHAPE = (28, 28, 1)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Timed):
     members: tuple[int, ...] = (1, 4, 16)  # sizes of the populations
     examples: int = 60_000  # images of 28x28, made from a key
     batch_size: int = 128  # images per step of a member
     steps: int = 20  # steps of every variant in a round
-    rounds: int = 11  # times that the variants are run, in turn
-    seed: int = 0  # of images, parameters and noise
-    out: Path | None = None  # JSON file to write
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
 
 
 PRESETS = {"mnist": Config()}
@@ -40,56 +41,66 @@ PRESETS = {"mnist": Config()}
 
 def programs(config: Config) -> dict[str, paired.Program]:
     """One run alone, and populations; each counts the images that all its members see."""
-    preset, steps, batch = vae.PRESETS["mnist"], config.steps, config.batch_size
-    shape = (28, 28, 1)
-    images = jax.random.bits(jax.random.key(config.seed), (config.examples, *shape), jnp.uint8)
-    model = vae.build(preset, shape, np.full(shape, 0.5))
-    order = train.shuffled(config.examples, batch)
+    model = image_vae.build(vae.PRESETS["mnist"], SHAPE, np.full(SHAPE, 0.5))
+    images = jax.random.bits(jax.random.key(config.seed), (config.examples, *SHAPE), jnp.uint8)
+    populations = {f"members_{n}": _together(config, model, images, n) for n in config.members}
+    return {"alone": _alone(config, model, images), **populations}
 
-    def make(hyper: Any) -> Any:
-        return objectives.elbo(model, beta=hyper["beta"]), optax.adam(preset.learning_rate)
 
-    def seeds(members: int) -> Array:
-        return jax.vmap(jax.random.key)(jnp.arange(members))
+def _made(model: Model, beta: Any) -> tuple[Loss, optax.GradientTransformation]:
+    """Loss and optimizer of one member."""
+    return objectives.elbo(model, beta=beta), optax.adam(vae.PRESETS["mnist"].learning_rate)
 
-    def compiled(traced: Any, make_state: Any, *rest: Any, work: int) -> paired.Program:
-        began = perf_counter()
-        program = traced.lower(make_state(), *rest).compile()
-        facts = {"compile_seconds": perf_counter() - began}
 
-        def go(state: Any) -> Array:
-            return jnp.ravel(program(state, *rest)[1]["loss"])[-1]
+def _alone(config: Config, model: Model, images: Array) -> paired.Program:
+    """One model by `train.make_scan`."""
+    loss, adam = _made(model, 1.0)
+    init, _ = train.make_step(loss, adam)
+    order = train.shuffled(config.examples, config.batch_size)
+    scan = train.make_scan(loss, adam, steps=config.steps, indices=order, transform=data.binarize)
 
-        return paired.Program(make_state, go, work, facts)
+    def start() -> train.TrainState:
+        return init(jax.random.key(0), model.init(jax.random.key(1), images[0] / 255))
 
-    def alone() -> paired.Program:
-        loss, adam = make({"beta": 1.0})
-        init, _ = train.make_step(loss, adam)
-        scan = train.make_scan(loss, adam, steps=steps, indices=order, transform=data.binarize)
+    return _compiled(scan, start, images, work=config.steps * config.batch_size)
 
-        def start() -> train.TrainState:
-            return init(jax.random.key(0), model.init(jax.random.key(1), images[0] / 255))
 
-        return compiled(jax.jit(scan, donate_argnums=0), start, images, work=steps * batch)
+def _together(config: Config, model: Model, images: Array, members: int) -> paired.Program:
+    """`members` models by `population.make_scan`."""
+    hyper = {"beta": jnp.linspace(0.5, 2.0, members)}
+    order = train.shuffled(config.examples, config.batch_size)
 
-    def together(members: int) -> paired.Program:
-        hyper = {"beta": jnp.linspace(0.5, 2.0, members)}
-        scan = population.make_scan(make, steps=steps, indices=order, transform=data.binarize)
+    def make(hyper: Any) -> tuple[Loss, optax.GradientTransformation]:
+        return _made(model, hyper["beta"])
 
-        @jax.jit
-        @jax.vmap
-        def init(hyper: Any, key: Any, other: Any) -> train.TrainState:
-            state, _ = train.make_step(*make(hyper))
-            return state(key, model.init(other, jnp.zeros(shape)))
+    scan = population.make_scan(make, steps=config.steps, indices=order, transform=data.binarize)
 
-        def start() -> train.TrainState:
-            return init(hyper, seeds(members), seeds(members))
+    @jax.jit
+    @jax.vmap
+    def init(hyper: Any, key: Any, other: Any) -> train.TrainState:
+        init_one, _ = train.make_step(*make(hyper))
+        return init_one(key, model.init(other, jnp.zeros(SHAPE)))
 
-        first = jnp.zeros((), jnp.int32)
-        work = members * steps * batch
-        return compiled(jax.jit(scan, donate_argnums=0), start, hyper, first, images, work=work)
+    def start() -> train.TrainState:
+        keys, others = (jax.vmap(jax.random.key)(jnp.arange(members)) for _ in range(2))
+        return init(hyper, keys, others)
 
-    return {"alone": alone(), **{f"members_{n}": together(n) for n in config.members}}
+    first, work = jnp.zeros((), jnp.int32), members * config.steps * config.batch_size
+    return _compiled(scan, start, hyper, first, images, work=work)
+
+
+def _compiled(
+    scan: Callable[..., Any], start: Callable[[], train.TrainState], *rest: Any, work: int
+) -> paired.Program:
+    """`scan(start(), *rest)`, compiled."""
+    began = perf_counter()
+    program = jax.jit(scan, donate_argnums=0).lower(start(), *rest).compile()
+    facts = {"compile_seconds": perf_counter() - began}
+
+    def go(state: train.TrainState) -> Array:
+        return jnp.ravel(program(state, *rest)[1]["loss"])[-1]
+
+    return paired.Program(start, go, work, facts)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -100,4 +111,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(run.parse(PRESETS, __doc__ or ""))
+    main(common.parse(PRESETS, __doc__ or ""))

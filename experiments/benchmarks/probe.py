@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.probe jax|torch [SIZE]
 
-Prints one line of JSON: operations per second of the product of two SIZE x SIZE matrices by number
-format, bytes per second of reading and writing a large array, and what runs here. On a GPU products
-of float32 are in TF32, as in the benchmark.
+Prints one line of JSON: the operations per second of the product of two SIZE x SIZE matrices in
+each number format, the bytes per second of reading and writing a large array, and what runs here.
+On a GPU products of float32 are in TF32, as in the benchmark.
 """
 
 import json
@@ -15,11 +15,11 @@ from typing import Any
 
 
 def by_jax(size: int | None) -> dict[str, Any]:
-    """By XLA."""
+    """The numbers by XLA."""
     import jax
     import jax.numpy as jnp
 
-    from experiments import run
+    from experiments import common
 
     size = size or (1024 if jax.default_backend() == "cpu" else 8192)
     if jax.default_backend() == "gpu":
@@ -38,11 +38,11 @@ def by_jax(size: int | None) -> dict[str, Any]:
     x = jnp.zeros(16 * size**2)
     flops = {"float32": product(jnp.float32), "bfloat16": product(jnp.bfloat16)}
     moved = 2 * x.nbytes / best(lambda: add(x).block_until_ready())
-    return {"flops": flops, "bytes": moved, **run.circumstances()}
+    return {"flops": flops, "bytes": moved, **common.circumstances()}
 
 
 def by_torch(size: int | None) -> dict[str, Any]:
-    """By PyTorch."""
+    """The numbers by PyTorch."""
     import torch
 
     from experiments.benchmarks.in_torch import DEVICE

@@ -1,4 +1,4 @@
-"""Starting and asking the processes of the variants."""
+"""Starts the processes of the variants and talks to them."""
 
 import json
 import os
@@ -16,9 +16,12 @@ class Failed(RuntimeError):
 
 
 def environment(*, accelerator: bool = False, cache: Path | None = None) -> dict[str, str]:
-    """This one's; on a GPU JAX leaves memory to the others, and products of float32 are in TF32.
+    """The environment of a process: this one's, with what the variants need.
 
-    `cache`: a folder where JAX keeps all that it compiles, as the experiments let it.
+    Args:
+      accelerator: whether there is a GPU or TPU. Then JAX leaves memory to the other processes, and
+        products of float32 are in TF32.
+      cache: a folder where JAX keeps all that it compiles, as the experiments let it.
     """
     extra = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(":")
@@ -38,7 +41,11 @@ def environment(*, accelerator: bool = False, cache: Path | None = None) -> dict
 
 
 class Worker:
-    """The process of one variant, ready after its first burst. Raises Failed with its reason."""
+    """The process of one variant, ready after its first burst.
+
+    `facts` is what the variant said of itself. The constructor raises Failed, with the reason,
+    where the variant cannot run.
+    """
 
     def __init__(
         self, request: dict[str, Any], *, accelerator: bool = False, cache: Path | None = None
@@ -61,6 +68,7 @@ class Worker:
         self.facts["ready_seconds"] = perf_counter() - began
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request. Raises Failed where the process has ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -82,6 +90,7 @@ class Worker:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
+        """End the process: it stops when its input is closed, and is killed after 10 seconds."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -1,4 +1,4 @@
-"""What the rows of a comparison say: a table, the bars, a picture."""
+"""Shows the rows of a comparison: a table, the bars that were to be reached, a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +35,10 @@ def print_table(name: str, rows: Sequence[Row]) -> None:
 
 
 def bars(rows: Sequence[Row], platform: str) -> list[dict[str, Any]]:
-    """Each bar with the value reached and whether it is met. They are for two CPU cores."""
+    """Each bar with the value that was reached, and whether it is met.
+
+    The bars are for two CPU cores. On another platform each says "no bar".
+    """
     found = {(row["workload"], row["variant"]): row for row in rows}
     result = []
 

@@ -3,26 +3,26 @@
     python -m experiments.benchmarks.streaming [--rows N] [--size D] [--folder DIR]
 
 Writes `rows x size` float32 (3 GB by default, removed at the end) chunk by chunk, trains
-experiments.activations on it in one pass, and reports the peak of anonymous memory, RssAnon: pages
+experiments.activations on it in one pass, and reports the peak of anonymous memory, RssAnon. Pages
 of the mapped file are not counted, since the system may drop them at any time. Figures to expect:
 experiments/benchmarks/README.md.
 """
 
-import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import activations, run
+from experiments import activations, common
 from experiments.benchmarks.memory import peak_memory
-from vaejax.errors import wrong
+from experiments.benchmarks.options import Options
+from experiments.benchmarks.scratch import large_array
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     rows: int = 1_000_000  # of the file
     size: int = 768  # dimensions of each
     atoms: int = 1536  # of the dictionary that they are made of
@@ -32,61 +32,53 @@ class Config:
     k: int = 16  # active units
     batch_size: int = 512  # rows per step
     folder: Path = Path(tempfile.gettempdir())  # where the file is written
-    seed: int = 0  # of data and parameters
-    out: Path | None = None  # JSON file to write
-    smoke: bool = False  # shrink everything to seconds, to see that it runs
 
 
 PRESETS = {"streaming": Config()}
 
 
-def write(config: Config, path: Path) -> None:
-    """The file, 10,000 rows at a time."""
+def fill(config: Config, file: np.ndarray) -> None:
+    """Write the rows, 10,000 at a time."""
     rng = np.random.default_rng(config.seed)
     atoms = rng.normal(size=(config.atoms, config.size)).astype(np.float32)
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
-    shape = config.rows, config.size
-    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     for start in range(0, config.rows, 10_000):
         part = file[start : start + 10_000]
         part[:] = rng.normal(size=part.shape) * config.noise / config.size**0.5
         for _ in range(config.active):
             coefficient = rng.uniform(0.5, 1.5, (len(part), 1)).astype(np.float32)
             part += coefficient * atoms[rng.integers(config.atoms, size=len(part))]
-    file.flush()
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Write, train, report and remove."""
+    """Write, train, report and remove; returns what the JSON file holds."""
     if config.smoke:
-        small = {"rows": 3000, "size": 32, "atoms": 48, "active": 3, "latent": 48, "k": 3}
-        config = type(config)(**(vars(config) | small | {"batch_size": 100}))
-    needed, free = 4 * config.rows * config.size, shutil.disk_usage(config.folder).free
-    if free < 1.1 * needed:
-        got, fix = f"{free / 1e9:.1f} GB free", "name another --folder, or fewer --rows"
-        raise wrong("streaming: --folder", got, f"{1.1 * needed / 1e9:.1f} GB", fix)
-    with tempfile.TemporaryDirectory(dir=config.folder) as folder:
-        path = Path(folder, "activations.npy")
-        write(config, path)
+        config = replace(
+            config, rows=3000, size=32, atoms=48, active=3, latent=48, k=3, batch_size=100
+        )
+    shape = config.rows, config.size
+    with large_array("streaming", config.folder, shape, np.float32) as (path, file):
+        fill(config, file)
+        file.flush()
         options = activations.Config(
             dataset=path,
             latent=config.latent,
             k=config.k,
             batch_size=config.batch_size,
             seed=config.seed,
-            out=Path(folder, "run"),
+            out=path.parent / "run",
         )
         with peak_memory() as peak:
             summary = activations.main(options)
             sizes = {"file_gb": path.stat().st_size / 1e9, "rss_anon_peak_gb": peak() / 1e3}
-            report = {**sizes, **summary, **run.circumstances()}
+            report = {**sizes, **summary, **common.circumstances()}
     print(
         "peak of anonymous memory {rss_anon_peak_gb:.2f} GB, file {file_gb:.2f} GB".format(**sizes)
     )
     if config.out is not None:
-        run.write_json(config.out, report)
+        common.write_json(config.out, report)
     return report
 
 
 if __name__ == "__main__":
-    run.command_line(main, PRESETS, __doc__ or "")
+    common.command_line(main, PRESETS, __doc__ or "")

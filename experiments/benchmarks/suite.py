@@ -1,4 +1,4 @@
-"""What is compared: the workloads' sizes, the variants of each, bars, data, arithmetic per unit.
+"""The comparison's workloads: their sizes, variants, bars and data, and the arithmetic per unit.
 
 Nothing here imports JAX or PyTorch, so that a worker holds only what its variant needs.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sizes:
-    """One workload. A burst, what is timed at once, is `steps` of a variant."""
+    """The sizes of one workload. A burst is what is timed at once: `steps` steps of a variant."""
 
     about: str
     unit: str = "images"
@@ -33,9 +33,11 @@ class Sizes:
 
 
 class Burst(NamedTuple):
-    """A variant made ready: `run()` does `work` units, waits for them and returns the last loss.
+    """A variant that is ready to run.
 
-    `facts`: what to report beside the rate, `compile_seconds` among them where there are any.
+    run: does `work` units of work, waits for them and returns the last loss.
+    work: how many units one call does.
+    facts: what to report beside the rate, `compile_seconds` among them if something was compiled.
     """
 
     run: Callable[[], float]
@@ -86,7 +88,8 @@ WORKLOADS = {
     ),
 }
 
-# The first is the numerator of the ratios. The part before "_" names the module, in_NAME.py.
+# The first variant is the numerator of the ratios. What stands before "_" names the module that has
+# the variant: in_NAME.py.
 TRAINING = ("vaejax", "torch_eager", "torch_loader", "torch_tuned", "torch_compile", "flax_step")
 ON_ACCELERATORS = ("torch_cuda_graphs", "torch_bfloat16", "vaejax_bfloat16")
 VARIANTS = {
@@ -124,7 +127,7 @@ INSTALL = {
 
 
 def shrunk(name: str) -> Sizes:
-    """A workload of seconds that still runs every line: the dry run."""
+    """A workload shrunk to seconds that still runs every line, for the dry run."""
     whole = WORKLOADS[name]
     hidden = (3, 4) if whole.network != "mlp" else (8,) * len(whole.hidden)
     return replace(
@@ -142,7 +145,10 @@ def shrunk(name: str) -> Sizes:
 
 
 def on_platform(name: str, accelerator: bool) -> Sizes:
-    """Longer bursts, and more particles at a time, where a step takes microseconds."""
+    """The workload. On an accelerator, where a step takes microseconds, bursts are longer.
+
+    More particles are computed at a time there, too.
+    """
     whole = WORKLOADS[name]
     if not accelerator:
         return whole
@@ -156,9 +162,10 @@ def on_platform(name: str, accelerator: bool) -> Sizes:
 
 
 def levels(sizes: Sizes, seed: int = 0) -> np.ndarray:
-    """Grey images `[images, side, side, 1]`, uint8: ten smooth factors, mostly black, from a seed.
+    """Grey images `[images, side, side, 1]`, uint8, from a seed: ten smooth factors, mostly black.
 
-    With structure there is something to learn, as gradients that vanish would be another workload.
+    The images have structure, so that there is something to learn. Without it the gradients would
+    vanish, which is another workload.
     """
     rng = np.random.default_rng(seed)
     grey = np.empty((sizes.images, sizes.side, sizes.side, 1), np.uint8)
@@ -173,7 +180,8 @@ def levels(sizes: Sizes, seed: int = 0) -> np.ndarray:
 def flops(sizes: Sizes, *, training: bool = True) -> float:
     """Floating point operations of the matrix products and convolutions, per unit of work.
 
-    Forward two per weight and use; a training step thrice that, less the gradient by the pixels.
+    A forward pass takes two for each use of a weight. A training step takes three times that, less
+    the gradient by the pixels.
     """
     pixels, latent = sizes.side**2, sizes.latent
     first, coded, decoded = 0, 0, 0

@@ -1,15 +1,17 @@
-"""The process of one variant: made ready on one line from its parent, a burst on each further one.
+"""The process of one variant, which its parent tells what to do.
 
     python -m experiments.benchmarks.worker < ONE LINE OF JSON PER REQUEST
 
-Requests `{"workload", "variant", "sizes"}`, then `{}`; answers are lines of JSON. It waits in a
-read between bursts and uses no processor then.
+The first request is `{"workload", "variant", "sizes"}`: the process makes the variant ready. Each
+further request is `{}`: it runs a burst. Answers are lines of JSON. Between bursts the process
+waits in a read and uses no processor.
 """
 
 import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -38,7 +40,7 @@ def main() -> None:
             missing = error.name or ""
             install = INSTALL.get(missing) or INSTALL.get(missing.split(".")[0], "")
             return answer({"left_out": f"{error}" + (f"; install: {install}" if install else "")})
-        except Exception as error:  # torch.compile and the like: said, not fatal
+        except Exception as error:  # such as of torch.compile: the parent says it and goes on
             lines = [line for line in str(error).splitlines() if line.strip()]
             return answer({"left_out": f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"})
         facts = {
@@ -56,12 +58,15 @@ def main() -> None:
 
 
 def module_of(variant: str) -> str:
-    """`torch_eager` is in in_torch.py."""
+    """The module of a variant: that of `torch_eager` is in_torch.py."""
     return f"experiments.benchmarks.in_{variant.split('_')[0]}"
 
 
 def device_peak() -> float | None:
-    """Largest memory taken on an accelerator, MB, as the library of this process counts it."""
+    """The most memory that was taken on an accelerator, MB, as this process's library counts it.
+
+    None where there is no accelerator, or where the library does not count.
+    """
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
@@ -71,7 +76,7 @@ def device_peak() -> float | None:
     return None
 
 
-def _timed(run: Any) -> dict[str, float]:
+def _timed(run: Callable[[], float]) -> dict[str, float]:
     began = perf_counter()
     loss = run()
     return {"seconds": perf_counter() - began, "loss": loss}

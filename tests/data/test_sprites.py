@@ -115,7 +115,7 @@ def test_a_sample_is_drawn_from_the_grid_by_key_and_index_alone(key):
         expected = 3000 / size
         assert ((counts - expected) ** 2 / expected).sum() < 20  # chi-squared, at most 3 degrees
     assert np.abs(np.corrcoef(index.T) - np.eye(5)).max() < 4 / 3000**0.5
-    drawn = sprites.draw(sprites.values(many.y[5], GRID), size=6)
+    drawn = jax.jit(partial(sprites.draw, size=6))(sprites.values(many.y[5], GRID))
     np.testing.assert_allclose(many.x[5], drawn, atol=1e-6)
 
 

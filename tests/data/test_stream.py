@@ -1,8 +1,6 @@
-"""Streamed rows: each once an epoch, an order that can be entered anywhere, errors, and memory."""
+"""Streamed rows: each once an epoch, an order that can be entered anywhere, and errors."""
 
 import itertools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import pytest
 
 from vaejax import autoencoders, data, heads, train
 from vaejax.model import autoencoder
+from vaejax.types import Batch
 
 KEY = jax.random.key(5)
 ROWS = np.arange(1000, dtype=np.float32)[:, None] * np.ones(3, np.float32)
@@ -63,7 +62,7 @@ def check_mixed(batches):
 def test_neighbours_are_mixed():
     """Checked against blocks that are read in a random order and given on as they are."""
     check_mixed(list(data.stream(ROWS, key=KEY, **SIZES)))
-    mistaken = [data.Batch(part) for part in np.split(ROWS[:960], 15)]
+    mistaken = [Batch(part) for part in np.split(ROWS[:960], 15)]
     with pytest.raises(AssertionError):
         check_mixed(mistaken)
     everything = data.stream(ROWS, key=KEY, batch_size=64, block=1, mixed=1000)
@@ -201,39 +200,3 @@ def test_a_step_takes_its_batches_as_they_come(path):
         jax.tree.leaves(whole.params), jax.tree.leaves(run(half, start=9).params), strict=True
     ):
         np.testing.assert_array_equal(a, b)
-
-
-MEMORY = """
-import re, sys
-import jax, numpy as np
-from vaejax import data
-
-def anonymous():
-    return int(re.search(r"RssAnon:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1e3
-
-def read(source):
-    before, most, total = anonymous(), 0, 0.0
-    for batch in data.stream(source, key=key, batch_size=100, block=100, mixed=10):
-        total += batch.x[0, 0]
-        most = max(most, anonymous() - before)
-    return most
-
-key = jax.random.key(0)
-small = np.zeros((1000, 256), np.float32)
-read(small)
-print(read(sys.argv[1]))
-before = anonymous()
-held = np.load(sys.argv[1])
-print(anonymous() - before)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="left out: no /proc")
-def test_anonymous_memory_does_not_grow_with_the_file(tmp_path):
-    """100 MB are read with a few at a time; held whole, as the last line does, they would show."""
-    np.save(tmp_path / "rows.npy", np.ones((100_000, 256), np.float32))
-    command = [sys.executable, "-c", MEMORY, str(tmp_path / "rows.npy")]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    streamed, held = (float(line) for line in out.splitlines())
-    assert streamed < 15
-    assert held > 95

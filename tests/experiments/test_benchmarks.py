@@ -1,4 +1,4 @@
-"""Benchmarks run and report what they say; no test looks at a time."""
+"""Benchmarks run and report what they say. No test depends on a time."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vaejax
-from experiments import run
+from experiments import common
 from experiments.benchmarks import __main__ as compare
 from experiments.benchmarks import (
     convolution,
@@ -33,13 +33,12 @@ from vaejax.types import Batch
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark") / "convolution.json"
-    config = run.parse(convolution.PRESETS, "", ["--smoke", "--out", str(out)])
+    config = common.parse(convolution.PRESETS, "", ["--smoke", "--out", str(out)])
     report = convolution.main(config)
     assert json.loads(out.read_text()) == report
     return report
 
 
-@pytest.mark.slow
 def test_every_program_has_a_rate_and_its_ratio_is_the_quotient(report):
     programs = report["programs"]
     assert list(programs) == ["scan_product", "step_native", "scan_native", "step_flax"]
@@ -55,7 +54,6 @@ def test_every_program_has_a_rate_and_its_ratio_is_the_quotient(report):
             assert summary["lower_quartile"] <= summary["median"] <= summary["upper_quartile"]
 
 
-@pytest.mark.slow
 def test_the_three_ways_to_train_one_model_do_the_same_mathematics(report):
     ours, *others = (report["programs"][n] for n in ("scan_product", "step_native", "scan_native"))
     for other in others:
@@ -64,7 +62,6 @@ def test_the_three_ways_to_train_one_model_do_the_same_mathematics(report):
     assert np.isfinite(report["programs"]["step_flax"]["loss"])
 
 
-@pytest.mark.slow
 def test_each_program_convolves_by_the_means_that_its_name_says(report):
     native = {name: facts["native_convolution"] for name, facts in report["programs"].items()}
     assert not native.pop("scan_product")
@@ -98,7 +95,7 @@ def test_likelihood_benchmark_reports_every_program(tmp_path):
 def test_likelihood_benchmark_without_torch_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r'no PyTorch.*pip install "torch>=2"'):
-        likelihood.main(replace(likelihood.Config(), smoke=True))
+        likelihood.in_torch(SMALL, {}, None)
 
 
 def test_the_peak_of_memory_is_seen_after_it_has_gone():
@@ -264,14 +261,16 @@ def test_a_burst_by_torch_does_its_work(workload, variant):
 
 @pytest.mark.parametrize(
     ("workload", "variant", "work"),
-    [("W1", "vaejax_population", 2 * 2 * 5), ("W4", "vaejax", 2 * 40 * 4)]
-    + [
-        pytest.param(*one, marks=pytest.mark.slow)
-        for one in (("W2", "flax_step", 2 * 5), ("W3", "vaejax", 2 * 5), ("W5", "vaejax_jacfwd", 5))
+    [
+        ("W1", "vaejax_population", 2 * 2 * 5),
+        ("W2", "flax_step", 2 * 5),
+        ("W3", "vaejax", 2 * 5),
+        ("W4", "vaejax", 2 * 40 * 4),
+        ("W5", "vaejax_jacfwd", 5),
     ],
 )
 def test_a_burst_does_its_work(workload, variant, work):
-    """Of each kind one, in this process; W1 as a process of its own below."""
+    """One variant of each kind, in this process. W1 runs as a process of its own below."""
     burst = importlib.import_module(worker.module_of(variant)).build(
         workload, variant, TINY[workload]
     )
@@ -282,7 +281,6 @@ def test_a_burst_does_its_work(workload, variant, work):
         assert losses[0] != losses[1]  # it trains
 
 
-@pytest.mark.slow
 def test_the_comparison_reports_every_variant_and_why_one_is_left_out(tmp_path, capsys):
     options = [
         "--smoke",
@@ -294,7 +292,7 @@ def test_the_comparison_reports_every_variant_and_why_one_is_left_out(tmp_path, 
         "--out",
         str(tmp_path),
     ]
-    found = compare.main(run.parse({"all": compare.Config()}, "", options))
+    found = compare.main(common.parse({"all": compare.Config()}, "", options))
     assert json.loads((tmp_path / "benchmarks.json").read_text()) == json.loads(json.dumps(found))
     assert (tmp_path / "benchmarks.png").stat().st_size > 1000
     ours, theirs = found["rows"]
@@ -357,7 +355,6 @@ def test_bars_are_judged_by_the_median_and_for_cpus_alone():
     assert {bar["met"] for bar in reporting.bars(rows, "gpu")} == {"no bar"}
 
 
-@pytest.mark.slow
 def test_the_population_benchmark_counts_what_all_members_see(tmp_path):
     config = replace(population.PRESETS["mnist"], smoke=True, out=tmp_path / "report.json")
     programs = population.main(config)["programs"]

@@ -1,23 +1,16 @@
 """The collapse experiment as its users run it."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from experiments import collapse, run
+from experiments import collapse
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(collapse.PRESETS))
-def test_it_runs_and_leaves_what_it_promises(preset, tmp_path):
-    options = {"smoke": True, "progress": False, "dataset": "digits", "out": tmp_path / "run"}
-    summary = collapse.main(replace(collapse.PRESETS[preset], **options))
-    folder = tmp_path / "run"
-    assert summary == json.loads((folder / "summary.json").read_text())
-    figures = {"rate_distortion", "rates"} | ({"calibration"} if preset == "digits" else set())
-    assert {path.stem for path in (folder / "figures").glob("*.png")} == figures
+def test_the_parts_of_the_bound_add_up_for_every_beta(preset, finished):
+    folder, summary, _ = finished("collapse", preset)
     betas = collapse.PRESETS[preset].betas[-2:]
     assert summary["betas"] == list(betas) and len(summary["verdicts"]) == 2
     total = np.add(summary["distortion_nats"], summary["rate_nats"])
@@ -27,11 +20,6 @@ def test_it_runs_and_leaves_what_it_promises(preset, tmp_path):
     text = (folder / "reports.txt").read_text()
     for beta, verdict in zip(betas, summary["verdicts"], strict=True):
         assert f"beta {beta:g}: {verdict}" in text
-
-
-def test_the_command_line_takes_betas():
-    config = run.parse(collapse.PRESETS, "about", ["mnist", "--betas", "1", "4"])
-    assert config.betas == (1.0, 4.0) and config.dataset == "mnist"
 
 
 def test_no_beta_is_refused(tmp_path):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import contractive, run
+from experiments import common, contractive
 from experiments.benchmarks import contractive as benchmark
+from experiments.common import measures
 from vaejax import autoencoders, data
 from vaejax.types import Batch
 
@@ -34,7 +35,7 @@ def test_it_runs_and_leaves_what_it_promises(tmp_path):
     assert summary["plain_over_contractive_reconstruction_nats"] < 1
     names = {"spectrum", "filters", *(f"tangents_{method}" for method in config.methods)}
     assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")} == names
-    assert run.parse(contractive.PRESETS, "", ["mnist"]).seeds == 5
+    assert common.parse(contractive.PRESETS, "", ["mnist"]).seeds == 5
 
 
 def test_the_order_of_errors_is_counted_seed_by_seed():
@@ -48,7 +49,7 @@ def test_the_order_of_errors_is_counted_seed_by_seed():
         "gaussian": rows(2.0, 3.0, 2.0, norm=4.0),
         "contractive": rows(2.0, 1.0, 2.5, norm=2.0),
     }
-    summary = contractive.summarise(table)
+    summary = measures.summarise(table)
     assert summary["seeds_in_order_gaussian"] == "1 of 3"  # a tie with plain is none
     assert summary["plain_over_contractive_jacobian_norm"] == 4.0
     assert summary["gaussian_error_percent"] == pytest.approx(7 / 3)
@@ -68,7 +69,6 @@ def test_weight_decay_is_of_the_squared_kernel(key):
     assert values[0] == same
 
 
-@pytest.mark.slow
 def test_the_benchmarks_programs_compute_one_penalty(tmp_path):
     for name, preset in benchmark.PRESETS.items():
         out = tmp_path / f"{name}.json"

@@ -1,30 +1,33 @@
 """The denoising and score_field experiments as their users run them."""
 
-import json
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import denoising, run, score_field
-from tests.conftest import some_slow
+from experiments import common, denoising
+from experiments.common import measures, planes
 from vaejax import corruption
 
 FIELDS = {"denoising", "plain", "corrupted"}
 
 
-def test_denoising_runs_and_leaves_what_it_promises(tmp_path):
-    config = replace(denoising.Config(), smoke=True, progress=False, out=tmp_path / "run")
-    summary = denoising.main(config)
-    folder = tmp_path / "run"
-    assert summary == json.loads((folder / "summary.json").read_text())
+def test_the_gain_is_over_the_plain_autoencoder(finished):
+    summary = finished("denoising", "digits").summary
     assert {name.removesuffix("_psnr_db") for name in summary} > FIELDS
     gain = summary["denoising_psnr_db"] - summary["plain_psnr_db"]
     assert summary["gain_over_plain_db"] == pytest.approx(gain)
     for name in FIELDS:  # the mean of logarithms against the logarithm of the mean
         assert summary[f"{name}_psnr_of_mean_error_db"] < summary[f"{name}_psnr_db"]
-    assert {path.stem for path in (folder / "figures").glob("*.png")} == {"curves", "images"}
+
+
+def test_the_true_field_has_the_zeros_of_three_modes(finished):
+    summary = finished("score_field", "mixture").summary
+    assert -1 <= summary["cosine"] <= 1 and summary["relative_squared_error"] > 0
+    found = [summary[f"zeros_{kind}_true"] for kind in ("maximum", "saddle", "minimum")]
+    assert found == [3, 3, 1]  # maxima - saddles + minima = 1 for any density on the plane
+    assert sum(summary["mode_shares_end"]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("preset", denoising.PRESETS)
@@ -42,8 +45,8 @@ def test_psnr_is_of_each_image_in_decibels():
     clean = np.full((3, 4, 4, 1), 0.5, np.float32)
     other = clean + np.array([0.1, 0.0, 0.0], np.float32).reshape(3, 1, 1, 1)
     other[1, :2] += 0.1
-    expected = [20, 20 + 10 * np.log10(2), denoising.EXACT]
-    np.testing.assert_allclose(denoising.psnr(clean, other), expected, rtol=1e-4)
+    expected = [20, 20 + 10 * np.log10(2), measures.EXACT]
+    np.testing.assert_allclose(measures.psnr(clean, other), expected, rtol=1e-4)
 
 
 def test_masking_costs_what_it_must():
@@ -51,7 +54,7 @@ def test_masking_costs_what_it_must():
     clean = np.ones((200, 20, 20, 1), np.float32)
     draws = jax.random.split(jax.random.key(0), 200)
     seen = np.asarray(jax.vmap(corruption.masking(0.5))(draws, clean))
-    assert denoising.psnr(clean, seen).mean() == pytest.approx(-10 * np.log10(0.5), abs=0.05)
+    assert measures.psnr(clean, seen).mean() == pytest.approx(-10 * np.log10(0.5), abs=0.05)
 
 
 def test_each_of_two_networks_is_trained_by_its_own_loss():
@@ -63,7 +66,7 @@ def test_each_of_two_networks_is_trained_by_its_own_loss():
     def cube(params, key, batch, step):
         return params**3, {}
 
-    loss = denoising.together({"one": square, "other": cube})
+    loss = common.together({"one": square, "other": cube})
     params = {"one": 3.0, "other": 2.0}
     (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
         params, jax.random.key(0), None, 0
@@ -95,31 +98,13 @@ def test_images_that_are_not_in_the_unit_interval_are_refused(tmp_path):
         denoising.main(replace(denoising.Config(), dataset=str(path), batch_size=4))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", ["mixture", "spiral"])
-def test_the_field_runs_and_leaves_what_it_promises(preset, tmp_path):
-    config = replace(score_field.PRESETS[preset], smoke=True, out=tmp_path / "run")
-    summary = score_field.main(config)
-    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert -1 <= summary["cosine"] <= 1 and summary["relative_squared_error"] > 0
-    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
-    assert figures == {"field", "langevin"}
-    if preset == "mixture":
-        found = [summary[f"zeros_{kind}_true"] for kind in ("maximum", "saddle", "minimum")]
-        assert found == [3, 3, 1]  # maxima - saddles + minima = 1 for any density on the plane
-        assert sum(summary["mode_shares_end"]) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    "density", some_slow(["mixture", "moons", "spiral", "ring"], ["moons", "spiral"])
-)
+@pytest.mark.parametrize("density", ["mixture", "moons", "spiral", "ring"])
 def test_the_smoothed_density_is_that_of_noisy_data(density):
     """Its mean and covariance are those of the data, with scale^2 added on the diagonal."""
     rng = np.random.default_rng(0)
-    config = score_field.Config(density, scale=0.3)
-    x = score_field.sample(density, 20_000, rng)
+    x = planes.sample(density, 20_000, rng)
     assert x.shape == (20_000, 2) and np.abs(x).max() < 4
-    smoothed = score_field.smoothed(config, x[:1000])
+    smoothed = planes.smoothed(density, 0.3, x[:1000])
     draws = np.asarray(jax.vmap(smoothed.sample)(jax.random.split(jax.random.key(0), 20_000)))
     np.testing.assert_allclose(draws.mean(axis=0), x.mean(axis=0), atol=0.15)
     np.testing.assert_allclose(np.cov(draws.T), np.cov(x.T) + 0.09 * np.eye(2), atol=0.15)
@@ -129,17 +114,11 @@ def test_the_energy_distance_is_that_of_two_shifted_normals():
     """0 for equal distributions within its error; for a shift by m, known in one dimension."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 2000, 1))
-    assert abs(score_field.energy_distance(x, y)) < 0.01
+    assert abs(measures.energy_distance(x, y)) < 0.01
     from scipy.stats import norm
 
     def distance(m):  # E|N(m, 2)|
         return 2**0.5 * (2 * norm.pdf(m / 2**0.5) + m / 2**0.5 * (2 * norm.cdf(m / 2**0.5) - 1))
 
     expected = 2 * distance(1.0) - 2 * distance(0.0)
-    assert score_field.energy_distance(x, y + 1) == pytest.approx(expected, rel=0.1)
-
-
-def test_the_command_line_takes_both():
-    assert run.parse(denoising.PRESETS, "about", ["super_resolution"]).level == 4
-    config = run.parse(score_field.PRESETS, "about", ["ring", "--scale", "0.3"])
-    assert config.density == "ring" and config.scale == 0.3
+    assert measures.energy_distance(x, y + 1) == pytest.approx(expected, rel=0.1)

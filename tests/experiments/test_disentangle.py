@@ -1,24 +1,19 @@
-"""The disentangling experiment, shrunk; and what it says of a critic that has won or lost."""
+"""The disentangling experiment: its numbers, and what it says of a critic that has won or lost."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from experiments import disentangle, run
+from experiments import common, disentangle
+from experiments.common import factors
 from vaejax import sprites
 from vaejax.types import Estimate
 
 
-def test_sprites_leave_what_is_promised(tmp_path):
-    config = replace(disentangle.Config(), smoke=True, progress=False, out=tmp_path / "run")
-    summary = disentangle.main(config)
-    folder = tmp_path / "run"
-    assert summary == json.loads((folder / "summary.json").read_text())
+def test_sprites_have_gaps_bounds_and_notes_in_the_order_of_the_methods(finished):
+    summary = finished("disentangle", "small").summary
     assert summary["methods"] == ["beta_tcvae", "factor_vae"]
-    drawn = {"traversals_beta_tcvae", "traversals_factor_vae", "information", "curves"}
-    assert {path.stem for path in (folder / "figures").glob("*.png")} == drawn
     total = np.add(summary["distortion_nats"], summary["rate_nats"])
     np.testing.assert_allclose(summary["elbo_nats"], -total, rtol=1e-5)
     gaps = np.array([summary[f"gap_{name}"] for name in sprites.FACTORS])
@@ -28,7 +23,6 @@ def test_sprites_leave_what_is_promised(tmp_path):
     assert len(summary["notes"]) == 2 and "collapsed" in summary["notes"][0]  # after a single epoch
 
 
-@pytest.mark.slow
 def test_images_without_factors_have_traversals_and_total_correlation(tmp_path):
     config = replace(
         disentangle.Config(),
@@ -49,7 +43,7 @@ def test_images_without_factors_have_traversals_and_total_correlation(tmp_path):
 
 def test_training_images_are_black_and_white_and_named_by_their_factors(key):
     config = replace(disentangle.Config(), examples=64, size=8, scales=2, rotations=2, positions=3)
-    images, whole = disentangle.images_of(config, key)
+    images, whole = factors.images_of(config, key)
     assert images.x.shape == (64, 8, 8, 1) and len(whole.x) == 3 * 2 * 2 * 3 * 3
     for batch in (images, whole):
         assert set(np.unique(batch.x)) == {0, 255} and batch.x.dtype == np.uint8
@@ -68,7 +62,7 @@ def notes(accuracy, loss, correlation):
     }
     critic = {"critic_accuracy": accuracy, "critic/loss": loss}
     config = disentangle.Config(methods=("factor_vae",))
-    return disentangle.summarised(config, {"factor_vae": one}, critic)["notes"]
+    return factors.summarised(config, {"factor_vae": one}, critic)["notes"]
 
 
 def test_a_critic_that_has_won_is_reported():
@@ -84,7 +78,7 @@ def test_a_critic_that_sees_nothing_is_reported():
 
 
 def test_the_command_line_takes_methods():
-    config = run.parse(disentangle.PRESETS, "", ["sprites", "--methods", "vae", "factor_vae"])
+    config = common.parse(disentangle.PRESETS, "", ["sprites", "--methods", "vae", "factor_vae"])
     assert config.methods == ("vae", "factor_vae") and config.size == 32
     with pytest.raises(ValueError, match="methods >= 1, got 0"):
         disentangle.main(replace(config, methods=()))

@@ -1,12 +1,12 @@
 """The representation experiment, shrunk; and how a measure along a direction is judged."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from experiments import representation, run, vae
+from experiments import common, representation
+from experiments.common import directions
 from vaejax.evaluate.representation import thickness
 
 
@@ -15,9 +15,8 @@ def smoke(out, **changes):
     return representation.main(config)
 
 
-def test_it_runs_and_leaves_what_it_promises(tmp_path):
-    summary = smoke(tmp_path / "run")
-    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+def test_accuracies_and_ranks_are_in_their_ranges(finished):
+    summary = finished("representation", "digits").summary
     for name in ("codes", "pixels", "pca"):
         for kind in ("probe", "knn"):
             assert 0 <= summary[f"{kind}_accuracy_{name}"] <= 1
@@ -25,15 +24,10 @@ def test_it_runs_and_leaves_what_it_promises(tmp_path):
     for name in ("thickness", "slant"):
         assert len(summary[f"{name}_mean_along"]) == 7
         assert -1 <= summary[f"{name}_rank_correlation"] <= 1
-    names = {"latent", "thickness", "thickness_measured", "slant", "slant_measured"}
-    assert {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")} == names
 
 
-@pytest.mark.slow
-def test_parameters_of_another_run_are_read(tmp_path):
-    config = replace(vae.PRESETS["digits"], smoke=True, progress=False, out=tmp_path / "vae")
-    vae.main(config)
-    one, two = (smoke(tmp_path / name, trained=tmp_path / "vae") for name in "ab")
+def test_parameters_of_another_run_are_read(finished, tmp_path):
+    one, two = (smoke(tmp_path / n, trained=finished("vae", "digits").folder) for n in "ab")
     assert one == two
     assert not (tmp_path / "a" / "checkpoints").exists()
 
@@ -45,7 +39,7 @@ def test_other_data_and_presets_are_refused(tmp_path):
         representation.main(replace(config, out=tmp_path / "a"))
     with pytest.raises(ValueError, match="--preset: got 'digit'"):
         smoke(tmp_path / "b", preset="digit")
-    assert run.parse(representation.PRESETS, "", ["mnist"]).dataset == "mnist"
+    assert common.parse(representation.PRESETS, "", ["mnist"]).dataset == "mnist"
 
 
 def test_groups_are_balanced_over_classes():
@@ -53,7 +47,7 @@ def test_groups_are_balanced_over_classes():
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1, 2], 50)
     values = rng.normal(size=150) + 10 * y
-    top, bottom = representation.extremes_within_classes(values, y, 0.1)
+    top, bottom = directions.extremes_within_classes(values, y, 0.1)
     assert np.bincount(y[top]).tolist() == np.bincount(y[bottom]).tolist() == [5, 5, 5]
     assert values[top & (y == 1)].min() > values[bottom & (y == 1)].max()
 
@@ -69,10 +63,10 @@ def test_a_direction_that_thickens_is_seen_to_rise_and_its_opposite_to_fall():
         return images
 
     codes, multiples = np.full((3, 2), 5.0), np.array([-1.0, 0.0, 1.0])
-    images, up = representation.along(decode, codes, np.array([3.0, 0.0]), multiples, thickness)
+    images, up = directions.along(decode, codes, np.array([3.0, 0.0]), multiples, thickness)
     assert images.shape == (3, 3, 20, 20, 1)
     assert up["rank_correlation"] == up["share_rising_at_every_step"] == 1.0
-    _, down = representation.along(decode, codes, np.array([-3.0, 0.0]), multiples, thickness)
+    _, down = directions.along(decode, codes, np.array([-3.0, 0.0]), multiples, thickness)
     assert (down["rank_correlation"], down["share_rising_at_every_step"]) == (-1.0, 0.0)
     expected = [2 * w * 16 / (2 * (w + 16)) for w in (2, 5, 8)]
     np.testing.assert_allclose(up["mean_along"], expected, rtol=0.05)

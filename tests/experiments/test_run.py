@@ -19,9 +19,12 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import density, run, vae
-from vaejax import checkpoint, evaluate, train
+from experiments import common, density, vae
+from experiments.common import folder, image_vae, options
+from vaejax import checkpoint, evaluate, exact, train
 from vaejax.batch import as_batch
+from vaejax.distributions import Normal
+from vaejax.model import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = replace(vae.DIGITS, smoke=True, progress=False, hidden=(16,), latent=2)
@@ -35,8 +38,8 @@ def least_squares(config):
         value = jnp.mean(jnp.sum((batch.x - params[None]) ** 2, axis=1))
         return value, {"norm": jnp.linalg.norm(params)}
 
-    folder = run.open_folder(config, name="least-squares")
-    fitted = run.fit(
+    folder = common.open_folder(config, name="least-squares")
+    fitted = common.fit(
         config,
         folder,
         loss,
@@ -50,12 +53,12 @@ def least_squares(config):
     )
     summary = {
         "w": np.asarray(fitted.params).tolist(),
-        "seconds": run.seconds(folder),
+        "seconds": common.seconds(folder),
         "loss": fitted.history["eval/loss"].tolist(),
         "devices": jax.device_count(),
     }
-    run.write_json(folder / "summary.json", summary)
-    run.report(folder, summary, "no units")
+    common.write_json(folder / "summary.json", summary)
+    common.report(folder, summary, "no units")
     return summary
 
 
@@ -73,10 +76,10 @@ def started(*command, **environment):
 
 @pytest.fixture
 def command_line(monkeypatch):
-    """`run.command_line` of a function of a preset, without options."""
+    """`common.command_line` of a function of a preset, without options."""
     monkeypatch.setattr(sys, "argv", ["experiments.vae"])
-    monkeypatch.setattr(run, "use_compilation_cache", lambda: None)
-    return lambda main: run.command_line(main, {"small": SMALL}, "about")
+    monkeypatch.setattr(options, "use_compilation_cache", lambda: None)
+    return lambda main: common.command_line(main, {"small": SMALL}, "about")
 
 
 def test_sigterm_saves_all_says_how_to_go_on_and_ends_with_143(tmp_path):
@@ -87,7 +90,7 @@ def test_sigterm_saves_all_says_how_to_go_on_and_ends_with_143(tmp_path):
     running = started(*options, "--out", folder)
     try:
         until = time.monotonic() + 300
-        while len(run.rows(folder)) < 4 and running.poll() is None and time.monotonic() < until:
+        while len(common.rows(folder)) < 4 and running.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
         running.send_signal(signal.SIGTERM)
         errors = running.communicate(timeout=300)[1]
@@ -120,6 +123,27 @@ def test_what_was_saved_before_an_error_is_told_too(command_line):
         command_line(failing)
 
 
+def test_an_error_raised_deep_in_a_folder_of_the_library_is_told_in_one_line(command_line):
+    def too_wide(config):
+        prior = Normal(jnp.zeros(4), jnp.ones(4))
+        exact.quadrature(Model(None, lambda *_: prior, None, None), None, np.zeros((1, 2)))
+
+    with pytest.raises(SystemExit, match="error: quadrature: latent: got shape .4,"):
+        command_line(too_wide)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["int('not a number')", "len()", "np.zeros(3).reshape(2, 2)", "jnp.zeros(3) @ jnp.zeros(2)"],
+)
+def test_a_bug_in_a_recipe_keeps_its_traceback(line, command_line):
+    place = str(ROOT / "experiments" / "recipe_with_a_bug.py")
+    names = {"np": np, "jnp": jnp}
+    exec(compile(f"def main(config):\n    {line}\n", place, "exec"), names)
+    with pytest.raises((ValueError, TypeError)):
+        command_line(names["main"])
+
+
 def test_an_interrupted_or_terminated_run_says_how_to_go_on(command_line, capsys):
     def interrupted(config):
         raise train.Interrupted("fit: stopped by Ctrl-C", fitted=None)
@@ -135,7 +159,6 @@ def test_an_interrupted_or_terminated_run_says_how_to_go_on(command_line, capsys
     assert capsys.readouterr().err == "fit: stopped by SIGTERM: add --resume --out FOLDER\n"
 
 
-@pytest.mark.slow
 def test_two_processes_train_one_run_and_the_first_alone_writes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -152,12 +175,12 @@ def test_two_processes_train_one_run_and_the_first_alone_writes(tmp_path):
     assert "no units" in first and "no units" not in second
     assert "epoch" in first_errors and "epoch" not in second_errors  # the progress bar
     found = json.loads((tmp_path / "two" / "summary.json").read_text())
-    alone = least_squares(run.Options(out=tmp_path / "one", progress=False))
+    alone = least_squares(common.Options(out=tmp_path / "one", progress=False))
     assert (found["devices"], alone["devices"]) == (2, 1)
     for name in ("w", "loss"):
         np.testing.assert_allclose(found[name], alone[name], rtol=1e-5)
-    assert [row["epoch"] for row in run.rows(tmp_path / "two")] == [1, 2, 3]
-    one = least_squares(run.Options(out=tmp_path / "mesh", progress=False, devices=1))
+    assert [row["epoch"] for row in common.rows(tmp_path / "two")] == [1, 2, 3]
+    one = least_squares(common.Options(out=tmp_path / "mesh", progress=False, devices=1))
     assert one["w"] == alone["w"]
 
 
@@ -166,14 +189,14 @@ def test_processes_are_told_apart_by_variables_where_no_cluster_is_found(monkeyp
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: told.append(given))
     monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    with run.joined():
+    with common.joined():
         pass
     monkeypatch.setenv("JAX_PROCESS_ID", "two")
     with pytest.raises(ValueError, match="--distributed: got no cluster .*JAX_PROCESS_ID=I"):
-        run.joined().__enter__()
+        common.joined().__enter__()
     monkeypatch.delenv("JAX_NUM_PROCESSES")
     monkeypatch.delenv("JAX_PROCESS_ID")
-    with run.joined():
+    with common.joined():
         pass
     assert [tuple(given.values()) for given in told] == [(3, 0), (None, None)]
 
@@ -183,26 +206,26 @@ def test_what_is_asked_for_in_vain_leaves_no_folder(tmp_path, monkeypatch):
         vae.main(replace(SMALL, devices=99, out=tmp_path / "run"))
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"--tensorboard needs.*vaejax\[tensorboard\]"):
-        run.open_folder(replace(SMALL, tensorboard=True, out=tmp_path / "run"), name="vae")
+        common.open_folder(replace(SMALL, tensorboard=True, out=tmp_path / "run"), name="vae")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(SystemExit, match="give --out"):
-        run.open_folder(SMALL, name="vae")
+        common.open_folder(SMALL, name="vae")
     with pytest.raises(ValueError, match="--devices: got 7, expected .*all that the processes"):
-        run.open_folder(replace(SMALL, devices=7, out=tmp_path / "run"), name="vae")
+        common.open_folder(replace(SMALL, devices=7, out=tmp_path / "run"), name="vae")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_goes_on_with_other_devices_and_options_that_it_did_not_have_yet(tmp_path):
     config = replace(SMALL, out=tmp_path / "run")
-    stored = run.open_folder(config, name="vae") / "config.json"
+    stored = common.open_folder(config, name="vae") / "config.json"
     old = json.loads(stored.read_text())
     del old["options"]["precision"], old["options"]["devices"]
     stored.write_text(json.dumps(old))
     again = replace(config, resume=True, devices=1, tensorboard=True, profile=3, distributed=True)
-    assert run.open_folder(again, name="vae") == tmp_path / "run"
+    assert common.open_folder(again, name="vae") == tmp_path / "run"
     stored.write_text(json.dumps(old))
     with pytest.raises(SystemExit, match="precision: then float32, now bfloat16"):
-        run.open_folder(replace(again, precision="bfloat16"), name="vae")
+        common.open_folder(replace(again, precision="bfloat16"), name="vae")
 
 
 def test_a_full_disk_or_a_kill_at_the_start_leaves_what_a_run_can_begin_or_go_on_from(
@@ -215,35 +238,35 @@ def test_a_full_disk_or_a_kill_at_the_start_leaves_what_a_run_can_begin_or_go_on
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
         try:
             with pytest.raises(OSError, match="File too large"):
-                run.open_folder(config, name="vae")
+                common.open_folder(config, name="vae")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     full(config)
     (tmp_path / "run" / "config.json.part").write_text('{"opti')  # of one that was killed
     (tmp_path / "run" / "figures").mkdir()
-    stored = run.open_folder(config, name="vae") / "config.json"
+    stored = common.open_folder(config, name="vae") / "config.json"
     written = stored.read_bytes()
-    monkeypatch.setattr(run, "circumstances", lambda: {"commit": "another"})
+    monkeypatch.setattr(folder, "circumstances", lambda: {"commit": "another"})
     traced = replace(config, resume=True, profile=7)
     full(traced)
     assert stored.read_bytes() == written
-    run.open_folder(replace(config, resume=True), name="vae")
+    common.open_folder(replace(config, resume=True), name="vae")
     assert stored.read_bytes() == written
-    run.open_folder(traced, name="vae")
+    common.open_folder(traced, name="vae")
     before, now = json.loads(written), json.loads(stored.read_bytes())
     assert now == before | {"options": before["options"] | {"profile": 7}}
     (tmp_path / "other" / "figures").mkdir(parents=True)
     (tmp_path / "other" / "figures" / "mine.png").touch()
     with pytest.raises(SystemExit, match="is not an empty folder"):
-        run.open_folder(replace(config, out=tmp_path / "other"), name="vae")
+        common.open_folder(replace(config, out=tmp_path / "other"), name="vae")
 
 
 def test_more_epochs_are_the_same_run_only_where_no_schedule_spans_them(tmp_path, monkeypatch):
     def stopped(*arguments, **options):
         raise InterruptedError
 
-    monkeypatch.setattr(run, "fit", stopped)
+    monkeypatch.setattr(train, "fit", stopped)
     flow = replace(density.MOONS, layers=1, hidden=(4,), examples=100, batch_size=50)
     own = replace(SMALL, smoke=False, train_split="train[:64]", batch_size=16)
     refused = (
@@ -260,10 +283,9 @@ def test_more_epochs_are_the_same_run_only_where_no_schedule_spans_them(tmp_path
             main(replace(config, epochs=4, resume=True))
 
 
-@pytest.mark.slow
 def test_networks_in_bfloat16_are_those_of_training_alone(key):
     x_key, init_key, loss_key = jax.random.split(key, 3)
-    model = vae.build(SMALL, (8, 8, 1), None)
+    model = image_vae.build(SMALL, (8, 8, 1), None)
     x = jax.random.uniform(x_key, (4, 8, 8, 1))
     params = model.init(init_key, x[0])
     values = [
@@ -277,4 +299,4 @@ def test_networks_in_bfloat16_are_those_of_training_alone(key):
 
 
 if __name__ == "__main__":
-    run.command_line(least_squares, {"small": run.Options()}, "about")
+    common.command_line(least_squares, {"small": common.Options()}, "about")

@@ -1,12 +1,12 @@
-"""The semi-supervised experiment as its users run it."""
+"""The semi-supervised experiment: its numbers, its labels, and what it refuses."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from experiments import semisupervised
+from experiments.common import labelled
 
 NUMBERS = {
     "test_accuracy",
@@ -25,21 +25,17 @@ NUMBERS = {
 }
 
 
-def test_a_run_leaves_what_it_promises(tmp_path):
-    config = replace(semisupervised.DIGITS, smoke=True, progress=False, out=tmp_path / "run")
-    summary = semisupervised.main(config)
-    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+def test_accuracies_are_compared_with_those_of_the_labels_alone(finished):
+    summary = finished("semisupervised", "digits").summary
     assert summary.keys() == NUMBERS
     assert summary["labelled_images"] == 20 and summary["test_images"] == 32
     gain = summary["test_accuracy"] - summary["test_accuracy_labels_alone"]
     assert summary["gain_points"] == pytest.approx(100 * gain)
-    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
-    assert figures == {"samples", "analogies", "curves"}
 
 
 def test_as_many_labels_of_each_class_are_kept_and_the_seed_says_which():
     y = np.arange(60, dtype=np.int32) % 3
-    kept = [semisupervised.partly_labelled(y, 4, seed) for seed in (0, 0, 1)]
+    kept = [labelled.partly_labelled(y, 4, seed) for seed in (0, 0, 1)]
     for known in kept:
         assert known.dtype == y.dtype
         assert np.unique(known, return_counts=True)[1].tolist() == [48, 4, 4, 4]
@@ -47,7 +43,7 @@ def test_as_many_labels_of_each_class_are_kept_and_the_seed_says_which():
     np.testing.assert_array_equal(kept[0], kept[1])
     assert (kept[0] != kept[2]).any()
     with pytest.raises(ValueError, match="got 20 images of class 0, expected 21 or more; lower"):
-        semisupervised.partly_labelled(y, 21, 0)
+        labelled.partly_labelled(y, 21, 0)
 
 
 def test_what_it_cannot_run_on(tmp_path):

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import activations, run, sparse
+from experiments import activations, common, sparse
 from experiments.benchmarks import streaming
+from experiments.common import dictionary, sparse_code
 
 PLAIN = {"curves", "units"}
 IMAGES = PLAIN | {"reconstructions", "filters", "atoms"}
@@ -27,17 +28,19 @@ def check_left(out, summary, figures):
     assert all(np.isfinite(v) and v >= 0 for v in summary.values())
 
 
-@pytest.mark.parametrize("code", ["kl", "top_k", "batch_top_k"])
+@pytest.mark.parametrize("code", ["kl", "batch_top_k"])
 def test_codes_of_images(code, tmp_path):
     out = tmp_path / "run"
     summary = smoke("digits", out, code=code, latent=40, k=3)
     check_left(out, summary, IMAGES)
-    if code == "top_k":
-        assert summary["active_units"] == 3
     if code == "batch_top_k":
         assert summary["active_units"] == pytest.approx(3, abs=1.5)
         assert summary["threshold"] > 0
     assert ("units_within_factor_2" in summary) == (code == "kl")
+
+
+def test_a_top_k_code_has_so_many_active_units(finished):
+    assert finished("sparse", "digits").summary["active_units"] == 6
 
 
 def test_a_known_dictionary(tmp_path):
@@ -48,7 +51,7 @@ def test_a_known_dictionary(tmp_path):
 
 def test_examples_are_made_of_as_many_atoms_as_said():
     config = replace(sparse.PRESETS["dictionary"], atoms=8, size=16, active=3, examples=50)
-    atoms, x = sparse.make_dictionary(config)
+    atoms, x = dictionary.make_dictionary(config)
     np.testing.assert_allclose(np.linalg.norm(atoms, axis=1), 1)
     coefficients = x @ np.linalg.pinv(atoms)
     assert ((np.abs(coefficients) > 1e-4).sum(axis=1) == 3).all()
@@ -61,7 +64,7 @@ def test_recovery_counts_found_doubled_and_wrong_units():
     near = true[0] + 0.3 * np.eye(4, 6)[1]  # cosine 0.958 with the first
     units = np.stack([true[0], near, true[2] + true[3], -true[1]])
     params = {"encoder": {}, "decoder": {"loc": {"kernel": jnp.asarray(3 * units)}}}
-    found = sparse.recovery(true, params)
+    found = dictionary.recovery(true, params)
     assert found["recovered"] == 0.25  # of opposite sign is not the same
     assert (found["units_doubled"], found["units_on_no_atom"]) == (1, 2)
     assert found["mean_cosine"] == pytest.approx((1 + 0.3 / 1.09**0.5 + 2 * 0.5**0.5) / 4)
@@ -70,14 +73,14 @@ def test_recovery_counts_found_doubled_and_wrong_units():
 def test_revivals_come_when_units_have_had_their_time(monkeypatch):
     config = replace(sparse.PRESETS["dictionary"], revive_every=100)
     calls = []
-    monkeypatch.setattr(sparse.sparsity, "revive", lambda *_, **__: calls.append)
+    monkeypatch.setattr(sparse_code.sparsity, "revive", lambda *_, **__: calls.append)
     rest = {"model": None, "adam": None, "x": None, "steps": 900, "between": 30, "transform": None}
-    hook = sparse.reviving(config, **rest)
+    hook = sparse_code.reviving(config, **rest)
     for step in range(30, 901, 30):
         hook(SimpleNamespace(step=step))
     assert [state.step for state in calls] == [120, 210, 300, 420, 510]
     for without in (replace(config, revive=False), replace(config, code="kl")):
-        assert sparse.reviving(without, **rest) is None
+        assert sparse_code.reviving(without, **rest) is None
 
 
 def test_rows_of_a_file(tmp_path):
@@ -117,7 +120,7 @@ def test_bad_options_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             smoke("digits", tmp_path / str(len(message)), **changes)
-    chosen = run.parse(sparse.PRESETS, "", ["mnist", "--rho", "0.1"])
+    chosen = common.parse(sparse.PRESETS, "", ["mnist", "--rho", "0.1"])
     assert (chosen.code, chosen.rho, chosen.dataset) == ("kl", 0.1, "mnist")
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import run, sweep, vae
+from experiments import common, vae
+from experiments.common import figures, sweep
 from vaejax import population
 from vaejax.train import TrainState
 
@@ -59,7 +60,7 @@ def test_a_sweep_leaves_what_it_promises(swept):
             assert row[name] == pytest.approx(np.mean(pair), rel=1e-12)
             assert row[f"{name}_sd"] == pytest.approx(np.std(pair, ddof=1), rel=1e-9)
     assert "2 of 2" in printed and "test_nll_nats" in printed and len(printed.splitlines()) == 5
-    rows = run.rows(folder)
+    rows = common.rows(folder)
     assert [row["epoch"] for row in rows] == [1, 2] and len(rows[1]["eval/loss"]) == 8
     assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png", "sweep.png"}
     assert list((folder / "checkpoints").iterdir())
@@ -70,9 +71,8 @@ def test_a_sweep_can_be_looked_at_with_tensorboard(swept):
     assert b"eval/loss/7" in events.read_bytes()
 
 
-@pytest.mark.slow
 def test_a_member_of_a_resumed_sweep_says_what_its_own_run_says(swept, tmp_path, monkeypatch):
-    monkeypatch.setattr(vae.figures, "vae", lambda *_: {})
+    monkeypatch.setattr(figures, "vae", lambda *_: {})
     alone = vae.main(replace(SMALL, seed=1, beta=4.0, scale=0.3, out=tmp_path / "run"))
     for name in NUMBERS:
         assert swept[1]["members"][-1][name] == pytest.approx(alone[name], rel=1e-4)
@@ -109,7 +109,9 @@ def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(changes, message, 
 
 
 def test_the_command_line_names_hyperparameters_as_its_options_are_spelt():
-    config = run.parse(vae.PRESETS, "", ["digits", "--seeds", "2", "--sweep", "learning-rate=1,2"])
+    config = common.parse(
+        vae.PRESETS, "", ["digits", "--seeds", "2", "--sweep", "learning-rate=1,2"]
+    )
     hyper = sweep.grid(config, ["learning_rate"])
     assert hyper["learning_rate"].tolist() == [1, 1, 2, 2] and hyper["seed"].tolist() == [0, 1] * 2
 
@@ -122,21 +124,26 @@ def test_frozen_members_are_named_and_are_in_no_mean(tmp_path):
     history = {"epoch": np.array([1.0, 2.0]), "elbo": np.array([[1.0, 3, 5, 7], [2, 4, 6, np.nan]])}
     frozen = np.array([-1, -1, -1, 3])
     found = population.Population(hyper, state, state, history, "epochs", frozen)
-    members = sweep.measured(hyper, found, lambda h, params: {"nats": 10 * float(params["w"])})
-    assert [member["nats"] for member in members[:3]] == [0, 10, 20]
+    populations = {"": found}
+    rows = sweep.measured(hyper, populations, lambda h, params, _: nats_of(params[""]))
+    members, facts = sweep.compared(hyper, rows, {"nats": "nats"})
+    assert [member["nats"] for member in members[:3]] == [0, 10, 20] and facts == {"images": 3}
     assert np.isnan(members[3]["nats"])
     config = replace(SMALL, out=tmp_path / "run")
     summary = sweep.report(
-        config,
-        run.open_folder(config, name="x"),
+        common.open_folder(config, name="x"),
         hyper,
-        found,
-        members,
+        populations,
+        rows,
         curve="elbo",
-        labels={},
-        facts={"images": 3},
+        labels={"nats": "nats"},
         note="nats",
     )
+    assert summary["images"] == 3
     assert summary["frozen"] == [{"member": 3, "before_step": 3, "beta": 2.0, "seed": 1}]
     assert [(row["finite"], row["nats"]) for row in summary["settings"]] == [(2, 5.0), (1, 20.0)]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["members"][3]["nats"] is None
+
+
+def nats_of(params):
+    return {"nats": 10 * float(params["w"]), "images": 3}

@@ -214,6 +214,7 @@ def test_capacity_penalises_the_distance_of_the_mean_rate_not_the_mean_distance(
         np.testing.assert_allclose(penalty, 10.0 * (1 - step / 10), atol=1e-4)
 
 
+@pytest.mark.statistics
 def test_capacity_trains_the_rate_to_the_schedules_end(key):
     data_key, init_key, plain_key, train_key = jax.random.split(key, 4)
     x, model = toy_data(data_key), small_vae()
@@ -233,7 +234,7 @@ def test_capacity_trains_the_rate_to_the_schedules_end(key):
 # ---------------------------------------------------------------- terms of the whole batch
 
 
-def test_mistake_9_covariance_of_the_codes_against_numpy(key):
+def test_the_covariance_of_the_codes_is_that_of_numpy(key):
     """Checked against centring over the latents, no division by the batch, a scalar everywhere."""
     x = jax.random.normal(key, (64, LATENT)) @ jnp.array([[1.0, 0.8], [0.0, 0.6]]) + 3.0
     loss = dip_vae(identity_vae(0.5), diagonal=2.0, off_diagonal=5.0)
@@ -273,6 +274,7 @@ def test_the_kernels_mean_is_that_of_all_pairs_and_equal_samples_are_no_distance
     assert 0 <= near < 0.01 and far > 0.1
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(
     ("objective", "term"),
     [
@@ -319,6 +321,7 @@ def test_condition_changes_prior_posterior_and_decode(conditional):
         assert np.abs(function(left) - function(right)).max() > 1e-3
 
 
+@pytest.mark.statistics
 def test_conditional_model_trains_and_draws_what_the_condition_names(conditional, key):
     model, params, data = conditional
     fit_key, sample_key = jax.random.split(key)

@@ -1,6 +1,5 @@
 """Populations: each member what it is alone, one program for all; who fails harms no other."""
 
-import signal
 import warnings
 from functools import partial
 
@@ -9,98 +8,90 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 
-from vaejax import (
-    autoencoder,
-    autoencoders,
-    data,
-    evaluate,
-    heads,
-    networks,
-    population,
-    sources,
-    train,
-)
+from tests.train.runs import ADAM, DISTANCE, IMAGES, MODEL, equal, stopped_after
+from vaejax import autoencoder, autoencoders, data, evaluate, heads, population, sources, train
 from vaejax.batch import as_batch
-from vaejax.distributions import Normal
 from vaejax.objectives import elbo
 
-MODEL = autoencoder(heads.Normal(2), heads.Bernoulli((4, 3)), Normal(jnp.zeros(2), jnp.ones(2)))
-IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 3)).astype(np.uint8)
 HYPER = population.grid(beta=[0.5, 4.0], seed=range(2))
 
 
 def make(hyper):
-    return elbo(MODEL, beta=hyper["beta"]), optax.adam(1e-2)
+    """The small loss, weighed by beta."""
+
+    def loss(params, key, batch, step):
+        value, metrics = DISTANCE(params, key, batch, step)
+        return hyper["beta"] * value, metrics
+
+    return loss, ADAM
 
 
 def keys_of(hyper):
     return jax.vmap(jax.random.key)(jnp.asarray(hyper["seed"]))
 
 
-def start(hyper, model=MODEL, shape=(4, 3)):
+def start(hyper):
+    """A mean for each member, by its seed."""
+    seeds = np.asarray(hyper["seed"], np.float32)[:, None, None]
+    return {"mean": np.broadcast_to(0.1 * seeds, (len(seeds), 4, 3))}
+
+
+def of_model(hyper):
+    """Parameters of the small model for each member."""
     keys = jax.vmap(jax.random.key)(jnp.asarray(hyper["seed"]) + 100)
-    return jax.jit(jax.vmap(model.init, (0, None)))(keys, jnp.zeros(shape))
+    return jax.jit(jax.vmap(MODEL.init, (0, None)))(keys, jnp.zeros((4, 3)))
 
 
 def quiet_fit(make=make, hyper=HYPER, **options):
-    settings = {"epochs": 4, "batch_size": 16, "transform": data.binarize, **options}
+    settings = {"epochs": 4, "batch_size": 16, "transform": data.scale, **options}
+    params = settings.pop("params", start(hyper))
     return population.fit(
-        make, hyper, start(hyper), IMAGES, keys=keys_of(hyper), progress=False, **settings
+        make, hyper, params, IMAGES, keys=keys_of(hyper), progress=False, **settings
     )
 
 
-def without_keys(tree):
-    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
-
-
-def equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, without_keys(a), without_keys(b))
-
-
-def test_each_of_8_seeds_x_4_betas_is_its_own_single_run_from_one_compilation(x64):
-    """In double precision to 1e-8 after two epochs of digits: what differs is the order of sums."""
-    prior = Normal(jnp.zeros(3), jnp.ones(3))
-    encoder = nn.Sequential([networks.MLP((16,)), heads.Normal(3)])
-    decoder = nn.Sequential([networks.MLP((16,)), heads.Bernoulli((8, 8, 1))])
-    model = autoencoder(encoder, decoder, prior)
-    images = data.load("digits").x
-    hyper = population.grid(beta=[0.5, 1.0, 2.0, 4.0], seed=range(8))
-    double = partial(jax.tree.map, lambda leaf: leaf.astype(jnp.float64))
-    params, keys = double(start(hyper, model, (8, 8, 1))), keys_of(hyper)
+def test_each_member_is_its_own_single_run_from_one_compilation(x64):
+    """In double precision to 1e-8 after two epochs: what differs is the order of sums."""
+    hyper = population.grid(beta=[0.5, 4.0], seed=range(3))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), of_model(hyper))
     traces = []
 
     def make(hyper):
-        loss = elbo(model, beta=hyper["beta"])
+        loss = elbo(MODEL, beta=hyper["beta"])
 
         def counted(*arguments):
             traces.append(1)
             return loss(*arguments)
 
-        return counted, optax.adam(1e-2)
+        return counted, ADAM
 
-    options = {"epochs": 2, "batch_size": 128, "transform": data.binarize, "progress": False}
-    found = population.fit(make, hyper, params, images, keys=keys, **options)
+    options = {"epochs": 2, "batch_size": 16, "transform": data.binarize}
+    found = quiet_fit(make, hyper, params=params, **options)
     assert len(traces) == 1
-    assert found.history["loss"].shape == (2, 32) and (found.frozen == -1).all()
+    assert found.history["loss"].shape == (2, 6) and (found.frozen == -1).all()
 
     @jax.jit
     def alone(hyper, key, params):
-        run = train.make_train(*make(hyper), steps=22, batch_size=128, transform=data.binarize)
-        return run(key, params, images)[0].params
+        run = train.make_train(*make(hyper), steps=6, batch_size=16, transform=data.binarize)
+        return run(key, params, IMAGES)[0].params
 
     close = partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8)
-    for i in range(32):
+    for i in range(6):
         hyper_i, params_i = jax.tree.map(lambda leaf, i=i: leaf[i], (hyper, params))
         single = alone(hyper_i, jax.random.key(hyper["seed"][i]), params_i)
         jax.tree.map(close, found.member(i).params, single)
     last = train.fit(
-        elbo(model, beta=4.0), optax.adam(1e-2), params_i, images, key=jax.random.key(7), **options
+        elbo(MODEL, beta=4.0),
+        ADAM,
+        params_i,
+        IMAGES,
+        key=jax.random.key(2),
+        progress=False,
+        **options,
     )
-    jax.tree.map(close, found.member(31).params, last.params)
-    np.testing.assert_allclose(found.history["loss"][:, 31], last.history["loss"], rtol=1e-8)
+    jax.tree.map(close, found.member(5).params, last.params)
+    np.testing.assert_allclose(found.history["loss"][:, 5], last.history["loss"], rtol=1e-8)
 
 
 def test_a_member_whose_optimizer_spoils_its_parameters_is_frozen_too():
@@ -111,8 +102,10 @@ def test_a_member_whose_optimizer_spoils_its_parameters_is_frozen_too():
         rate = lambda count: jnp.where(count == hyper["fails"], jnp.inf, 1e-2)  # noqa: E731
         return make(hyper)[0], optax.sgd(rate)
 
-    with pytest.warns(UserWarning, match=r"member 1 of 2 .*frozen before step 11, .*parameters"):
+    match = r"member 1 of 2 .*frozen before step 11, .*parameters"
+    with pytest.warns(UserWarning, match=match) as said:
         found = quiet_fit(spoiling, hyper)
+    assert said[0].filename == __file__  # the line that called fit
     np.testing.assert_array_equal(found.frozen, [-1, 11])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.state.params))
     assert found.best_member() == 0
@@ -132,20 +125,19 @@ def test_a_member_that_is_not_finite_is_frozen_and_the_rest_go_on():
 
         return failing_loss, optimizer
 
-    options = {"evaluate": population.mean_loss(make, IMAGES[:10], transform=data.binarize)}
+    valid = population.mean_loss(make, IMAGES[:10], transform=data.scale)
+    options = {"evaluate": valid, "epochs": 2}
     with pytest.warns(UserWarning, match=r"member 1 of 3 .*frozen before step 5, .*'loss': nan"):
         found = quiet_fit(failing, hyper, **options)
     np.testing.assert_array_equal(np.isnan(found.history["eval/loss"][-1]), [False, True, False])
     np.testing.assert_array_equal(found.frozen, [-1, 5, -1])
-    np.testing.assert_array_equal(found.state.step, [12, 5, 12])
+    np.testing.assert_array_equal(found.state.step, [6, 5, 6])
     healthy = quiet_fit(failing, hyper | {"fails": np.full(3, 99)}, **options)
     for i in (0, 2):
         equal(found.member(i), healthy.member(i))
     assert np.isnan(found.history["loss"][1:, 1]).all()
     assert np.isfinite(found.history["loss"][:, [0, 2]]).all()
-    scan = population.make_scan(
-        make, steps=5, indices=train.shuffled(50, 16), transform=data.binarize
-    )
+    scan = population.make_scan(make, steps=5, indices=train.shuffled(50, 16), transform=data.scale)
     init = jax.vmap(lambda h, key, params: train.make_step(*make(h))[0](key, params))
     state = init(hyper, keys_of(hyper), start(hyper))
     equal(
@@ -158,18 +150,19 @@ def test_a_member_that_is_not_finite_is_frozen_and_the_rest_go_on():
         pytest.raises(train.NonFiniteError, match="none of the 3 members.* before step 5"),
     ):
         warnings.simplefilter("ignore")  # one for each member
-        quiet_fit(failing, hyper | {"fails": np.array([3, 5, 4])})
+        quiet_fit(failing, hyper | {"fails": np.array([3, 5, 4])}, epochs=2)
 
 
 def test_a_population_resumes_to_the_same_bits(tmp_path):
-    valid = population.mean_loss(make, IMAGES[:21], transform=data.binarize, batch_size=10)
-    options = {"evaluate": valid, "epochs": 5, "patience": 4, "chunk": 2}
+    valid = population.mean_loss(make, IMAGES[:21], transform=data.scale, batch_size=10)
+    options = {"evaluate": valid, "epochs": 4, "patience": 3, "chunk": 2}
     whole = quiet_fit(**options)
+
+    stop = stopped_after(2)
 
     def log(row):
         assert np.shape(row["loss"]) == (4,)
-        if row["epoch"] == 2:
-            signal.raise_signal(signal.SIGINT)
+        stop(row)
 
     with pytest.raises(train.Interrupted):
         quiet_fit(directory=tmp_path, log=log, **options)
@@ -190,18 +183,9 @@ def test_every_member_keeps_its_own_best_and_is_measured_by_its_own_loss():
     def counting(hyper):
         return (lambda params, key, batch, step: (params["count"], {})), optax.sgd(-1.0)
 
-    hyper = {"row": np.array([0, 1])}
-    found = population.fit(
-        counting,
-        hyper,
-        {"count": np.zeros(2, np.float32)},
-        IMAGES / np.float32(255),
-        keys=jax.random.split(jax.random.key(0), 2),
-        epochs=4,
-        batch_size=16,
-        evaluate=evaluate_member,
-        progress=False,
-    )
+    hyper = {"row": np.array([0, 1]), "seed": np.arange(2)}
+    counts = {"count": np.zeros(2, np.float32)}
+    found = quiet_fit(counting, hyper, params=counts, evaluate=evaluate_member)
     np.testing.assert_array_equal(found.best.params["count"], [6, 3])
     np.testing.assert_array_equal(found.best.step, [6, 3])
     np.testing.assert_array_equal(found.params["count"], [12, 12])
@@ -213,7 +197,7 @@ def test_the_mean_loss_of_a_member_is_that_of_evaluate():
     """A ragged end counts by its size; where nothing is drawn, to the rounding of sums."""
     model = autoencoder(heads.Code(2), heads.FixedNormal((4, 3), 1.0))
     loss = autoencoders.reconstruction(model)
-    params = model.init(jax.random.key(0), jnp.zeros((4, 3)))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((4, 3)))
     key = jax.random.key(1)
     expected = evaluate.mean_loss(loss, params, key, IMAGES[:21], transform=data.scale)
     for batch_size in (10, 500):
@@ -233,12 +217,13 @@ def test_a_hyperparameter_may_be_an_array_a_mask_of_latents():
         def decode(params, z, c=(), *, key=None):
             return MODEL.decode(params, z * hyper["mask"], c, key=key)
 
-        return elbo(MODEL._replace(decode=decode)), optax.adam(1e-2)
+        return elbo(MODEL._replace(decode=decode)), ADAM
 
     hyper = {"mask": np.array([[1.0, 1.0], [1.0, 0.0]], np.float32), "seed": np.zeros(2, int)}
-    found = quiet_fit(masked, hyper)
+    params = of_model(hyper)
+    found = quiet_fit(masked, hyper, params=params, transform=data.binarize, epochs=1)
     kernel = [found.member(i).params["decoder"]["params"]["logits"]["kernel"] for i in (0, 1)]
-    first = start(hyper)["decoder"]["params"]["logits"]["kernel"][0]
+    first = params["decoder"]["params"]["logits"]["kernel"][0]
     np.testing.assert_array_equal(kernel[1][1], first[1])
     assert (kernel[0][1] != first[1]).all()
 
@@ -306,7 +291,7 @@ def test_the_summary_is_over_the_seeds_that_are_finite():
     [
         ({"hyper": HYPER | {"beta": np.ones(3)}}, r"hyper\['beta'\]: got shape \(3,\).*of 4.*grid"),
         ({"hyper": HYPER | {"beta": 1.0}}, r"hyper\['beta'\]: got shape \(\)"),
-        ({"params": start({"seed": [0, 1]})}, r"params\[.*got shape \(2, .*of 4.*jax.vmap"),
+        ({"params": start({"seed": [0, 1]})}, r"params\['mean'\]: got shape \(2, .*of 4.*jax.vmap"),
         ({"batch_size": 51}, "batch_size: got 51, expected 1 to 50"),
         ({"keys": jax.random.key(0)}, "expected keys >= 1"),
         (
@@ -317,7 +302,7 @@ def test_the_summary_is_over_the_seeds_that_are_finite():
 )
 def test_what_does_not_have_a_value_for_each_member_is_refused(change, message):
     arguments = {"hyper": HYPER, "params": start(HYPER), "keys": keys_of(HYPER), "epochs": 1}
-    arguments |= {"batch_size": 16, "transform": data.binarize, "progress": False} | change
+    arguments |= {"batch_size": 16, "transform": data.scale, "progress": False} | change
     with pytest.raises(ValueError, match=message):
         population.fit(make, arguments.pop("hyper"), arguments.pop("params"), IMAGES, **arguments)
 
@@ -331,4 +316,4 @@ def test_data_that_stay_on_the_disk_are_refused():
     with pytest.raises(TypeError, match=message.format("population.mean_loss")):
         population.mean_loss(make, source)
     with pytest.raises(TypeError, match=message.format("evaluate.mean_loss")):
-        evaluate.mean_loss(elbo(MODEL), {}, jax.random.key(0), source)
+        evaluate.mean_loss(DISTANCE, {}, jax.random.key(0), source)

@@ -1,7 +1,7 @@
 """SIGKILL in a run that streams, trains a population and writes checkpoints.
 
 Every resume ends with the parameters of the run that was not stopped, bit for bit. Many kills, at
-random moments: VAEJAX_KILLS=50 python -m pytest -m slow tests/whole/test_kills.py
+random moments: VAEJAX_KILLS=50 python -m pytest -m whole tests/whole/test_kills.py
 """
 
 import os
@@ -122,7 +122,6 @@ def images(tmp_path):
     np.save(tmp_path / "images.npy", images)
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(images, tmp_path):
     """In its second stage, as soon as an epoch is done, whose checkpoint may be half written."""
     assert outcome(start(tmp_path / "victim", 5, 0, 5 + 3)) == -signal.SIGKILL
@@ -133,7 +132,6 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(images, tmp_path):
     same(tmp_path / "whole" / "result.npz", tmp_path / "victim" / "result.npz")
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(images, tmp_path):
     assert outcome(start(tmp_path / "whole", 25)) == 0
     chance = random.Random(0)

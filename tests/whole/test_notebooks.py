@@ -9,8 +9,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.conftest import some_slow
-
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LOCAL_PATH = re.compile(r"(?<![\w.])/(tmp|home|work|root|Users|usr|var|opt)\b|[A-Z]:\\\\")
@@ -150,7 +148,7 @@ def test_local_paths_are_recognised():
     assert not LOCAL_PATH.search("https://arxiv.org/abs/1804.03599 and 1/work, a/tmp")
 
 
-@pytest.mark.parametrize("stem", some_slow(sorted(PICTURES), ["bounds", "from_ae_to_vae", "vae"]))
+@pytest.mark.parametrize("stem", sorted(PICTURES))
 def test_runs_in_a_fresh_kernel(stem):
     path = ROOT / "notebooks" / f"{stem}.ipynb"
     stored, notebook = read(path), read(path)

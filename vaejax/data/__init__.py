@@ -1,25 +1,19 @@
-"""Data: by name, from files, from disk while training; transforms and corruptions."""
+"""Data: by name, from files, from disk while training; transforms and corruptions.
+
+`load` reads a data set into memory. `stream` reads what does not fit memory by blocks; `sources`
+opens what stays on the disk, and `feed` takes its batches to the device. `binarize`, `scale` and
+`dequantize` are for the `transform` of a training step. `corruption` holds what a denoising
+autoencoder undoes, `sprites` draws images of known factors, and `text` makes arrays of texts.
+`python -m vaejax.data.prepare NAME` prepares a TFDS set for first use; `tfds` reads it.
+"""
 
 from vaejax.data import corruption, feed, sources, sprites, text, tfds
-from vaejax.data._load import (
-    NAMES,
-    SPLITS,
-    PathLike,
-    binarize,
-    cache_folder,
-    check_file,
-    check_rows,
-    checked,
-    dequantize,
-    every_nth,
-    labels,
-    load,
-    npz_keys,
-    scale,
-    split_of,
-    stored,
-    stream,
-)
+from vaejax.data._cache import cache_folder
+from vaejax.data._files import NAMES, PathLike
+from vaejax.data._load import load
+from vaejax.data._splits import SPLITS
+from vaejax.data._stream import stream
+from vaejax.data._transforms import binarize, dequantize, scale
 
 __all__ = [
     "NAMES",
@@ -27,21 +21,13 @@ __all__ = [
     "PathLike",
     "binarize",
     "cache_folder",
-    "check_file",
-    "check_rows",
-    "checked",
     "corruption",
     "dequantize",
-    "every_nth",
     "feed",
-    "labels",
     "load",
-    "npz_keys",
     "scale",
     "sources",
-    "split_of",
     "sprites",
-    "stored",
     "stream",
     "text",
     "tfds",

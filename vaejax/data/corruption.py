@@ -1,8 +1,8 @@
 """What a denoising autoencoder is trained to undo: pure functions `corrupt(key, x) -> x~`.
 
-Each function here makes one, for one example x as the model sees it (an array, or a pytree whose
-leaves are corrupted independently); x~ has the shape and type of x. `autoencoders.denoising` draws
-it anew at every step; a batch is `jax.vmap(corrupt)(keys, x)`.
+Each function here makes one, for one example x as the model sees it: an array, or a pytree whose
+leaves are corrupted independently. x~ has the shape and type of x. `autoencoders.denoising` draws
+it anew at every step. A batch is `jax.vmap(corrupt)(keys, x)`.
 
 | corruption | what remains to be done |
 | --- | --- |
@@ -23,6 +23,8 @@ import numpy as np
 from vaejax.errors import concrete, wrong
 from vaejax.types import Array, Key
 
+__all__ = ["erased_block", "gaussian", "low_resolution", "masking", "salt_and_pepper"]
+
 Corrupt = Callable[[Key, Any], Any]
 
 
@@ -30,9 +32,17 @@ def masking(nu: float) -> Corrupt:
     """Each entry is zero with probability nu, independently, and else as it was.
 
     `x~_i = m_i x_i`, `m_i ~ Bernoulli(1 - nu)`. Nothing is rescaled (as dropout would), so that
-    E[x~] = (1 - nu) x. Raises ValueError unless 0 <= nu <= 1.
-    Vincent, Larochelle, Bengio and Manzagol, 2008, Extracting and composing robust features with
-    denoising autoencoders.
+    E[x~] = (1 - nu) x.
+
+    Args:
+      nu: the share of entries to corrupt, in [0, 1].
+    Returns:
+      `corrupt(key, x) -> x~`.
+    Raises:
+      ValueError: unless 0 <= nu <= 1.
+    References:
+      Vincent, Larochelle, Bengio and Manzagol, 2008, Extracting and composing robust features with
+      denoising autoencoders.
     """
     _probability("masking", nu)
 
@@ -45,9 +55,14 @@ def masking(nu: float) -> Corrupt:
 def gaussian(scale: float) -> Corrupt:
     """Normal noise is added: `x~ = x + scale eps`, `eps ~ N(0, I)`; nothing is clipped.
 
-    `scale`: standard deviation, in units of x. Raises ValueError unless scale is positive and
-    finite; TypeError where x is not floating point.
-    Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
+    Args:
+      scale: standard deviation, in units of x.
+    Returns:
+      `corrupt(key, x) -> x~`, which raises TypeError where x is not floating point.
+    Raises:
+      ValueError: unless scale is positive and finite.
+    References:
+      Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
     """
     if concrete(scale) and not 0 < scale < np.inf:
         raise wrong("gaussian: scale", scale, "a positive number", "give a standard deviation")
@@ -63,8 +78,15 @@ def salt_and_pepper(nu: float) -> Corrupt:
     """Each entry is lost with probability nu, independently: then 0 or 1, evenly.
 
     `x~_i = 0` or `1` with probability nu / 2 each, else x_i. For x in [0, 1].
-    Raises ValueError unless 0 <= nu <= 1; TypeError where x is not floating point.
-    Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
+
+    Args:
+      nu: the share of entries to corrupt, in [0, 1].
+    Returns:
+      `corrupt(key, x) -> x~`, which raises TypeError where x is not floating point.
+    Raises:
+      ValueError: unless 0 <= nu <= 1.
+    References:
+      Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
     """
     _probability("salt_and_pepper", nu)
 
@@ -78,9 +100,15 @@ def salt_and_pepper(nu: float) -> Corrupt:
 def erased_block(side: int) -> Corrupt:
     """A square of side x side pixels is zero in all channels, at a place drawn evenly.
 
-    x: an image `[height, width]` or `[height, width, channels]`; the square lies inside it.
-    Raises ValueError for a side below 1, above the image's height or width, and for x that is no
-    image. Pathak et al., 2016, Context encoders: feature learning by inpainting, arXiv:1604.07379.
+    Args:
+      side: of the square, in pixels. The square lies inside the image.
+    Returns:
+      `corrupt(key, x) -> x~` of an image x, `[height, width]` or `[height, width, channels]`. It
+      raises ValueError for x that is no image, or smaller than the square.
+    Raises:
+      ValueError: for a side that is no whole number from 1 on.
+    References:
+      Pathak et al., 2016, Context encoders: feature learning by inpainting, arXiv:1604.07379.
     """
     _whole("erased_block: side", side)
 
@@ -101,11 +129,17 @@ def erased_block(side: int) -> Corrupt:
 def low_resolution(factor: int) -> Corrupt:
     """Every pixel becomes the mean of its cell of factor x factor pixels, super-resolution's input.
 
-    Cells are counted from the upper left corner; those at the other edges are smaller where factor
-    does not divide the image, and their mean is over the pixels that they have. Deterministic: the
-    key is not used. x: an image `[height, width]` or `[height, width, channels]`.
-    Raises ValueError for a factor below 1 and x that is no image; TypeError where x is not floating
-    point.
+    Cells are counted from the upper left corner. Those at the other edges are smaller where factor
+    does not divide the image, and their mean is over the pixels that they have. Nothing is random:
+    the key is not used.
+
+    Args:
+      factor: a cell's side, in pixels.
+    Returns:
+      `corrupt(key, x) -> x~` of an image x, `[height, width]` or `[height, width, channels]`. It
+      raises ValueError for x that is no image, and TypeError where x is not floating point.
+    Raises:
+      ValueError: for a factor that is no whole number from 1 on.
     """
     _whole("low_resolution: factor", factor)
 
@@ -137,17 +171,20 @@ def _leaf_by_leaf(corrupt: Callable[[Key, Array], Array]) -> Corrupt:
 
 
 def _probability(function: str, nu: float) -> None:
+    """Raise ValueError for a rate outside [0, 1]."""
     if concrete(nu) and not 0 <= nu <= 1:
         fix = "give the share of entries to corrupt, for instance 0.5"
         raise wrong(f"{function}: nu", nu, "a probability in [0, 1]", fix)
 
 
 def _whole(where: str, count: int) -> None:
+    """Raise ValueError for a count of pixels that is not whole or below 1."""
     if not isinstance(count, int | np.integer) or count < 1:
         raise wrong(where, count, "a whole number of pixels, 1 or more", "count in pixels")
 
 
 def _floats(function: str, x: Array) -> Array:
+    """x, or TypeError where it is not floating point."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         fix = "scale it first: transform=data.scale"
         raise wrong(f"{function}: x", x.dtype, "floating point", fix, TypeError)
@@ -155,11 +192,9 @@ def _floats(function: str, x: Array) -> Array:
 
 
 def _image(function: str, x: Array) -> tuple[int, int]:
+    """The height and width of an image, or ValueError for what is none."""
     if x.ndim not in (2, 3):
         expected = "one image [height, width] or [height, width, channels]"
         fix = "reshape a vector to its image; map a batch: jax.vmap(corrupt)(keys, x)"
         raise wrong(f"{function}: x", f"shape {x.shape}", expected, fix)
     return x.shape[0], x.shape[1]
-
-
-__all__ = ["erased_block", "gaussian", "low_resolution", "masking", "salt_and_pepper"]

@@ -1,4 +1,4 @@
-"""Batches of a Source on the device before a step asks for them, in the order of the trainer.
+"""Batches of a Source, put on the device before a step asks for them, in the trainer's order.
 
     order = feed.in_order(train.shuffled(source.size, batch_size), key)
     with feed.feed(source, order, start=0, stop=steps) as batches:
@@ -7,9 +7,10 @@
             batches.dispatched(metrics)
     share = batches.waited / seconds
 
-Which examples a step sees depends on its number alone, never on threads or on where a run began: a
-streamed run trains on the batches of one on data in memory, and goes on at `start=state.step`.
-Where rows cost much one by one (HDF5, Zarr, slow disks), `data.stream` reads them by blocks.
+Which examples a step sees depends on its number alone, never on threads or on where a run began. So
+a streamed run trains on the same batches as a run on data in memory, and a stopped run goes on at
+`start=state.step`. Where rows cost much one by one (HDF5, Zarr, slow disks), `data.stream` reads
+them by blocks.
 """
 
 import contextlib
@@ -29,6 +30,8 @@ from jax import lax
 from vaejax.data.sources import Source
 from vaejax.errors import at_least_one, wrong
 from vaejax.types import Array, Batch, Key, StepOrder
+
+__all__ = ["Feed", "StepsToRows", "feed", "in_order"]
 
 StepsToRows = Callable[[np.ndarray], Any]
 _CHUNK = 256  # steps whose order is computed at a time
@@ -50,19 +53,21 @@ def feed(
 
     Args:
       source: what is read, by one call of `source.read` for each batch.
-      indices: which examples each step sees: integers `[steps, batch]`, whose row s is step s's, or
-        a function `steps [k] -> [k, batch]` that is asked for some hundred steps at a time, such
-        as `in_order(indices, key)`.
+      indices: which examples each step sees: integers `[steps, batch]`, one row for each step; or a
+        function `steps [k] -> [k, batch]`, such as `in_order(indices, key)`, which is asked for
+        some hundred steps at a time.
       start, stop: numbers of the first step, and of the one after the last.
-      workers: threads that read, a batch each; prefetch: batches on the device, or on their way,
-        while a step computes. Up to `workers + prefetch + 1` batches are held at any time.
+      workers: threads that read, a batch each.
+      prefetch: batches on the device, or on their way, while a step computes. Up to
+        `workers + prefetch + 1` batches are held at any time.
       place: puts a numpy Batch on the device, for instance with a sharding:
         `lambda batch: jax.device_put(batch, sharding)`. One thread calls it, in the order of steps.
-
-    Returns: a Feed, an iterator over the placed batches. What `source.read` or `place` raises is
-    raised where its batch is due.
-    Raises: ImportError without Grain (`pip install "vaejax[streaming]"`); ValueError for an order
-    of another shape, or steps that it does not have.
+    Returns:
+      A Feed, an iterator over the placed batches. An error of `source.read` or `place` is raised
+      where its batch is due.
+    Raises:
+      ImportError: without Grain (`pip install "vaejax[streaming]"`).
+      ValueError: for an order of another shape, or steps that it does not have.
     """
     at_least_one("feed", workers=workers, prefetch=prefetch)
     if not 0 <= start <= stop:
@@ -81,6 +86,12 @@ def in_order(indices: StepOrder, key: Key) -> StepsToRows:
 
     Some hundred steps are evaluated by one program. It is a loop over them, whose body is that of
     `train.make_scan`, and not `vmap`, under which some generators of random bits give others.
+
+    Args:
+      indices: the order of a trainer, such as `train.shuffled(size, batch_size)`.
+      key: of the order, such as `train.key_for(key, "order")`.
+    Returns:
+      `steps [k] -> [k, batch]`, for steps that follow each other.
     """
 
     @jax.jit
@@ -94,10 +105,12 @@ def in_order(indices: StepOrder, key: Key) -> StepsToRows:
 class Feed(Iterator[Any]):
     """An iterator over batches on the device, which measures how long the device waited for them.
 
-    Call `dispatched(result)` after each step. Close it, by `with`, `close()` or collection as
-    garbage: its threads end. `waited`: seconds in which no step was on the device because no batch
-    was there, the first batch included, to a millisecond a step; without calls of `dispatched`, all
-    in which the caller was kept waiting.
+    `feed` makes it. Call `dispatched(result)` after each step. Its threads end when it is closed:
+    by `with`, by `close()`, or when it is collected as garbage.
+
+    `waited`: seconds in which no step was on the device because no batch was there, the first batch
+    included, to a millisecond a step. Without calls of `dispatched`, all seconds in which the
+    caller was kept waiting.
     """
 
     waited: float = 0.0
@@ -135,10 +148,13 @@ class Feed(Iterator[Any]):
         return item or (_END, StopIteration())
 
     def dispatched(self, result: Any) -> None:
-        """Say that the step on the latest batch is under way; waits until the one before is done.
+        """Say that the step on the latest batch is under way; wait until the one before is done.
 
-        So no more than two steps are in flight. `result`: arrays that the step returns and nobody
-        deletes, such as its metrics (not a state that the next step takes as donated).
+        So no more than two steps are in flight.
+
+        Args:
+          result: arrays that the step returns and nobody deletes, such as its metrics. A state that
+            the next step takes as donated will not do.
         """
         previous, self._latest = self._latest, result
         jax.block_until_ready(previous)
@@ -160,7 +176,7 @@ def _fill(
 ) -> None:
     """Read and place batches until there are no more, one fails, or nobody wants them."""
 
-    def put(item: Any) -> bool:
+    def put(item: tuple[Any, BaseException | None]) -> bool:
         # A program may end without closing the feed, and waits for this thread when it does.
         while not closed.is_set() and threading.main_thread().is_alive():
             try:
@@ -199,6 +215,7 @@ def _chosen(indices: np.ndarray | StepsToRows, stop: int) -> Callable[[int], np.
 
 
 def _order(indices: Any, steps: int) -> np.ndarray:
+    """An order as an array of integers `[steps, batch]`; ValueError for other shapes and types."""
     order = np.asarray(indices)
     if order.ndim != 2 or len(order) < steps or order.dtype.kind not in "iu":
         got = f"{order.dtype} of shape {order.shape}"
@@ -208,6 +225,7 @@ def _order(indices: Any, steps: int) -> np.ndarray:
 
 
 def _is_ready(result: Any) -> bool:
+    """Whether every array of a result is computed."""
     leaves: list[Any] = [x for x in jax.tree.leaves(result) if isinstance(x, jax.Array)]
     return all(leaf.is_ready() for leaf in leaves)
 
@@ -217,5 +235,5 @@ def _grain() -> Any:
         import grain
     except ImportError as error:
         got, fix = "no Grain", 'pip install "vaejax[streaming]"'
-        raise wrong("feed", got, "it for reading in threads", fix, ImportError) from error
+        raise wrong("feed", got, "Grain, which reads in threads", fix, ImportError) from error
     return grain

@@ -8,9 +8,11 @@ import importlib.util
 import tempfile
 from pathlib import Path
 
-from vaejax.data._load import PathLike
+from vaejax.data._files import PathLike
 from vaejax.data.tfds import check_name, folder
 from vaejax.errors import wrong
+
+__all__ = ["prepare"]
 
 
 def prepare(
@@ -18,19 +20,25 @@ def prepare(
 ) -> Path:
     """Download a TFDS set and write it in the array_record format, which `load` reads.
 
-    Args: name: `"mnist"`, `"tfds:cifar10"`, ...; data_dir: where to write (see `load`);
-    manual_dir: a folder of files already downloaded, under their original names, to be used
-    (checksums verified) instead of the network.
-    Returns: the folder of the prepared set. Raises: ValueError for an unknown name,
-    FileNotFoundError for files missing in manual_dir, ImportError without TensorFlow and
-    importlib_resources (`pip install "vaejax[prepare]"`), which reading does not need.
+    Args:
+      name: `"mnist"`, `"tfds:cifar10"`, ...
+      data_dir: where to write; by default as in `load`.
+      manual_dir: a folder of files already downloaded, under their original names. They are used,
+        with checksums verified, instead of the network.
+    Returns:
+      The folder of the prepared set.
+    Raises:
+      ValueError: for an unknown name.
+      FileNotFoundError: for files missing in manual_dir.
+      ImportError: without TensorFlow and importlib_resources (`pip install "vaejax[prepare]"`),
+        which reading does not need.
     """
     name = name.removeprefix("tfds:")
     check_name("prepare", name)
     missing = [p for p in ("tensorflow", "importlib_resources") if not importlib.util.find_spec(p)]
     if missing:
         fix, got = 'pip install "vaejax[prepare]"', f"{' and '.join(missing)} not installed"
-        raise wrong("prepare", got, "them for preparing (reading needs neither)", fix, ImportError)
+        raise wrong("prepare", got, "both to prepare (reading needs neither)", fix, ImportError)
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=folder(data_dir), file_format="array_record")

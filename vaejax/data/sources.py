@@ -1,6 +1,6 @@
 """Data that stay on the disk: opened at once whatever their size, and read by whole batches.
 
-`open` knows sets of TFDS, files and folders; `vaejax.feed` takes their batches to the device in the
+`open` knows sets of TFDS, files and folders. `vaejax.feed` takes their batches to the device in the
 order that a trainer asks for.
 """
 
@@ -15,11 +15,16 @@ import jax
 import numpy as np
 
 from vaejax.batch import size_of
-from vaejax.data import _load as data
 from vaejax.data import tfds
+from vaejax.data._examples import as_labels, check_rows, checked, stored
+from vaejax.data._files import DATA, LABELS, NAMES, PathLike, check_file, npz_keys
+from vaejax.data._load import load
+from vaejax.data._splits import SPLITS, every_nth, split_of
 from vaejax.errors import wrong
 from vaejax.trees import digest
 from vaejax.types import Batch
+
+__all__ = ["IMAGES", "Source", "in_arrays", "in_memory", "open"]
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _ARRAYS = (".npy", ".npz")
@@ -28,10 +33,13 @@ _ARRAYS = (".npy", ".npz")
 class Source(NamedTuple):
     """Examples that need not fit memory: how many, how to read them, and what identifies them.
 
-    `size`: how many there are; `read(indices [k]) -> Batch`: those examples in numpy arrays, all of
-    one batch by one call, in any order, with repetitions, and from several threads at once;
-    `digest`: `digest` of the first 256, the same as for the same data in memory. Any
-    function that keeps to this makes a Source.
+    Any function that keeps to this may make a Source.
+
+    Args:
+      size: how many examples there are.
+      read: `read(indices [k]) -> Batch`, those examples in numpy arrays. One call reads a whole
+        batch, in any order, with repetitions, and several threads may call it at once.
+      digest: `trees.digest` of the first 256 examples, the same as for the same data in memory.
     """
 
     size: int
@@ -40,7 +48,13 @@ class Source(NamedTuple):
 
 
 def in_memory(batch: Batch) -> Source:
-    """A Batch of arrays `[n, ...]`, or of memory maps of them, as a Source."""
+    """A Batch in memory as a Source.
+
+    Args:
+      batch: arrays `[n, ...]`, or memory maps of them.
+    Returns:
+      A Source that reads from them.
+    """
     size = size_of(batch)
 
     def read(indices: np.ndarray) -> Batch:
@@ -51,7 +65,16 @@ def in_memory(batch: Batch) -> Source:
 
 
 def in_arrays(function: str, data: Any) -> Any:
-    """`data` as they are; TypeError for a Source, which `function` does not read."""
+    """`data` as they are, for a function that reads arrays alone.
+
+    Args:
+      function: the caller, for the message.
+      data: what the caller was given.
+    Returns:
+      `data`.
+    Raises:
+      TypeError: where `data` is a Source.
+    """
     if isinstance(data, Source):
         fix = "read it, where it fits: source.read(np.arange(source.size))"
         raise wrong(f"{function}: data", "a Source", "arrays in memory", fix, TypeError)
@@ -59,9 +82,11 @@ def in_arrays(function: str, data: Any) -> Any:
 
 
 class _Stored(NamedTuple):
-    """What lies on the disk: rows as they are stored, and how messages name one of them.
+    """What lies on the disk, as it is stored.
 
-    `split`: whether the split was chosen by name already, or is still to be cut from all.
+    `size`: how many rows there are. `read`: the rows of given numbers. `place`: of a row, what
+    messages call its file, and its number there. `split`: whether the split was chosen by name
+    already, or is still to be cut from all.
     """
 
     size: int
@@ -70,61 +95,70 @@ class _Stored(NamedTuple):
     split: bool
 
 
-def open(source: Any, split: str = "train", *, data_dir: data.PathLike | None = None) -> Source:
+def open(
+    source: PathLike | Batch | np.ndarray | jax.Array,
+    split: str = "train",
+    *,
+    data_dir: PathLike | None = None,
+) -> Source:
     """Open one split of a data set of any size, reading no more than its first 256 examples.
 
     The examples, their types and their splits are those of `data.load`, bit for bit, where both
     read a source.
 
     Args:
-      source: what `data.load` takes, of which these stay on the disk: `"mnist"` or `"tfds:NAME"`,
-        prepared by TFDS; a path to a `.npy` file (or its memory map), or to an `.npz` file that
-        `np.savez` wrote; and, only here, a path to a folder, which holds one of
+      source: what `data.load` takes. These stay on the disk: `"mnist"` or `"tfds:NAME"`, prepared
+        by TFDS; a path to a `.npy` file (or its memory map); a path to an `.npz` file that
+        `np.savez` wrote. `open` also takes a path to a folder, which holds one of
         - images of one size, grey or RGB; or subfolders of them, one for each class: `y` is the
           place of its name among the sorted names;
-        - `.npz` files, alike, each with a part of the examples, in the order of their names;
-        - `.npy` files, the same: `images-00.npy`, `images-01.npy`, `labels-00.npy`, ... are an
-          `.npz` whose arrays are cut into pieces, and files of any other names are all `x`.
+        - `.npz` files with the same arrays, each with a part of the examples, in the order of
+          their names;
+        - `.npy` files, each with a part of an array: `images-00.npy`, `images-01.npy`,
+          `labels-00.npy`, ... are an `.npz` whose arrays are cut into pieces, and files of any
+          other names are all `x`.
         A folder may name its splits by subfolders, `train`, `test` and so on.
       split, data_dir: as in `data.load`.
-
-    Returns: a Source. Its `read` raises ValueError for NaN or infinity, naming the row and the
-    file, and for an image that cannot be read or is of another size, naming the file.
-    Raises: ValueError for what is empty, mixed, compressed or of an unsupported type or value, and
-    for an unknown name or split; FileNotFoundError for a path or a prepared set that is missing.
+    Returns:
+      A Source. Its `read` raises ValueError for NaN or infinity, naming the row and the file, and
+      for an image that cannot be read or is of another size, naming the file.
+    Raises:
+      ValueError: for what is empty, mixed, compressed or of an unsupported type or value, and for
+        an unknown name or split.
+      FileNotFoundError: for a path or a prepared set that is missing.
     """
-    name, window = data.split_of("open", split)
-    if isinstance(source, str) and (source in data.NAMES[1:] or source.startswith("tfds:")):
+    name, window = split_of("open", split)
+    if isinstance(source, str) and (source in NAMES[1:] or source.startswith("tfds:")):
         where = f"open: source {source!r}"
         found = _tfds(source.removeprefix("tfds:"), name, data_dir, where)
     elif isinstance(source, np.memmap):
         where = "open: source"
         found = _pieces({str(source.filename): source}, {}, where)
-    elif isinstance(source, data.PathLike) and source != "digits":
+    elif isinstance(source, PathLike) and source != "digits":
         path = Path(source).expanduser()
         where = f"open: source {str(path)!r}"
         if path.is_dir():
             found = _folder(path, name, where)
         else:
-            data.check_file(path, where, "a path to .npz, .npy or a folder")
+            check_file(path, where, "a path to .npz, .npy or a folder")
             found = (
                 _archives([path], name, where) if path.suffix == ".npz" else _arrays([path], where)
             )
     else:
-        return in_memory(data.load(source, split))
+        return in_memory(load(source, split))
     count, rows = found.size, lambda i: i
     if not found.split:
-        count, rows = data.every_nth("open", 10, name, found.size)
+        count, rows = every_nth("open", 10, name, found.size)
     chosen = range(count)[window(count)]
 
     def read(indices: np.ndarray) -> Batch:
         return _checked_rows(found, rows(chosen.start + _inside(indices, len(chosen))), where)
 
-    head = data.checked(read(np.arange(min(256, len(chosen)))), where)
+    head = checked(read(np.arange(min(256, len(chosen)))), where)
     return Source(len(chosen), read, digest(head))
 
 
-def _inside(indices: Any, size: int) -> np.ndarray:
+def _inside(indices: np.ndarray, size: int) -> np.ndarray:
     """The indices, if there are such examples: beyond a split lie those of another."""
     found = np.asarray(indices, np.int64)
     if found.size and not 0 <= found.min() <= found.max() < size:
@@ -136,14 +170,15 @@ def _inside(indices: Any, size: int) -> np.ndarray:
 def _checked_rows(found: _Stored, rows: np.ndarray, where: str) -> Batch:
     """A batch by the convention of `data.load`."""
     batch = found.read(rows)
-    x = data.stored(batch.x)
+    x = stored(batch.x)
     if x.dtype == np.float32:
-        data.check_rows(x, rows, found.place)
-    y = batch.y if isinstance(batch.y, tuple) else data.labels(batch.y, where)
+        check_rows(x, rows, found.place)
+    y = batch.y if isinstance(batch.y, tuple) else as_labels(batch.y, where)
     return Batch(x[..., None] if x.ndim == 3 else x, y=y)
 
 
-def _tfds(name: str, split: str, data_dir: Any, where: str) -> _Stored:
+def _tfds(name: str, split: str, data_dir: PathLike | None, where: str) -> _Stored:
+    """A prepared set; one whose first 256 images hold only 0 and 1 is taken for binary."""
     builder = tfds.open_set("open", name, split, data_dir)
     size, read = tfds.reader("open", builder, name, split)
     head = read(range(min(256, size))).x
@@ -167,14 +202,14 @@ def _arrays(paths: Sequence[Path], where: str) -> _Stored:
 
 def _named_arrays(paths: Sequence[Path], split: str, where: str) -> _Stored:
     """`.npy` files that are pieces of the arrays of an `.npz`, by their names, or all x."""
-    known = {*data.DATA, *data.LABELS, *data.SPLITS}
+    known = {*DATA, *LABELS, *SPLITS}
     parts: dict[str, list[Path]] = {}
     for path in paths:  # images-0003.npy, x_train_7-of-9.npy: the name of an array, and a number
         stem = path.stem.split("-of-")[0].rstrip("0123456789").rstrip("-_.")
         parts.setdefault(stem, []).append(path)
     if not any(known.issuperset(name.lower().split("_")) for name in parts):
         return _arrays(paths, where)
-    key, label, own = data.npz_keys(list(parts), split, where)
+    key, label, own = npz_keys(list(parts), split, where)
     x, y = ({str(path): _mapped(path) for path in parts.get(k or "", [])} for k in (key, label))
     return _pieces(x, y, where, own)
 
@@ -187,7 +222,7 @@ def _archives(paths: Sequence[Path], split: str, where: str) -> _Stored:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            key, label, own = data.npz_keys(list(members), split, f"open: source {str(path)!r}")
+            key, label, own = npz_keys(list(members), split, f"open: source {str(path)!r}")
             x[str(path)] = _member(path, members[key])
             if label:
                 y[str(path)] = _member(path, members[label])
@@ -199,6 +234,7 @@ def _archives(paths: Sequence[Path], split: str, where: str) -> _Stored:
 
 
 def _mapped(path: Path) -> np.ndarray:
+    """A `.npy` file, memory-mapped."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -225,6 +261,7 @@ def _member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: Exception) -> Exception:
+    """The error for a file of arrays that numpy refuses."""
     fix = "write it anew: np.save(path, images.astype(np.uint8))"
     return wrong(f"open: source {str(path)!r}", f"({error})", "plain numpy arrays", fix)
 
@@ -236,14 +273,16 @@ def _pieces(
     size, read_x, place = _joined(x)
     if not y:
         return _Stored(size, lambda rows: Batch(read_x(rows)), place, own_split)
-    labels, read_y, _ = _joined(y)
-    if labels != size:
-        got, fix = f"{labels} labels for {size} examples", "one file of labels for each of examples"
+    count, read_y, _ = _joined(y)
+    if count != size:
+        got, fix = f"{count} labels for {size} examples", "one file of labels for each of examples"
         raise wrong(where, got, "as many", fix)
     return _Stored(size, lambda rows: Batch(read_x(rows), y=read_y(rows)), place, own_split)
 
 
-def _joined(maps: dict[str, np.ndarray]) -> tuple[int, Any, Any]:
+def _joined(
+    maps: dict[str, np.ndarray],
+) -> tuple[int, Callable[[np.ndarray], np.ndarray], Callable[[int], tuple[str, int]]]:
     """How many rows there are in all, `read(rows)`, and `place(row)`: the file, and the row there.
 
     Raises ValueError unless the arrays are alike.
@@ -276,9 +315,10 @@ def _joined(maps: dict[str, np.ndarray]) -> tuple[int, Any, Any]:
 
 
 def _folder(path: Path, split: str, where: str) -> _Stored:
+    """A folder, whose subfolders may be its splits."""
     files, folders = _listed(path)
     named = {name.lower(): name for name in folders}
-    if named and not files and set(named) <= set(data.SPLITS):
+    if named and not files and set(named) <= set(SPLITS):
         if split not in named:
             raise wrong(f"{where}: split", repr(split), sorted(named), "choose one of these")
         return _folder_of(path / named[split], where)._replace(split=True)
@@ -286,6 +326,7 @@ def _folder(path: Path, split: str, where: str) -> _Stored:
 
 
 def _folder_of(path: Path, where: str, split: str = "all") -> _Stored:
+    """A folder of images, of subfolders of images, or of arrays."""
     files, folders = _listed(path)
     kinds = {Path(name).suffix.lower() for name in files}
     kinds = {"images" if kind in IMAGES else kind for kind in kinds}
@@ -319,7 +360,8 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(name for name, folder in seen if folder)
 
 
-def _images(paths: list[str], y: Any) -> _Stored:
+def _images(paths: list[str], y: np.ndarray | tuple[()]) -> _Stored:
+    """Images of one size, with their labels or ()."""
     shape = _pixels(paths[0]).shape
 
     def read(rows: np.ndarray) -> Batch:

@@ -14,32 +14,40 @@ Higgins, Hassabis and Lerchner, 2017), at any size and on any grid.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from vaejax.batch import keys_of
 from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.types import Array, Batch, Key
 
+__all__ = ["FACTORS", "GRID", "SHAPES", "draw", "every", "grid", "sample", "values"]
+
 FACTORS = ("shape", "scale", "rotation", "x", "y")
 SHAPES = ("square", "ellipse", "heart")
 
 
-def draw(factors: Any, *, size: int = 32) -> Array:
+def draw(factors: ArrayLike, *, size: int = 32) -> Array:
     """One sprite, white on black: each pixel is the share of it that the shape covers.
 
-    `x_ij = clip(1/2 - d(u_ij), 0, 1)`, d the signed distance of a pixel's centre from the outline,
-    in pixels: the edges are smooth, the image moves with its factors by less than a pixel.
+    `x_ij = clip(1/2 - d(u_ij), 0, 1)`, where d is the signed distance of a pixel's centre from the
+    outline, in pixels. The edges are smooth: the image changes when its factors move it by less
+    than a pixel.
 
-    `factors`: shape, scale, rotation, x, y, `[5]`, see above, of which the first is rounded; whole
-    sprites need a scale in (0, 1] and x, y in [0, 1]. `size`: pixels along a side.
-    Returns `[size, size, 1]` in [0, 1]. Raises ValueError for another shape of `factors`, such as
-    a batch, which is mapped: jax.vmap(sprites.draw); and for a shape other than 0, 1 and 2, which
-    is an image of NaN where there are no values to look at.
+    Args:
+      factors: shape, scale, rotation, x, y, `[5]`, see above. The first is rounded. Whole sprites
+        need a scale in (0, 1] and x, y in [0, 1].
+      size: pixels along a side.
+    Returns:
+      `[size, size, 1]` in [0, 1]. Under a trace, a shape other than 0, 1 and 2 gives an image of
+      NaN, since there are no values to look at.
+    Raises:
+      ValueError: for another shape of `factors`, such as a batch, which is mapped:
+        jax.vmap(sprites.draw); and for a shape other than 0, 1 and 2.
     """
     at_least_one("sprites.draw", size=size)
     if np.shape(factors) != (len(FACTORS),):
@@ -70,13 +78,20 @@ def grid(
 ) -> tuple[np.ndarray, ...]:
     """The values that each factor takes, in the order of `FACTORS`; by default those of dSprites.
 
-    The first `shapes` ones; `scales` from 0.5 to 1; `rotations` from 0 up to, without, `turn`;
-    `positions` from 0 to 1 for x and for y. Raises ValueError for counts below 1, or shapes above
-    3.
-
     **Not every image says its rotation**: a quarter turn leaves a square as it was, a half turn an
-    ellipse, and no code can then follow that factor. With `turn=np.pi / 2` every image is the only
-    one of its factors.
+    ellipse, and no code can then follow that factor. With `turn=np.pi / 2` no two sets of factors
+    have the same image.
+
+    Args:
+      shapes: how many of `SHAPES`, from the first on.
+      scales: how many values from 0.5 to 1.
+      rotations: how many values from 0 up to, without, `turn`.
+      positions: how many values from 0 to 1, for x and for y.
+      turn: where the rotations end, in radians.
+    Returns:
+      Five arrays, one for each factor.
+    Raises:
+      ValueError: for counts below 1, or shapes above 3.
     """
     at_least_one("sprites.grid", scales=scales, rotations=rotations, positions=positions)
     if not 1 <= shapes <= len(SHAPES):
@@ -95,33 +110,44 @@ GRID = grid()
 
 
 def sample(
-    key: Key, n: int, *, grid: Sequence[Any] = GRID, size: int = 32, batch_size: int = 1000
+    key: Key, n: int, *, grid: Sequence[ArrayLike] = GRID, size: int = 32, batch_size: int = 1000
 ) -> Batch:
     """n sprites with factors drawn uniformly from a grid, each independent of the others.
 
-    `grid`: the values of each factor, see `grid`; `size`: pixels along a side; `batch_size`:
-    sprites drawn at a time. An example depends on the key and its index alone (its pixels, to the
-    rounding of float32, on `batch_size` too).
-    Returns a Batch of x `[n, size, size, 1]` in [0, 1], float32, and y `[n, 5]`, int32: which of
-    its grid's values each factor has (`values` looks them up). Raises ValueError for n < 1 or a
-    grid of other than five factors, or one without values.
+    An example depends on the key and its index alone (its pixels, to the rounding of float32, on
+    `batch_size` too).
+
+    Args:
+      key: of the draw.
+      n: how many sprites.
+      grid: the values of each factor, see `grid`; by default those of dSprites.
+      size: pixels along a side.
+      batch_size: sprites drawn at a time.
+    Returns:
+      A Batch of x `[n, size, size, 1]` in [0, 1], float32, and y `[n, 5]`, int32: which of its
+      grid's values each factor has (`values` looks them up).
+    Raises:
+      ValueError: for n below 1, or a grid of other than five factors, or one without values.
     """
     at_least_one("sprites.sample", n=n, size=size, batch_size=batch_size)
     choices = _choices("sprites.sample", grid)
 
-    def places(key: Key) -> Array:
-        keys = zip(jax.random.split(key, len(choices)), choices, strict=True)
-        return jnp.stack([jax.random.randint(one, (), 0, len(have)) for one, have in keys])
-
-    index = jax.vmap(places)(keys_of(key, jnp.arange(n))).astype(jnp.int32)
+    index = _uniform(key, n, tuple(len(have) for have in choices))
     return _drawn(size, batch_size, index, choices)
 
 
-def every(*, grid: Sequence[Any] = GRID, size: int = 32, batch_size: int = 1000) -> Batch:
+def every(*, grid: Sequence[ArrayLike] = GRID, size: int = 32, batch_size: int = 1000) -> Batch:
     """Every sprite of a grid once, the last factor changing first: what `sample` draws from.
 
-    Arguments and what is returned as for `sample`, with n the product of the numbers of values:
-    737,280 for the default grid, 3 GB at 32 x 32.
+    Args:
+      grid: the values of each factor, see `grid`; by default those of dSprites, which make 737,280
+        sprites, 3 GB at 32 x 32.
+      size: pixels along a side.
+      batch_size: sprites drawn at a time.
+    Returns:
+      A Batch as `sample` returns it, with n the product of the numbers of values.
+    Raises:
+      ValueError: for a grid of other than five factors, or one without values.
     """
     at_least_one("sprites.every", size=size, batch_size=batch_size)
     choices = _choices("sprites.every", grid)
@@ -129,11 +155,17 @@ def every(*, grid: Sequence[Any] = GRID, size: int = 32, batch_size: int = 1000)
     return _drawn(size, batch_size, jnp.asarray(index), choices)
 
 
-def values(index: Any, grid: Sequence[Any] = GRID) -> Array:
-    """The factors at places of a grid: `[..., 5]` whole numbers -> `[..., 5]`, what `draw` takes.
+def values(index: ArrayLike, grid: Sequence[ArrayLike] = GRID) -> Array:
+    """The factors at places of a grid: what `draw` takes.
 
-    Raises ValueError for a last axis other than 5, or where a place is outside the grid (not seen
-    while tracing).
+    Args:
+      index: which of its grid's values each factor has, whole numbers `[..., 5]`.
+      grid: the values of each factor, see `grid`; by default those of dSprites.
+    Returns:
+      `[..., 5]`.
+    Raises:
+      ValueError: for a last axis other than 5, or where a place is outside the grid (not seen while
+        tracing).
     """
     choices = _choices("sprites.values", grid)
     if np.shape(index)[-1:] != (len(FACTORS),):
@@ -149,8 +181,21 @@ def values(index: Any, grid: Sequence[Any] = GRID) -> Array:
     return jnp.stack([have[index[..., j]] for j, have in enumerate(choices)], axis=-1)
 
 
+@partial(jax.jit, static_argnums=(1, 2))
+def _uniform(key: Key, n: int, sizes: tuple[int, ...]) -> Array:
+    """n times a place on a grid of these sizes, `[n, 5]`, int32."""
+
+    def place(key: Key) -> Array:
+        keys = zip(jax.random.split(key, len(sizes)), sizes, strict=True)
+        return jnp.stack([jax.random.randint(one, (), 0, size) for one, size in keys])
+
+    return jax.vmap(place)(keys_of(key, jnp.arange(n))).astype(jnp.int32)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _drawn(size: int, batch_size: int, index: Array, grid: tuple[Array, ...]) -> Batch:
+    """The sprites at places of a grid, `batch_size` at a time."""
+
     def example(one: Array) -> Array:
         return draw(values(one, grid), size=size).astype(jnp.float32)
 
@@ -183,7 +228,7 @@ def _heart(u: Array, v: Array, half: Array) -> Array:
     return jnp.minimum(_square(diagonal * (u + v), diagonal * (v - u), a), discs)
 
 
-def _choices(function: str, grid: Sequence[Any]) -> tuple[Array, ...]:
+def _choices(function: str, grid: Sequence[ArrayLike]) -> tuple[Array, ...]:
     """The values of each factor as arrays `[values]`."""
     choices = tuple(jnp.asarray(have, float) for have in grid)
     shapes = [have.shape for have in choices]
@@ -191,6 +236,3 @@ def _choices(function: str, grid: Sequence[Any]) -> tuple[Array, ...]:
         fix = "make it with sprites.grid"
         raise wrong(f"{function}: grid", f"arrays {shapes}", f"values of {FACTORS}", fix)
     return choices
-
-
-__all__ = ["FACTORS", "GRID", "SHAPES", "draw", "every", "grid", "sample", "values"]

@@ -1,17 +1,24 @@
 """Text as arrays of integers: vocabulary, encoding, and the windows or lines to train on."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vaejax.errors import at_least_one, wrong
+
+__all__ = ["decode", "encode", "lines", "vocabulary", "windows"]
 
 
 def vocabulary(text: str) -> str:
     """The characters that a text uses, each once, sorted: character i has the code i.
 
-    Raises ValueError for an empty text.
+    Args:
+      text: all that is going to be encoded.
+    Returns:
+      The characters.
+    Raises:
+      ValueError: for an empty text.
     """
     if not text:
         raise wrong("vocabulary: text", "an empty text", "at least one character", "read a file")
@@ -19,10 +26,16 @@ def vocabulary(text: str) -> str:
 
 
 def encode(text: str, characters: str) -> np.ndarray:
-    """The code of every character of a text, its place among `characters`: int32 `[n]`.
+    """The code of every character of a text: its place among `characters`.
 
-    Raises ValueError for an empty text, for `characters` that repeat one, and for a character that
-    is not among them, naming it, its position and its line.
+    Args:
+      text: one text.
+      characters: the vocabulary.
+    Returns:
+      int32 `[n]`.
+    Raises:
+      ValueError: for an empty text, for `characters` that repeat one, and for a character that is
+        not among them, naming it, its position and its line.
     """
     if not text:
         raise wrong("encode: text", "an empty text", "at least one character", "read a file")
@@ -39,11 +52,17 @@ def encode(text: str, characters: str) -> np.ndarray:
     return np.fromiter((places[character] for character in text), np.int32, len(text))
 
 
-def decode(codes: Any, characters: str) -> str:
-    """The text of codes `[n]`; the inverse of `encode`. The end symbol of `lines` is left out.
+def decode(codes: ArrayLike, characters: str) -> str:
+    """The text of codes; the inverse of `encode`. The end symbol of `lines` is left out.
 
-    Raises ValueError for codes that are neither characters nor the end symbol, TypeError for codes
-    that are no integers.
+    Args:
+      codes: whole numbers `[n]`.
+      characters: the vocabulary that encoded them.
+    Returns:
+      The text.
+    Raises:
+      ValueError: for codes that are neither characters nor the end symbol.
+      TypeError: for codes that are no integers.
     """
     codes = np.asarray(codes)
     if codes.size and not np.issubdtype(codes.dtype, np.integer):
@@ -59,10 +78,17 @@ def decode(codes: Any, characters: str) -> str:
 
 
 def windows(codes: np.ndarray, length: int, *, stride: int | None = None) -> np.ndarray:
-    """Pieces of a long sequence to train on: `[n, length]`, of those that fit whole.
+    """Pieces of a long sequence to train on, as many as fit whole.
 
-    `codes` `[total, ...]`; `stride`: from the start of one to that of the next, by default
-    `length`, so that they do not overlap. Raises ValueError for a sequence shorter than `length`.
+    Args:
+      codes: the sequence, `[total, ...]`.
+      length: of a piece.
+      stride: from the start of one piece to that of the next; by default `length`, so that they do
+        not overlap.
+    Returns:
+      `[n, length, ...]`.
+    Raises:
+      ValueError: for a sequence shorter than `length`.
     """
     stride = length if stride is None else stride
     at_least_one("windows", length=length, stride=stride)
@@ -73,14 +99,21 @@ def windows(codes: np.ndarray, length: int, *, stride: int | None = None) -> np.
 
 
 def lines(texts: Sequence[str], characters: str, length: int) -> np.ndarray:
-    """Texts of different lengths side by side: int32 `[n, length]`, each filled by end symbols.
+    """Texts of different lengths side by side, each filled up by end symbols.
 
     The end symbol's code is `len(characters)`, and every text has at least one behind it: the
     vocabulary of a model of them has `len(characters) + 1` symbols. What fills the array counts
     for nothing under `recurrent.Language(end=len(characters))`.
 
-    Raises ValueError for no text, for one that is empty or leaves no room for an end symbol, naming
-    it, and as `encode` does.
+    Args:
+      texts: one or more.
+      characters: the vocabulary.
+      length: of a row, above that of the longest text.
+    Returns:
+      int32 `[n, length]`.
+    Raises:
+      ValueError: for no text, for one that is empty or leaves no room for an end symbol, naming it,
+        and as `encode` does.
     """
     at_least_one("lines", texts=len(texts))
     filled = np.full((len(texts), length), len(characters), np.int32)

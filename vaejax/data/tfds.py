@@ -10,16 +10,28 @@ from typing import Any
 
 import numpy as np
 
+from vaejax.data._files import PathLike
 from vaejax.errors import wrong
 from vaejax.types import Batch
 
+__all__ = ["check_name", "folder", "open_set", "reader"]
 
-def open_set(function: str, name: str, split: str, data_dir: Any) -> Any:
+
+def open_set(function: str, name: str, split: str, data_dir: PathLike | None) -> Any:
     """TFDS's builder, read-only, of a set that lies prepared on the disk and has the split.
 
-    `function`: the caller, for messages; `name`: as TFDS has it; `data_dir`: where sets lie, else
-    as `folder` finds it. Asks no network. Raises FileNotFoundError for a set that is not prepared,
-    ValueError for an unknown name or split.
+    It asks no network.
+
+    Args:
+      function: the caller, for messages.
+      name: as TFDS has it.
+      split: the split that is going to be read.
+      data_dir: where sets lie; by default as `folder` finds it.
+    Returns:
+      The builder.
+    Raises:
+      FileNotFoundError: for a set that is not prepared.
+      ValueError: for an unknown name or split.
     """
     from tensorflow_datasets.core import read_only_builder, registered
 
@@ -45,7 +57,18 @@ def open_set(function: str, name: str, split: str, data_dir: Any) -> Any:
 def reader(
     function: str, builder: Any, name: str, split: str
 ) -> tuple[int, Callable[[Sequence[int]], Batch]]:
-    """How many examples a prepared split has, and `read(rows)`: those, with labels, as stored."""
+    """How many examples a prepared split has, and `read(rows)`: those, with labels, as stored.
+
+    Args:
+      function: the caller, for messages.
+      builder: of the set, see `open_set`.
+      name: as TFDS has it, for messages.
+      split: the split to read.
+    Returns:
+      The size, and the function, which raises ValueError for images of several sizes.
+    Raises:
+      ValueError: for a set that has not one image, or is stored in another format.
+    """
     import tensorflow_datasets as tfds
 
     def only(usual: str, kind: type) -> str | None:
@@ -78,15 +101,28 @@ def reader(
     return len(examples), read
 
 
-def folder(data_dir: Any) -> str | None:
-    """Where TFDS sets lie: `data_dir`, else $TFDS_DATA_DIR, else None for the default of TFDS."""
+def folder(data_dir: PathLike | None) -> str | None:
+    """Where TFDS sets lie.
+
+    Args:
+      data_dir: the folder; by default $TFDS_DATA_DIR.
+    Returns:
+      The folder, or None for the default of TFDS.
+    """
     # TFDS reads the variable once, when it is imported; a notebook may set it later.
     place = data_dir or os.environ.get("TFDS_DATA_DIR")
     return str(Path(place).expanduser()) if place else None
 
 
 def check_name(function: str, name: str) -> None:
-    """Raise ValueError, with the nearest names, unless TFDS knows a set of this name."""
+    """Raise ValueError, with the nearest names, unless TFDS knows a set of this name.
+
+    Args:
+      function: the caller, for messages.
+      name: of the set, which a configuration or a version may follow.
+    Raises:
+      ValueError: for an unknown name.
+    """
     import tensorflow_datasets as tfds
 
     known, base = tfds.list_builders(with_community_datasets=False), re.split("[/:]", name)[0]

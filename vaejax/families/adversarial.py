@@ -1,14 +1,14 @@
-"""Adversarial learning: several players in one scalar, each with parameters and a loss of its own.
+"""Adversarial learning: several players in one scalar, each with its own parameters and loss.
 
-A critic tells real from fake by a logit l: log D(x) = log sigmoid(l). It is a module called with
-what it judges, and with the condition c where there is one, that returns `(features, logit)`;
-`Critic` makes one of any network. `params` hold every player on the first level beside the model's
+A critic tells real from fake by a logit l: log D(x) = log sigmoid(l). It is a module that is called
+with what it judges, and with the condition c where there is one, and returns `(features, logit)`.
+`Critic` makes one of any network. `params` hold every player on the first level, beside the model's
 own parts, so that `model.encode`, `generate` and all of `evaluate` read them as they are:
 
-params = {**model.init(model_key, x), "critic": critic.init(critic_key, x)}  # x, or a z for an AAE
-loss = vae_gan(model, critic, gamma=1.0)
-adam = {"encoder": optax.adam(1e-3), "decoder": optax.adam(1e-3), "critic": optax.adam(1e-4)}
-optimizer = optax.partition(adam, {name: name for name in adam})
+    params = {**model.init(model_key, x), "critic": critic.init(critic_key, x)}  # AAE: a z
+    loss = vae_gan(model, critic, gamma=1.0)
+    adam = {"encoder": optax.adam(1e-3), "decoder": optax.adam(1e-3), "critic": optax.adam(1e-4)}
+    optimizer = optax.partition(adam, {name: name for name in adam})
 
 | loss | players | the critic tells apart |
 | --- | --- | --- |
@@ -16,9 +16,10 @@ optimizer = optax.partition(adam, {name: name for name in adam})
 | `vae_gan` | encoder, decoder, critic | examples, and reconstructions and samples |
 | `gan` | decoder (the generator), critic | examples, and samples |
 
-Each has the metrics `NAME/loss` of every player; `fooling`, the generator's adversarial part; and
-`critic_accuracy`, the share of right answers, real and fake counted alike: 1/2 is a coin's, and at
-1 the critic has won, and a saturating generator learns nothing more.
+Each loss has the metrics `NAME/loss` of every player; `fooling`, the adversarial part of the
+generator's loss; and `critic_accuracy`, the share of right answers, where real and fake count
+alike. An accuracy of 1/2 is that of a coin. At 1 the critic has won, and a saturating generator
+learns nothing more.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +33,8 @@ from flax.errors import ScopeParamShapeError
 from vaejax.batch import batch_mean, over_batch, present
 from vaejax.distributions import Distribution, Normal
 from vaejax.errors import wrong
-from vaejax.model import Model, autoencoder, draw, terms
+from vaejax.model import Draw, Model, autoencoder, draw, terms
+from vaejax.networks import Network
 from vaejax.objectives import Schedule, players, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -41,16 +43,30 @@ def logistic(real: Array, fake: Array) -> Array:
     """The critic's loss -log D(real) - log(1 - D(fake)) of two logits, nats, elementwise.
 
     `softplus(-real) + softplus(fake)`: 2 log 2 where it cannot tell, 0 where it has won.
-    Goodfellow et al., 2014, arXiv:1406.2661.
+
+    Args:
+      real: logits of real things, of any shape.
+      fake: logits of fakes, of the same shape.
+    Returns:
+      the loss of each pair, nats.
+    References:
+      Goodfellow et al., 2014, arXiv:1406.2661.
     """
     return nn.softplus(-real) + nn.softplus(fake)
 
 
 def non_saturating(fake: Array) -> Array:
-    """The generator's loss -log D(fake) of a fake's logit, nats, elementwise.
+    """The generator's loss -log D(fake) of the logit of a fake, nats, elementwise.
 
-    It has the fixed point of `saturating`, and its gradient does not vanish where the critic is
-    sure. Goodfellow et al., 2014, arXiv:1406.2661.
+    It has the same fixed point as `saturating`, and its gradient does not vanish where the critic
+    is sure.
+
+    Args:
+      fake: logits of fakes, of any shape.
+    Returns:
+      the loss of each, nats.
+    References:
+      Goodfellow et al., 2014, arXiv:1406.2661.
     """
     return nn.softplus(-fake)
 
@@ -58,17 +74,27 @@ def non_saturating(fake: Array) -> Array:
 def saturating(fake: Array) -> Array:
     """The generator's loss log(1 - D(fake)) of the minimax game, nats, elementwise.
 
-    Exactly minus the critic's loss on the fake, and so is its gradient, which vanishes where the
-    critic is sure. Goodfellow et al., 2014, arXiv:1406.2661.
+    It is exactly minus the critic's loss on the fake. So is its gradient, which vanishes where the
+    critic is sure.
+
+    Args:
+      fake: logits of fakes, of any shape.
+    Returns:
+      the loss of each, nats.
+    References:
+      Goodfellow et al., 2014, arXiv:1406.2661.
     """
     return -nn.softplus(fake)
 
 
-class Critic(nn.Module):
+class Critic(Network):
     """A critic of any network: `(features, logit)`, features h = net(x, ...), logit w^T h + b.
 
-    `net`: called with one thing to judge, and its condition if there is one; h is flattened,
+    It is called with one thing to judge, and with its condition if there is one. h is flattened,
     `[features]`; the logit is `()`.
+
+    Args:
+      net: the network, called with the same.
     """
 
     net: nn.Module
@@ -82,9 +108,31 @@ class Critic(nn.Module):
 def implicit(generator: Any, prior: Distribution) -> Model:
     """A Model without an encoder: z ~ p(z), x = g(z), as a GAN has it.
 
-    `generator(z)` or `generator(z, c)`: a network that returns a Distribution whose mean is x, such
-    as one that ends in `heads.Code(shape, nn.sigmoid)`. `params` is `{"decoder": ...}`; `encode`
-    raises TypeError. Mohamed and Lakshminarayanan, 2016, arXiv:1610.03483.
+    `params` is `{"decoder": ...}`. `encode` raises TypeError.
+
+    Args:
+      generator: a network called with z, or with (z, c), that returns a Distribution whose mean is
+        x, for instance one that ends in `heads.Code(shape, nn.sigmoid)`.
+      prior: p(z).
+    Returns:
+      the Model.
+    Raises:
+      TypeError: where prior is not a Distribution.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> from vaejax import Batch, adversarial, heads
+      >>> from vaejax.distributions import Normal
+      >>> model = adversarial.implicit(heads.Code(6), Normal(jnp.zeros(2), jnp.ones(2)))
+      >>> critic = adversarial.Critic(nn.Dense(4))
+      >>> x, keys = jnp.zeros((3, 6)), jax.random.split(jax.random.key(0), 3)
+      >>> params = {**model.init(keys[0], x[0]), "critic": critic.init(keys[1], x[0])}
+      >>> _, metrics = jax.eval_shape(adversarial.gan(model, critic), params, keys[2], Batch(x), 0)
+      >>> sorted(metrics)
+      ['critic/loss', 'critic_accuracy', 'decoder/loss', 'fooling']
+
+    References:
+      Mohamed and Lakshminarayanan, 2016, arXiv:1610.03483.
     """
     if not isinstance(prior, Distribution):
         fix = "give distributions.Normal(jnp.zeros(n), jnp.ones(n))"
@@ -98,7 +146,9 @@ def implicit(generator: Any, prior: Distribution) -> Model:
         fix = "take vae_gan or adversarial_autoencoder for codes"
         raise wrong("encode", "a model made by implicit", "one with an encoder", fix, TypeError)
 
-    return autoencoder(None, generator, prior)._replace(init=jax.jit(init), encode=encode)
+    # The encoder is none: what would be its `init` and `encode` are replaced.
+    model = autoencoder(generator, generator, prior)
+    return model._replace(init=jax.jit(init), encode=encode)
 
 
 def adversarial_autoencoder(
@@ -107,20 +157,29 @@ def adversarial_autoencoder(
     *,
     weight: Schedule = 1.0,
     fooling: Callable[[Array], Array] = non_saturating,
-    draw: Callable[..., Any] = draw,
+    draw: Callable[..., Draw] = draw,
 ) -> Loss:
     """A reconstruction whose codes a critic cannot tell from draws of the prior: AAE.
 
     encoder: `E[D + weight (-log C(z))]`, decoder: `E[D]`,
     critic: `E[-log C(z_p) - log(1 - C(z))]`; z ~ q(z|x), z_p ~ p(z), D = -log p(x|z).
 
-    So the aggregated posterior q(z) = E[q(z|x)] becomes p(z), which needs no density of either: q
-    may be deterministic (`heads.Code`), and p any Distribution that can be sampled, such as a
-    Mixture. `critic`: judges z, so its parameters are `critic.init(key, z)`; `weight`: a number or
-    a schedule of the step; `fooling`: the encoder's loss on its codes' logits; `draw`: how a Draw
-    is made. The metrics, beside those above, are `distortion`, nats per example. Raises ValueError
-    for a model without a prior, and TypeError for a critic that returns something else.
-    Makhzani, Shlens, Jaitly, Goodfellow and Frey, 2015, arXiv:1511.05644.
+    So the aggregated posterior q(z) = E[q(z|x)] becomes p(z). This needs no density of either: q
+    may be deterministic (`heads.Code`), and p may be any Distribution that can be sampled, such as
+    a Mixture.
+
+    Args:
+      model: an autoencoder with a prior that has no parameters.
+      critic: it judges z, so that its parameters are `critic.init(key, z)`.
+      weight: of the adversarial part, a number or a schedule of the step.
+      fooling: the encoder's loss on the logits of its codes.
+      draw: how a Draw is made.
+    Returns:
+      the loss; beside the metrics that all of them have, `distortion`, nats per example. It raises
+      ValueError for a model without a prior, and TypeError for a critic that returns something
+      else.
+    References:
+      Makhzani, Shlens, Jaitly, Goodfellow and Frey, 2015, arXiv:1511.05644.
     """
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
@@ -152,7 +211,7 @@ def vae_gan(
     *,
     gamma: Schedule = 1.0,
     fooling: Callable[[Array], Array] = non_saturating,
-    draw: Callable[..., Any] = draw,
+    draw: Callable[..., Draw] = draw,
 ) -> Loss:
     """A VAE whose likelihood is a Gaussian in the critic's features, with the critic of a GAN.
 
@@ -160,14 +219,21 @@ def vae_gan(
     critic: `E[-log C(x) - log(1 - C(x~)) - log(1 - C(x_p))]`; D_h = -log N(h(x); h(x~), I) for the
     critic's features h, z ~ q(z|x), x~ and x_p the decoder's means at z and at z_p ~ p(z).
 
-    Errors of a pixel or two, which blur a VAE's images, weigh as much as h says. The decoder's
-    p(x|z) is asked for its mean alone: `heads.Code(shape, nn.sigmoid)` serves.
+    Errors of a pixel or two, which blur the images of a VAE, weigh as much as h says. Only the mean
+    of the decoder's p(x|z) is used: `heads.Code(shape, nn.sigmoid)` serves.
 
-    `critic`: judges x; features of about unit size (a LayerNorm at the end) keep D_h from being
-    scaled at will; `gamma`: a number or a schedule of the step; `fooling`: the decoder's loss on
-    the fakes' logits; `draw`: how a Draw is made. The metrics, beside those above, are
-    `feature_distortion` (D_h) and `rate`, nats per example. Raises as `adversarial_autoencoder`
-    does. Larsen, Sonderby, Larochelle and Winther, 2016, arXiv:1512.09300.
+    Args:
+      model: a VAE with a prior that has no parameters.
+      critic: it judges x. Features of about unit size (a LayerNorm at the end) keep D_h from being
+        scaled at will.
+      gamma: weight of D_h for the decoder, a number or a schedule of the step.
+      fooling: the decoder's loss on the logits of the fakes.
+      draw: how a Draw is made.
+    Returns:
+      the loss; beside the metrics that all of them have, `feature_distortion` (D_h) and `rate`,
+      nats per example. It raises as `adversarial_autoencoder` does.
+    References:
+      Larsen, Sonderby, Larochelle and Winther, 2016, arXiv:1512.09300.
     """
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
@@ -203,9 +269,14 @@ def gan(model: Model, critic: Any, *, fooling: Callable[[Array], Array] = non_sa
     decoder: `E[-log C(x_p)]`, critic: `E[-log C(x) - log(1 - C(x_p))]`; x_p the decoder's mean at
     z_p ~ p(z).
 
-    `model`: `implicit(generator, prior)`; `critic`: judges x; `fooling`: the generator's loss on
-    the fakes' logits, `saturating` for the minimax game. The metrics are those above. Raises as
-    `adversarial_autoencoder` does. Goodfellow et al., 2014, arXiv:1406.2661.
+    Args:
+      model: `implicit(generator, prior)`.
+      critic: it judges x.
+      fooling: the generator's loss on the logits of the fakes; `saturating` gives the minimax game.
+    Returns:
+      the loss, with the metrics that all of them have. It raises as `adversarial_autoencoder` does.
+    References:
+      Goodfellow et al., 2014, arXiv:1406.2661.
     """
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:

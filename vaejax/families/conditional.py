@@ -1,8 +1,8 @@
 """Conditional models p(x|c): classes as conditions, and images completed from what is known.
 
 Every Model takes a condition c, an array or a pytree of them, wherever it takes x or z, and
-`autoencoder(encoder, decoder, prior)` takes a module of c for its prior p(z|c). What is here makes
-conditions, and what a condition that holds a part of x asks for:
+`autoencoder(encoder, decoder, prior)` takes a module of c for its prior p(z|c). The functions here
+make conditions, and help where the condition holds a part of x:
 
     batch = Batch(x, c=conditional.one_hot(y, 10))                       # p(x | class)
 
@@ -24,18 +24,31 @@ from vaejax.batch import over_examples
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.model import Generated, Model, generate
+from vaejax.networks import Network
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
 Condition = Callable[[Key, Any], Any]
 
 
-def one_hot(y: Any, classes: int) -> Array:
-    """Labels as conditions: row i is 1 at y_i and 0 elsewhere, float `[n, classes]`.
+def one_hot(y: Array | np.ndarray | int, classes: int) -> Array:
+    """Labels as conditions: row i is 1 at y_i and 0 elsewhere.
 
-    `y`: integers from 0 to `classes - 1`, of any shape `[...]`; the classes are a new last axis.
-    Raises ValueError for other labels, naming the first, and for fewer than one class; TypeError
-    where y is not of integers. Under `jit`, where there are no values to look at, the row of a
-    label outside the classes is NaN, which training and evaluation report.
+    Under `jit`, where there are no values to look at, the row of a label outside the classes is
+    NaN, which training and evaluation report.
+
+    Args:
+      y: integers from 0 to `classes - 1`, of any shape `[...]`.
+      classes: the number of classes.
+    Returns:
+      the rows, float `[..., classes]`.
+    Raises:
+      ValueError: for other labels, naming the first, and for fewer than one class.
+      TypeError: where y is not of integers.
+    Example:
+      >>> import numpy as np
+      >>> from vaejax import conditional
+      >>> conditional.one_hot(np.array([0, 2]), 3).tolist()
+      [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
     at_least_one("one_hot", classes=classes)
     if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
@@ -57,10 +70,15 @@ def one_hot(y: Any, classes: int) -> Array:
 def conditioned(loss: Loss, condition: Condition) -> Loss:
     """The same loss with c = condition(key, x) made from each example, anew at each step.
 
-    `loss`: any; `condition(key, x)`: of one example as the loss sees it, for instance
-    `observed(...)` or a small version of x. One draw serves all of a loss's samples of z. To
-    evaluate, make the conditions once: `Batch(x, c=over_examples(condition, key, x))`.
-    Raises ValueError where the batch has conditions already.
+    One draw of the condition serves all of a loss's samples of z. To evaluate, make the conditions
+    once: `Batch(x, c=over_examples(condition, key, x))`.
+
+    Args:
+      loss: any loss of batches with conditions.
+      condition: `condition(key, x)` makes the condition of one example as the loss sees it, for
+        instance `observed(...)` or a small version of x.
+    Returns:
+      a loss of batches without conditions; it raises ValueError for a batch that has them already.
     """
 
     def with_condition(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
@@ -77,12 +95,15 @@ def conditioned(loss: Loss, condition: Condition) -> Loss:
 def observed(erase: Condition) -> Condition:
     """The condition of completion: c = (known x, known), what is seen of x and where it is seen.
 
-    `known_i` is 1 where x_i is given and 0 where it is to be filled in, and the first part is
-    `known_i x_i`: a zero there may be either.
+    `known_i` is 1 where x_i is given and 0 where it is to be filled in. The first part is
+    `known_i x_i`, so that a zero there may mean either.
 
-    `erase(key, x)`: sets entries to zero and leaves the others alone, drawn without regard to x:
-    `corruption.erased_block(side)` or `corruption.masking(nu)`. Anything else, noise for instance,
-    gives NaN, which training and evaluation report. Returns `condition(key, x)` of one array.
+    Args:
+      erase: `erase(key, x)` sets entries to zero and leaves the others alone, drawn without regard
+        to x, for instance `corruption.erased_block(side)` or `corruption.masking(nu)`. Anything
+        else, such as noise, gives NaN, which training and evaluation report.
+    Returns:
+      `condition(key, x)` for one array x; both parts have the shape of x.
     """
 
     def condition(key: Key, x: Array) -> tuple[Array, Array]:
@@ -95,13 +116,17 @@ def observed(erase: Condition) -> Condition:
 
 @distribution
 class Completed(Distribution):
-    """p(x_hidden | x_known): entries that are known are what they are, the others follow `px`.
+    """p(x_hidden | x_known): known entries keep their values, and the others follow `px`.
 
     `log p(x) = sum over hidden i of log px_i(x_i)`, -inf where x contradicts what is known.
 
-    `px`: a Distribution of independent entries (Bernoulli, Normal, ...); `x`: the event, of which
-    hidden entries are not looked at; `known`: 1 or 0, in the shape of x. Raises ValueError at use
-    for other shapes.
+    Args:
+      px: a Distribution of independent entries (Bernoulli, Normal, ...).
+      x: the event; its hidden entries are not looked at.
+      known: 1 or 0 for each entry, in the shape of x.
+    Raises:
+      ValueError: when it is used, for other shapes.
+      TypeError: for `log_prob` under a px whose entries are not independent.
     """
 
     px: Any
@@ -153,12 +178,18 @@ class Completed(Distribution):
         return jnp.where(self.known == 1, self.x, drawn).reshape(self.event_shape)
 
 
-class Completing(nn.Module):
-    """A decoder of whole images that leaves to `decoder` only what is hidden: `Completed`.
+class Completing(Network):
+    """A decoder of whole images that leaves to `decoder` only what is hidden.
 
-    `decoder(z, c)`, or `decoder(c)` for a network without latents, returns a Distribution of
-    independent entries; c = (known x, known), as `observed` makes it. log p(x|c) is then one of
-    the hidden entries alone. Raises ValueError for another condition.
+    It returns a `Completed`, so that log p(x|c) is that of the hidden entries alone. It is called
+    with (z, c), or with (c) for a network without latents; c = (known x, known), as `observed`
+    makes it.
+
+    Args:
+      decoder: the network behind it, called with the same, which returns a Distribution of
+        independent entries.
+    Raises:
+      ValueError: for another condition.
     """
 
     decoder: nn.Module
@@ -173,18 +204,33 @@ class Completing(nn.Module):
 
 
 def complete(
-    model: Model, params: Params, key: Key, x: Any, known: Any, *, draws: int
+    model: Model,
+    params: Params,
+    key: Key,
+    x: Array | np.ndarray,
+    known: Array | np.ndarray,
+    *,
+    draws: int,
 ) -> Generated:
     """Several completions of one image: z_k ~ p(z|c), x_k ~ p(x|z_k, c), c = (known x, known).
 
-    Each is a whole that may be true; the mean of `mean` over k estimates E[x|c], which is what
-    comes closest on average, and blurs what they do not agree on.
+    Each completion is a whole image that may be true. The average of their `mean` estimates E[x|c],
+    which has the smallest squared error but blurs wherever the completions disagree.
 
-    `x`: the image as the model sees it, of which hidden entries are not looked at (NaN may stand
-    there); `known`: 1 or 0 (or a boolean) for each entry; `draws`: how many. Returns `Generated`
-    with a leading axis `[draws]`. Raises ValueError for a mask of another shape or other values,
-    and for draws < 1. Sohn, Lee and Yan, 2015, Learning structured output representation using
-    deep conditional generative models.
+    Args:
+      model: a Model whose decoder is a `Completing`.
+      params: its parameters.
+      key: random key for the draws.
+      x: the image as the model sees it; its hidden entries are not looked at (NaN may stand there).
+      known: 1 or 0 (or a boolean) for each entry.
+      draws: how many completions.
+    Returns:
+      `Generated` with a leading axis `[draws]`.
+    Raises:
+      ValueError: for a mask of another shape or other values, and where draws is below 1.
+    References:
+      Sohn, Lee and Yan, 2015, Learning structured output representation using deep conditional
+      generative models.
     """
     at_least_one("complete", draws=draws)
     x, mask = jnp.asarray(x), jnp.asarray(known)

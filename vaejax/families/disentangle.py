@@ -3,10 +3,10 @@
     KL(q(z|x) || p(z)), averaged over x, = I(x; z) + TC + sum_j KL(q(z_j) || p(z_j))
     TC = KL(q(z) || prod_j q(z_j)),  q(z) = 1/N sum_n q(z|x_n)
 
-`elbo(model, beta=...)` presses on all three parts; `beta_tcvae` and `factor_vae` on TC alone, which
-is 0 where the dimensions are independent. `decomposition.decompose` measures all parts on a data
-set, with q(z) exact: that is the number to report. `disentanglement.mig` measures what dimensions
-say about known factors.
+`elbo(model, beta=...)` presses on all three parts. `beta_tcvae` and `factor_vae` press on TC alone,
+which is 0 where the dimensions are independent. `decomposition.decompose` measures all parts on a
+data set, with q(z) exact; report its numbers. `disentanglement.mig` measures what dimensions say
+about known factors.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from vaejax.batch import batch_mean, over_batch
 from vaejax.distributions import Normal
 from vaejax.errors import wrong
 from vaejax.evaluate.decomposition import dimensions_of
-from vaejax.model import Model, draw, terms
+from vaejax.model import Draw, Model, draw, terms
 from vaejax.objectives import Schedule, players, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -28,25 +28,36 @@ from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 def total_correlation(
     z: Array, loc: Array, scale: Array, weight: Any = (), *, size: int | None = None
 ) -> Array:
-    """The total correlation KL(q(z) || prod_j q(z_j)) by the posteriors of one batch, nats, `()`.
+    """The total correlation KL(q(z) || prod_j q(z_j)) by the posteriors of one batch.
 
     `TC = mean_i [log q(z_i) - sum_j log q(z_ij)]`,
     `q(z_i) = sum_m w_im q(z_i|x_m)`, `q(z_ij) = sum_m w_im q(z_ij|x_m)`, z_i ~ q(z|x_i).
 
-    - `size` None, minibatch-weighted: w_im = 1/M, the batch of M is all the data there is. The
-      estimator has 1/(N M) for data of N, which moves no gradient but the value, by (d-1) log N;
-      that constant is left out here, and TC of independent dimensions is about 0.
+    - `size` None, minibatch-weighted: w_im = 1/M, as if the batch of M were all the data. The
+      estimator of the paper has 1/(N M) for data of N, which moves no gradient, but moves the value
+      by (d-1) log N. That constant is left out here, so that TC of independent dimensions is about
+      0.
     - `size` = N, minibatch-stratified: w_ii = 1/N and w_im = (N-1)/N/(M-1), for which q(z_i) is
-      unbiased over the choice of the others. (The paper gives one of them a weight of its own; the
-      mean over which one that is has these.) M = N is the data set's TC, at one z for each x.
+      unbiased over the choice of the others. (The paper gives one of the others a weight of its
+      own; the mean over which one that is has these weights.) M = N is the TC of the data set, at
+      one z for each x.
 
     **Both are too high where a code tells its x among more than M**: I(x; z) is at most log M for
-    the first, while that of each dimension is not capped; `decompose` has all the data.
+    the first, while that of each dimension is not capped; `decompose` uses all the data.
 
-    `z`, `loc`, `scale`: draws, means and standard deviations of diagonal Normal posteriors
-    `[batch, latent]`; `weight`: how much each example counts, `[batch]` or `()`.
-    Raises ValueError for other shapes, a batch of 1, whose only z is always independent, and a size
-    below the batch's. Chen, Li, Grosse and Duvenaud, 2018, arXiv:1802.04942.
+    Args:
+      z: draws of the posteriors, `[batch, latent]`.
+      loc, scale: means and standard deviations of the posteriors, diagonal Normals, `[batch,
+      latent]`.
+      weight: how much each example counts, `[batch]`; by default all count alike.
+      size: the number of examples that the batch comes from, or None; see above.
+    Returns:
+      the estimate, nats, `()`.
+    Raises:
+      ValueError: for other shapes, for a batch of 1, whose only z is always independent, and for a
+        size below the batch's.
+    References:
+      Chen, Li, Grosse and Duvenaud, 2018, arXiv:1802.04942.
     """
     shapes = [jnp.shape(one) for one in (z, loc, scale)]
     if len(set(shapes)) != 1 or len(shapes[0]) != 2:
@@ -73,19 +84,26 @@ def beta_tcvae(
     *,
     beta: Schedule,
     size: int | None = None,
-    draw: Callable[..., Any] = draw,
+    draw: Callable[..., Draw] = draw,
 ) -> Loss:
     """The negative ELBO with beta on the total correlation alone, nats per example.
 
     `L = D + I(x; z) + beta TC + sum_j KL(q(z_j) || p(z_j)) = D + R + (beta - 1) TC`, TC by
-    `total_correlation`: beta = 1 is the ELBO. A TC shifted by the estimator's constant has the same
-    gradient; the value is right with the one here.
+    `total_correlation`. At beta = 1 it is the negative ELBO. A TC that is shifted by the constant
+    of the estimator has the same gradient; with the TC used here the value is right too.
 
-    `beta`: a number or a schedule of the step; `size`: None for minibatch-weighted sampling, or the
-    number of training examples, for stratified; `draw`: how a Draw is made.
-    The metrics are `elbo`, `distortion`, `rate`, `total_correlation` and `beta`. Raises TypeError
-    for a posterior other than a diagonal Normal, ValueError for a batch of 1.
-    Chen, Li, Grosse and Duvenaud, 2018, arXiv:1802.04942.
+    Args:
+      model: a VAE whose posterior is a diagonal Normal.
+      beta: a number or a schedule of the step.
+      size: None for minibatch-weighted sampling, or the number of training examples, for
+      stratified.
+      draw: how a Draw is made.
+    Returns:
+      the loss, with the metrics `elbo`, `distortion`, `rate`, `total_correlation` and `beta`. It
+      raises TypeError for a posterior other than a diagonal Normal, and ValueError for a batch of
+      1.
+    References:
+      Chen, Li, Grosse and Duvenaud, 2018, arXiv:1802.04942.
     """
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array, Array, Normal]:
@@ -107,27 +125,36 @@ def beta_tcvae(
 
 
 def factor_vae(
-    model: Model, critic: Any, *, gamma: Schedule, draw: Callable[..., Any] = draw
+    model: Model, critic: Any, *, gamma: Schedule, draw: Callable[..., Draw] = draw
 ) -> Loss:
-    """The negative ELBO plus gamma times the total correlation as a critic sees it.
+    """The negative ELBO plus gamma times the total correlation as a critic estimates it.
 
-    Two players (`adversarial.players`), whose params are {"model": ..., "critic": ...}:
+    There are two players (`adversarial.players`), whose params are {"model": ..., "critic": ...}:
 
         model   D + R + gamma E_q(z)[f(z)]
         critic  1/2 E_q(z)[-log s(f(z))] + 1/2 E_prod_j q(z_j)[-log(1 - s(f(z)))],  s the sigmoid
 
-    The best critic is f = log q(z) - sum_j log q(z_j), whose mean over q(z) is TC. It tells codes
-    from codes with every dimension permuted over the batch (`permute_dimensions`). Both are of the
-    same batch, where the paper takes a second one for the permuted: the mean of the critic's loss
-    is a sum over single codes, so that it is the same, up to the 1/M of codes that meet themselves.
+    The best critic is f = log q(z) - sum_j log q(z_j), whose mean over q(z) is TC. The critic tells
+    codes from codes with every dimension permuted over the batch (`permute_dimensions`). Both come
+    from the same batch here, while the paper takes a second batch for the permuted ones. The mean
+    of the critic's loss is a sum over single codes, so that it is the same, up to the 1/M of codes
+    that meet themselves.
 
-    `critic`: a network from z `[latent]` to one logit, any object with `.init(key, z)` and
-    `.apply(params, z)`; `gamma`: a number or a schedule of the step; `draw`: how a Draw is made.
-    The metrics are `elbo`, `distortion`, `rate`, `total_correlation` (the critic's estimate, mean
-    f), `gamma`, `critic_accuracy`, and each player's loss. A critic that is no better than chance
-    has the loss log 2 and the accuracy 1/2; one with an accuracy near 1 has won, and its estimate
-    of TC is then of no use. Raises ValueError for a batch of 1, TypeError for a critic whose output
-    is not one number. Kim and Mnih, 2018, arXiv:1802.05983.
+    A critic that is no better than chance has the loss log 2 and the accuracy 1/2. One with an
+    accuracy near 1 has won, and its estimate of TC is then of no use.
+
+    Args:
+      model: a VAE with any posterior.
+      critic: a network from z `[latent]` to one logit: any object with `.init(key, z)` and
+        `.apply(params, z)`.
+      gamma: a number or a schedule of the step.
+      draw: how a Draw is made.
+    Returns:
+      the loss, with the metrics `elbo`, `distortion`, `rate`, `total_correlation` (the critic's
+      estimate, the mean of f), `gamma`, `critic_accuracy`, and the loss of each player. It raises
+      ValueError for a batch of 1, and TypeError for a critic whose output is not one number.
+    References:
+      Kim and Mnih, 2018, arXiv:1802.05983.
     """
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array, Array]:
@@ -170,11 +197,21 @@ def permute_dimensions(key: Key, z: Array, weight: Any = ()) -> Array:
     `z'_ij = z_{p_j(i) j}` with a random permutation p_j of the batch for every dimension j: draws
     of about prod_j q(z_j) from draws of q(z).
 
-    `z`: `[batch, latent]`; `weight`: `[batch]` or `()`. Under weights row i's share of [0, sum w]
-    meets the shares of the rows in a random order, and p_j(i) is the row at a random place in it:
-    E[sum_i w_i f(z'_ij)] = sum_i w_i f(z_ij). Where all weights are equal or 0, p_j permutes those
-    that count; nothing of a row of weight 0 reaches another. Returns `[batch, latent]`. Raises
-    ValueError for another rank or a batch of 1. Kim and Mnih, 2018, arXiv:1802.05983, algorithm 1.
+    Under weights, row i has its share of [0, sum w]. It meets the shares of the rows in a random
+    order, and p_j(i) is the row at a random place in it: E[sum_i w_i f(z'_ij)] = sum_i w_i f(z_ij).
+    Where all weights are equal or 0, p_j permutes the rows that count. Nothing of a row of weight 0
+    reaches another row.
+
+    Args:
+      key: random key for the permutations.
+      z: the codes, `[batch, latent]`.
+      weight: how much each row counts, `[batch]`; by default all count alike.
+    Returns:
+      the permuted codes, `[batch, latent]`.
+    Raises:
+      ValueError: for another rank or a batch of 1.
+    References:
+      Kim and Mnih, 2018, arXiv:1802.05983, algorithm 1.
     """
     if jnp.ndim(z) != 2:
         fix = "give one row for each example, and flatten codes of several axes"

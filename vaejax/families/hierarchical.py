@@ -7,8 +7,8 @@
         prior=Normal(jnp.zeros(50), jnp.ones(50)),  # p(h2)
     )
 
-Posterior and prior are each a `Chain`, a distribution of z = (h_1, ..., h_L) like any other: every
-loss and every estimate of log p(x) takes the model as it is.
+Posterior and prior are each a `Chain`, which is a distribution of z = (h_1, ..., h_L) like any
+other. So every loss and every estimate of log p(x) takes the model as it is.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from vaejax.batch import present, size_of
 from vaejax.distributions import Distribution, distribution
@@ -33,16 +34,20 @@ from vaejax.types import Array, Key, Params, Transform
 class Chain(Distribution):
     """A Markov chain of links: log p(h_1, ..., h_n) = log p(h_1) + sum_i log p(h_i|h_{i-1}), nats.
 
-    - `first`: p(h_1), a Distribution;
-    - `links`: one callable per further variable, `h_{i-1} -> p(h_i|h_{i-1})`, a Distribution. A
-      network is `jax.tree_util.Partial(net.apply, params)`, with the function created once;
-    - `backwards`: whether the event holds the last variable first, `(h_n, ..., h_1)`: so a prior
-      that runs from the top down has the event of the posterior that runs from the bottom up.
-
     The event is one vector: all variables, flattened, side by side. Samples are differentiable
     where those of the links are. There is no mean in closed form: `link_means` estimates it.
-    Raises ValueError for an event of another length; TypeError where densities and probabilities
-    are mixed, whose logarithms do not add.
+
+    Args:
+      first: p(h_1), a Distribution.
+      links: one callable for each further variable, `h_{i-1} -> p(h_i|h_{i-1})`, a Distribution.
+        For a network it is `jax.tree_util.Partial(net.apply, params)`, with the function created
+        once.
+      backwards: whether the event holds the last variable first, `(h_n, ..., h_1)`. A prior that
+        runs from the top down then has the same event as the posterior that runs from the bottom
+        up.
+    Raises:
+      ValueError: for an event of another length.
+      TypeError: where densities and probabilities are mixed, since their logarithms do not add.
     """
 
     first: Any
@@ -65,7 +70,15 @@ class Chain(Distribution):
         return self._joined([h for _, h, _ in walked]), jnp.sum(jnp.stack([p for *_, p in walked]))
 
     def split(self, x: Any) -> list[Array]:
-        """An event as its variables, each in its own shape, in the order of the chain."""
+        """The variables of an event, each in its own shape.
+
+        Args:
+          x: one event, `[sum of the sizes]`.
+        Returns:
+          the variables, in the order of the chain.
+        Raises:
+          ValueError: for an event of another length.
+        """
         shapes = [p.event_shape for p in self._abstract()]
         shapes = shapes[::-1] if self.backwards else shapes
         ends = np.cumsum([math.prod(shape) for shape in shapes])
@@ -77,9 +90,15 @@ class Chain(Distribution):
         return values[::-1] if self.backwards else values
 
     def link_means(self, key: Key) -> Array:
-        """E[h_i|h_{i-1}] of every variable, given draws of those before: unbiased for the mean.
+        """E[h_i|h_{i-1}] of every variable, given draws of those before it.
 
-        Its noise is that of the draws before alone, none where a variable does not depend on them.
+        It is an unbiased estimate of the mean. Its noise is only that of the draws before: none
+        where a variable does not depend on them.
+
+        Args:
+          key: random key for the draws.
+        Returns:
+          the means as one event, `[sum of the sizes]`.
         """
         return self._joined([p.mean for p, *_ in self._walk(key)])
 
@@ -114,62 +133,71 @@ class Chain(Distribution):
         return found
 
 
-def layers(bottom: Model, *, encoders: Sequence[Any], decoders: Sequence[Any], prior: Any) -> Model:
-    """A hierarchy of L layers on top of the model of the lowest: a Model over z = (h_1, ..., h_L).
+def layers(
+    bottom: Model,
+    *,
+    encoders: Sequence[nn.Module],
+    decoders: Sequence[nn.Module],
+    prior: Distribution | nn.Module,
+) -> Model:
+    """A hierarchy of L layers above the model of the lowest: a Model over z = (h_1, ..., h_L).
 
-    `p(x, z) = p(h_L) prod_l p(h_l|h_{l+1}) p(x|h_1)`, `q(z|x) = q(h_1|x) prod_l q(h_{l+1}|h_l)`;
-    z is one vector, h_1 first. The rate is that of a draw, log q(z|x) - log p(z), a sum over links.
+    `p(x, z) = p(h_L) prod_l p(h_l|h_{l+1}) p(x|h_1)`, `q(z|x) = q(h_1|x) prod_l q(h_{l+1}|h_l)`; z
+    is one vector, h_1 first. The rate is that of a draw, log q(z|x) - log p(z), a sum over the
+    links.
 
-    `bottom`: q(h_1|x) and p(x|h_1), for instance `autoencoder(x_to_h1, h1_to_x)`, its prior unused;
-    `encoders`: networks h_l to q(h_{l+1}|h_l), from l = 1 upwards; `decoders`: networks h_{l+1} to
-    p(h_l|h_{l+1}), as many, from l = 1 upwards too; `prior`: p(h_L), a Distribution, or a network
-    called with nothing. Each network also gets c where there is one.
+    Every network also gets c where there is one. `params` is `{"bottom": ..., "encoders": [...],
+    "decoders": [...]}`, with "prior" beside them where the prior is a network.
 
-    `params` is `{"bottom": ..., "encoders": [...], "decoders": [...]}`, and "prior" for a network.
-    Raises ValueError for other numbers of networks, and at `init` where a layer's posterior and
-    prior differ in shape; TypeError where they differ in kind.
-    Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519, section 5 (two layers).
+    Args:
+      bottom: q(h_1|x) and p(x|h_1), for instance `autoencoder(x_to_h1, h1_to_x)`; its prior is
+        unused.
+      encoders: networks from h_l to q(h_{l+1}|h_l), from l = 1 upwards.
+      decoders: networks from h_{l+1} to p(h_l|h_{l+1}), as many, also from l = 1 upwards.
+      prior: p(h_L), a Distribution, or a network that is called with nothing but c.
+    Returns:
+      the Model; its `encode` and `prior` return a `Chain`.
+    Raises:
+      ValueError: for other numbers of networks; at `init`, where the posterior and the prior of a
+        layer differ in shape.
+      TypeError: at `init`, where they differ in kind, or a network returns no Distribution.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import autoencoder, heads, hierarchical
+      >>> from vaejax.distributions import Normal
+      >>> model = hierarchical.layers(
+      ...     autoencoder(heads.Normal(3), heads.Bernoulli(6)),
+      ...     encoders=[heads.Normal(2)],
+      ...     decoders=[heads.Normal(3)],
+      ...     prior=Normal(jnp.zeros(2), jnp.ones(2)),
+      ... )
+      >>> params = model.init(jax.random.key(0), jnp.zeros(6))
+      >>> model.encode(params, jnp.zeros(6)).event_shape
+      (5,)
+
+    References:
+      Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519, section 5 (two layers).
     """
     if not encoders or len(encoders) != len(decoders):
         got = f"{len(encoders)} encoders and {len(decoders)} decoders"
         fix = "give q(h_{l+1}|h_l) and p(h_l|h_{l+1}) for every l; for one layer take bottom itself"
         raise wrong("layers", got, "as many of both, at least one", fix)
     up, down = [_Link(network) for network in encoders], [_Link(network) for network in decoders]
-    learned = not isinstance(prior, Distribution)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
-        bottom_key, up_key, down_key, prior_key, sample_key = jax.random.split(key, 5)
-        params: Params = {"bottom": bottom.init(bottom_key, x, c)}
-        q = [jax.eval_shape(lambda: bottom.encode(params["bottom"], x, c))]
-        h = [_zeros(q[0], sample_key)]
-        params["encoders"] = []
-        for network, one in zip(encoders, _split(up_key, len(encoders)), strict=True):
-            params["encoders"].append(network.init(one, h[-1], *present(c)))
-            q.append(_shape_of(network, params["encoders"][-1], h[-1], c))
-            h.append(_zeros(q[-1], sample_key))
-        params["decoders"], p = [], []
-        down_keys = _split(down_key, len(decoders))
-        for network, above, one in zip(decoders, h[1:], down_keys, strict=True):
-            params["decoders"].append(network.init(one, above, *present(c)))
-            p.append(_shape_of(network, params["decoders"][-1], above, c))
-        if learned:
-            params["prior"] = prior.init(prior_key, *present(c))
-        p.append(top(params, c))
-        for i, (of_q, of_p) in enumerate(zip(q, p, strict=True), 1):
-            _check_layer(i, of_q, of_p)
-        return params
-
-    def top(params: Params, c: Any) -> Any:
-        return prior.apply(params["prior"], *present(c)) if learned else prior
+        return _init(bottom, encoders, decoders, prior, key, x, c)
 
     def prior_of(params: Params, c: Any = ()) -> Chain:
         links = zip(down[::-1], params["decoders"][::-1], strict=True)
-        return Chain(top(params, c), tuple(link.given(p, c) for link, p in links), backwards=True)
+        top = _top(prior, params, c)
+        return Chain(top, tuple(link.given(p, c) for link, p in links), backwards=True)
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Chain:
-        first_key, *keys = [None] * (1 + len(up)) if key is None else _split(key, 1 + len(up))
-        first = bottom.encode(params["bottom"], x, c, key=first_key)
-        links = zip(up, params["encoders"], keys, strict=True)
+        keys: list[Key | None] = [None] * (1 + len(up))
+        if key is not None:
+            keys = [*_split(key, 1 + len(up))]
+        first = bottom.encode(params["bottom"], x, c, key=keys[0])
+        links = zip(up, params["encoders"], keys[1:], strict=True)
         return Chain(first, tuple(link.given(p, c, one) for link, p, one in links))
 
     def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
@@ -232,6 +260,45 @@ def _means(
         raise wrong("active_units: a link", error, "one with a mean", fix, TypeError) from error
     pair = [q.split(half.mean(axis=0)) for half in (drawn[:draws], drawn[draws:])]
     return [(jnp.ravel(a), jnp.ravel(b)) for a, b in zip(*pair, strict=True)]
+
+
+def _init(
+    bottom: Model,
+    encoders: Sequence[nn.Module],
+    decoders: Sequence[nn.Module],
+    prior: Distribution | nn.Module,
+    key: Key,
+    x: Any,
+    c: Any,
+) -> Params:
+    """The parameters of `layers`, from zeros in the shape of each layer's variables."""
+    bottom_key, up_key, down_key, prior_key, sample_key = jax.random.split(key, 5)
+    params: Params = {"bottom": bottom.init(bottom_key, x, c)}
+    q = [jax.eval_shape(lambda: bottom.encode(params["bottom"], x, c))]
+    h = [_zeros(q[0], sample_key)]
+    params["encoders"] = []
+    for network, one in zip(encoders, _split(up_key, len(encoders)), strict=True):
+        params["encoders"].append(network.init(one, h[-1], *present(c)))
+        q.append(_shape_of(network, params["encoders"][-1], h[-1], c))
+        h.append(_zeros(q[-1], sample_key))
+    params["decoders"], p = [], []
+    down_keys = _split(down_key, len(decoders))
+    for network, above, one in zip(decoders, h[1:], down_keys, strict=True):
+        params["decoders"].append(network.init(one, above, *present(c)))
+        p.append(_shape_of(network, params["decoders"][-1], above, c))
+    if not isinstance(prior, Distribution):
+        params["prior"] = prior.init(prior_key, *present(c))
+    p.append(_top(prior, params, c))
+    for i, (of_q, of_p) in enumerate(zip(q, p, strict=True), 1):
+        _check_layer(i, of_q, of_p)
+    return params
+
+
+def _top(prior: Distribution | nn.Module, params: Params, c: Any) -> Any:
+    """p(h_L)."""
+    if isinstance(prior, Distribution):
+        return prior
+    return prior.apply(params["prior"], *present(c))
 
 
 class _Link(NamedTuple):

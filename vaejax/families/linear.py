@@ -18,15 +18,35 @@ def linear_gaussian(size: int, latent: int, *, scale: float = 1.0) -> Model:
     """The linear-Gaussian model, probabilistic PCA, with its exact posterior as q.
 
     `z ~ N(0, I)`, `x|z ~ N(W z + loc, s^2 I)`, and
-    `q(z|x) = p(z|x) = N(M^-1 W^T (x - loc), s^2 M^-1)`, `M = W^T W + s^2 I`; so every draw of the
-    one-sample bound `log p(x|z) + log p(z) - log q(z|x)` equals log p(x).
+    `q(z|x) = p(z|x) = N(M^-1 W^T (x - loc), s^2 M^-1)`, `M = W^T W + s^2 I`.
 
-    `size`: of x, a vector; `latent`: of z. `params` is `{"W": [size, latent], "loc": [size],
-    "log_scale": ()}`; `init` draws W, entries N(0, 1 / latent), with loc = 0 and s = `scale`.
-    All three are learned: in `decode` they are the likelihood, in `encode` the posterior, which
-    follows the likelihood. For a q of its own, `model._replace(encode=...)`.
-    Raises ValueError for a size, a latent or a scale that is not positive.
-    Tipping and Bishop, 1999, Probabilistic principal component analysis.
+    So every draw of the one-sample bound `log p(x|z) + log p(z) - log q(z|x)` equals log p(x).
+
+    The parameters are `{"W": [size, latent], "loc": [size], "log_scale": ()}`. `init` draws the
+    entries of W from N(0, 1 / latent), with loc = 0 and s = `scale`. All three are learned. The
+    likelihood is made of them, and the posterior follows the likelihood. For a q of its own use
+    `model._replace(encode=...)`.
+
+    Args:
+      size: of x, a vector.
+      latent: of z.
+      scale: s at the start, in units of x.
+    Returns:
+      The Model.
+    Raises:
+      ValueError: for a size, a latent or a scale that is not positive.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax.families.linear import linear_gaussian, linear_gaussian_log_px
+      >>> model = linear_gaussian(3, 2)
+      >>> params = model.init(jax.random.key(0), jnp.zeros(3))
+      >>> jax.tree.map(jnp.shape, params)
+      {'W': (3, 2), 'loc': (3,), 'log_scale': ()}
+      >>> jax.jit(linear_gaussian_log_px)(params, jnp.ones((5, 3))).shape
+      (5,)
+
+    References:
+      Tipping and Bishop, 1999, Probabilistic principal component analysis.
     """
     at_least_one("linear_gaussian", size=size, latent=latent)
     if not scale > 0:
@@ -39,7 +59,9 @@ def linear_gaussian(size: int, latent: int, *, scale: float = 1.0) -> Model:
     def prior(params: Params, c: Any = ()) -> Normal:
         return Normal(jnp.zeros(latent), jnp.ones(latent))
 
-    def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
+    def encode(
+        params: Params, x: Any, c: Any = (), *, key: Key | None = None
+    ) -> MultivariateNormal:
         root, project = _posterior_of(params)
         return MultivariateNormal(project(x - params["loc"]), root)
 
@@ -54,11 +76,16 @@ def linear_gaussian_log_px(params: Params, data: Any) -> Array:
 
     `log p(x) = log N(x; loc, W W^T + s^2 I)
              = -1/2 [d log 2 pi + (d - q) log s^2 + log det M + |r - W m|^2 / s^2 + |m|^2]`
-    with r = x - loc, m = M^-1 W^T r the posterior's mean and M = W^T W + s^2 I, so that the cost is
+    with r = x - loc, m = M^-1 W^T r the posterior's mean and M = W^T W + s^2 I. So the cost is
     linear in d and nothing cancels.
 
-    `params` of `linear_gaussian`; `data`: a Batch, or the x of one, `[n, d]`, as the likelihood
-    sees it. Returns `[n]`, nats; it is differentiable. Raises ValueError for another shape.
+    Args:
+      params: of `linear_gaussian`.
+      data: a Batch, or the x of one, `[n, d]`, as the likelihood sees it.
+    Returns:
+      log p(x), nats, `[n]`; it is differentiable.
+    Raises:
+      ValueError: for data of another shape.
     """
     W, loc, log_scale = params["W"], params["loc"], params["log_scale"]
     x = jnp.asarray(as_batch(data).x)
@@ -83,13 +110,21 @@ def ppca(x: Any, latent: int) -> Params:
     """Parameters of `linear_gaussian` with the largest likelihood of the data, in closed form.
 
     `W = U (L - s^2 I)^(1/2)`, with L the `latent` largest eigenvalues of the data's covariance
-    (divided by n), U their eigenvectors, `s^2` the mean of the others and loc the mean. There the
-    mean of log p(x) is `-1/2 [d log 2 pi + sum_{i<=q} log L_i + (d - q) log s^2 + d]`.
+    (divided by n), U their eigenvectors, `s^2` the mean of the others and loc the mean.
 
-    `x`: `[n, d]`, in the units that the model is to see. Computed in double precision, on the
-    smaller of the covariance and the Gram matrix. Raises ValueError where s^2 would be 0: latent
-    >= d, or data that fewer directions explain entirely.
-    Tipping and Bishop, 1999, Probabilistic principal component analysis.
+    There the mean of log p(x) is `-1/2 [d log 2 pi + sum_{i<=q} log L_i + (d - q) log s^2 + d]`.
+    Computed in double precision, on the smaller of the covariance and the Gram matrix.
+
+    Args:
+      x: `[n, d]`, in the units that the model is to see.
+      latent: 1 to min(n, d) - 1.
+    Returns:
+      The parameters, of the structure that `linear_gaussian` has.
+    Raises:
+      ValueError: for data of another shape or not finite, and where s^2 would be 0: latent >= d, or
+        data that fewer directions explain entirely.
+    References:
+      Tipping and Bishop, 1999, Probabilistic principal component analysis.
     """
     from scipy import linalg
 

@@ -1,34 +1,44 @@
-"""Posteriors beyond a diagonal Normal, as functions from Model to Model.
+"""Posteriors beyond a diagonal Normal: functions that take a Model and return another Model.
 
-The model's own posterior q_0(z|x) becomes the base of a flow: z = f(z_0; h(x)), z_0 ~ q_0. What the
-flow knows of x are q_0's parameters, h(x) = (loc, scale), so that no network needs to be opened.
-The flow's own parameters are a new entry, params["posterior"]. (Full covariance is a head of the
-encoder: `heads.FullNormal`.)
+The model's own posterior q_0(z|x) becomes the base of a flow: z = f(z_0; h(x)), z_0 ~ q_0. The
+flow sees x through the parameters of q_0, h(x) = (loc, scale), so that no network needs to change.
+The flow's own parameters are a new entry, `params["posterior"]`. (For a full covariance, end the
+encoder with `heads.FullNormal`.)
 """
 
 from typing import Any
 
 import jax
+from flax import linen as nn
 
 from vaejax.distributions import Distribution
 from vaejax.errors import wrong
 from vaejax.model import Model
 from vaejax.networks import flows, join
-from vaejax.networks.flows import Transformed
+from vaejax.networks.flows import Stack, Transformed
 from vaejax.types import Array, Key, Params
 
 
-def flow_posterior(model: Model, flow: Any) -> Model:
-    """The model with q(z|x) = the law of f(z_0; h(x)), z_0 ~ q_0(z|x), its own posterior.
+def flow_posterior(model: Model, flow: Stack | nn.Module) -> Model:
+    """The model whose posterior q(z|x) is the law of f(z_0; h(x)), with z_0 ~ q_0(z|x).
 
-    `log q(z|x) = log q_0(z_0|x) - log|det df/dz_0|`; h(x) are the parameters of q_0(z|x) as one
-    vector. `flow`: a network of flows over codes, `init(key, h) -> params` and
-    `apply(params, h) -> Flow`, as `flows` makes them. `params["posterior"]` is new. The rate has no
-    closed form: `terms.rate` is log q - log p at the draw; losses that ask for log q of another
-    draw need a flow with an inverse. There is no mean code either.
+    q_0(z|x) is the posterior that the model has, and h(x) are the parameters of it as one vector:
+    `log q(z|x) = log q_0(z_0|x) - log|det df/dz_0|`.
 
-    Raises ValueError where the model has such an entry already, or codes of another size; TypeError
-    for a point posterior. Rezende and Mohamed, 2015, arXiv:1505.05770.
+    The rate has no closed form: `terms.rate` is log q - log p at the draw. A loss that asks for log
+    q of another draw needs a flow with an inverse. There is no mean code.
+
+    Args:
+      model: the Model whose posterior is extended; its posterior has to be a density.
+      flow: a network of flows over codes, `init(key, h) -> params` and `apply(params, h) -> Flow`,
+        as `flows` makes them.
+    Returns:
+      the Model with the new posterior; the flow's parameters are `params["posterior"]`.
+    Raises:
+      ValueError: at `init`, where the model has a flow posterior already, or codes of another size.
+      TypeError: at `init`, where the posterior is a point.
+    References:
+      Rezende and Mohamed, 2015, arXiv:1505.05770.
     """
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
@@ -49,11 +59,21 @@ def flow_posterior(model: Model, flow: Any) -> Model:
 
 
 def planar_posterior(model: Model, latent: int, *, layers: int = 4) -> Model:
-    """`flow_posterior` by planar flows, whose parameters are linear in q_0's.
+    """`flow_posterior` by planar flows, whose parameters are linear in those of q_0.
 
-    `latent`: size of the code; `layers`: flows, each of which bends the cloud once. For bounds that
-    score only their own draws (`elbo`, `iwae`, `log_likelihood`): there is no inverse.
-    Rezende and Mohamed, 2015, Variational inference with normalizing flows, arXiv:1505.05770.
+    It serves bounds that score only their own draws (`elbo`, `iwae`, `log_likelihood`), because
+    planar flows have no inverse here.
+
+    Args:
+      model: the Model whose posterior is extended.
+      latent: size of the code.
+      layers: number of flows; each bends the cloud of codes once.
+    Returns:
+      the Model with the new posterior; the flow's parameters are `params["posterior"]`.
+    Raises:
+      ValueError: where layers is below 1; at `init`, as for `flow_posterior`.
+    References:
+      Rezende and Mohamed, 2015, Variational inference with normalizing flows, arXiv:1505.05770.
     """
     return flow_posterior(model, flows.planar(latent, layers=layers))
 
@@ -63,10 +83,29 @@ def iaf_posterior(
 ) -> Model:
     """`flow_posterior` by inverse autoregressive flows, in forward and backward order in turn.
 
-    `latent`: size of the code; `layers`: flows; `hidden`: units of each masked network, which sees
-    the code drawn so far and q_0's parameters.
-    Kingma et al., 2016, Improving variational inference with inverse autoregressive flow,
-    arXiv:1606.04934.
+    Args:
+      model: the Model whose posterior is extended.
+      latent: size of the code.
+      layers: number of flows.
+      hidden: widths of the hidden layers of each masked network, which sees the code drawn so far
+        and the parameters of q_0.
+    Returns:
+      the Model with the new posterior; the flow's parameters are `params["posterior"]`.
+    Raises:
+      ValueError: where layers is below 1; at `init`, as for `flow_posterior`.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import autoencoder, heads, posteriors
+      >>> from vaejax.distributions import Normal
+      >>> normal = Normal(jnp.zeros(2), jnp.ones(2))
+      >>> model = autoencoder(heads.Normal(2), heads.Bernoulli(6), normal)
+      >>> model = posteriors.iaf_posterior(model, 2, layers=1, hidden=(8,))
+      >>> sorted(model.init(jax.random.key(0), jnp.zeros(6)))
+      ['decoder', 'encoder', 'posterior']
+
+    References:
+      Kingma et al., 2016, Improving variational inference with inverse autoregressive flow,
+      arXiv:1606.04934.
     """
     return flow_posterior(model, flows.inverse_autoregressive(latent, layers=layers, hidden=hidden))
 
@@ -75,7 +114,7 @@ def _features(q: Distribution) -> Array:
     return join(jax.tree.leaves(q))
 
 
-def _check(q: Any, size: int | None) -> None:
+def _check(q: Distribution, size: int | None) -> None:
     if q.discrete:
         fix = "end the encoder with heads.Normal"
         raise wrong("flow_posterior: q", type(q).__name__, "a density", fix, TypeError)

@@ -1,30 +1,41 @@
-"""Learned priors p(z), as functions from Model to Model; their parameters are params["prior"].
+"""Learned priors p(z): functions that take a Model and return one with another prior.
 
-A prior is computed from parameters alone (the VampPrior of a conditional model also from c), so
-that under the `vmap` over examples it is computed once for the whole batch. The rate
-has no closed form any more: `terms.rate` is log q - log p at the draw. Any network that returns a
-Distribution, `flows.Density` for one, also serves as the `prior` of `autoencoder`.
+The parameters of a learned prior are `params["prior"]`. A prior is computed from parameters alone
+(the VampPrior of a conditional model also from c), so that under the `vmap` over examples it is
+computed once for the whole batch. The rate has no closed form under these priors: `terms.rate` is
+log q - log p at the draw. A network that returns a Distribution, for instance `flows.Density`, can
+also be the `prior` of `autoencoder`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from vaejax.distributions import Mixture, Normal
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model
-from vaejax.networks.flows import Density, Transformed
-from vaejax.types import Array, Key, Params
+from vaejax.networks.flows import Density, Stack, Transformed
+from vaejax.types import Array, Key, Params, Prior
 
 
 def mixture_prior(model: Model, components: int) -> Model:
     """The model with a learned mixture of diagonal Normals as its prior.
 
     `p(z) = sum_k pi_k N(z; mu_k, sigma_k^2)`, with pi, mu `[K, latent]` and sigma learned. The
-    means start at draws from N(0, I), the standard deviations at 1, so that components differ.
-    `components`: K. Raises ValueError for K < 1.
+    means start at draws from N(0, I) and the standard deviations at 1, so that the components
+    differ.
+
+    Args:
+      model: the Model whose prior is replaced.
+      components: K, the number of Normals.
+    Returns:
+      the Model with the new prior, whose parameters are `params["prior"]`.
+    Raises:
+      ValueError: where components is below 1.
     """
     at_least_one("mixture_prior", components=components)
 
@@ -44,22 +55,48 @@ def mixture_prior(model: Model, components: int) -> Model:
 
 
 def vamp_prior(
-    model: Model, components: int, *, start: Any = None, bounds: tuple[float, float] = (0.0, 1.0)
+    model: Model,
+    components: int,
+    *,
+    start: Array | np.ndarray | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Model:
     """The model with the posteriors of K learned pseudo-inputs as its prior: VampPrior.
 
-    `p(z) = 1/K sum_k q(z|u_k)`: of all mixtures of posteriors the bound is highest for the
-    aggregated one, 1/N sum_n q(z|x_n), which K learned inputs stand for.
+    `p(z) = 1/K sum_k q(z|u_k)`. Among all mixtures of posteriors, the bound is highest for the
+    aggregated posterior 1/N sum_n q(z|x_n). The K learned inputs stand for the N examples.
 
-    `components`: K; `start`: where the pseudo-inputs begin, K examples as the model sees them, `[K,
-    ...]`; by default noise over the range; `bounds`: the data's range. They stay inside it:
-    u = low + (high - low) sigmoid(v), with v in params["prior"]["v"]; see `pseudo_inputs`. A given
-    condition serves for them all: p(z|c) = 1/K sum_k q(z|u_k, c).
+    The pseudo-inputs stay inside the bounds: `u = low + (high - low) sigmoid(v)`, with v in
+    `params["prior"]["v"]`; `pseudo_inputs` computes them. Where there is a condition, all of them
+    are encoded with it: `p(z|c) = 1/K sum_k q(z|u_k, c)`.
 
-    For a flow posterior, put the flow over the prior: `iaf_posterior(vamp_prior(model, K), ...)`,
-    whose p(z) is the mixture of the flow's bases q_0(z|u_k).
-    Raises ValueError for K < 1, a start of another length or shape or outside the bounds.
-    Tomczak and Welling, 2018, VAE with a VampPrior, arXiv:1705.07120.
+    For a flow posterior, put the flow over the prior: `iaf_posterior(vamp_prior(model, K), ...)`.
+    Its p(z) is the mixture of the bases of the flow, q_0(z|u_k).
+
+    Args:
+      model: the Model whose prior is replaced.
+      components: K, the number of pseudo-inputs.
+      start: where the pseudo-inputs begin, K examples as the model sees them, `[K, ...]`; by
+        default noise over the range.
+      bounds: the lowest and the highest value of the data.
+    Returns:
+      the Model with the new prior, whose parameters are `params["prior"]`.
+    Raises:
+      ValueError: where components is below 1, or start has another length, another shape, or values
+        outside the bounds.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import autoencoder, heads, priors
+      >>> from vaejax.distributions import Normal
+      >>> normal = Normal(jnp.zeros(2), jnp.ones(2))
+      >>> model = autoencoder(heads.Normal(2), heads.Bernoulli(6), normal)
+      >>> model = priors.vamp_prior(model, 5)
+      >>> params = model.init(jax.random.key(0), jnp.zeros(6))
+      >>> priors.pseudo_inputs(params).shape
+      (5, 6)
+
+    References:
+      Tomczak and Welling, 2018, VAE with a VampPrior, arXiv:1705.07120.
     """
     at_least_one("vamp_prior", components=components)
     low, high = bounds
@@ -76,11 +113,11 @@ def vamp_prior(
         if start is not None and start.shape != shape:
             fix = "give examples as the model sees them: transform them first"
             raise wrong("vamp_prior: start", f"shape {start.shape}", shape, fix)
-        # Away from the ends, where a sigmoid hardly moves.
-        share = (
-            jax.random.uniform(noise_key, shape) if start is None else (start - low) / (high - low)
-        )
-        share = jnp.clip(share, 0.02, 0.98)
+        if start is None:
+            share = jax.random.uniform(noise_key, shape)
+        else:
+            share = (start - low) / (high - low)
+        share = jnp.clip(share, 0.02, 0.98)  # near the ends a sigmoid hardly moves
         return {**params, "prior": {"v": jnp.log(share) - jnp.log1p(-share)}}
 
     def prior(params: Params, c: Any = ()) -> Mixture:
@@ -92,18 +129,33 @@ def vamp_prior(
 
 
 def pseudo_inputs(params: Params, *, bounds: tuple[float, float] = (0.0, 1.0)) -> Array:
-    """The K inputs `[K, ...]` whose posteriors are the components of a `vamp_prior`."""
+    """The K inputs whose posteriors are the components of a `vamp_prior`.
+
+    Args:
+      params: parameters of the model that `vamp_prior` made.
+      bounds: the same as were given to `vamp_prior`.
+    Returns:
+      the inputs, `[K, ...]`, within the bounds.
+    """
     low, high = bounds
     return low + (high - low) * jax.nn.sigmoid(params["prior"]["v"])
 
 
-def flow_prior(model: Model, flow: Any) -> Model:
+def flow_prior(model: Model, flow: Stack) -> Model:
     """The model with a flow of the standard Normal as its prior: z = f(e), e ~ N(0, I).
 
-    `log p(z) = log N(f^-1(z); 0, I) - log|det df/de|`. `flow`: a network of flows with an inverse,
-    best one in a single pass: `flows.coupling(latent)`. Raises ValueError for codes of another
-    size.
-    Chen et al., 2017, Variational lossy autoencoder, arXiv:1611.02731.
+    `log p(z) = log N(f^-1(z); 0, I) - log|det df/de|`.
+
+    Args:
+      model: the Model whose prior is replaced.
+      flow: a network of flows that has an inverse. One whose inverse takes a single pass is best,
+        for instance `flows.coupling(latent)`.
+    Returns:
+      the Model with the new prior, whose parameters are `params["prior"]`.
+    Raises:
+      ValueError: at `init`, where the codes have another size than the flow.
+    References:
+      Chen et al., 2017, Variational lossy autoencoder, arXiv:1611.02731.
     """
     network = Density(flow)
 
@@ -119,8 +171,8 @@ def flow_prior(model: Model, flow: Any) -> Model:
     return _with_prior(model, start, prior)
 
 
-def _with_prior(model: Model, start: Any, prior: Any) -> Model:
-    """The model with another prior, whose parameters are `start(key, z)` for codes like z."""
+def _with_prior(model: Model, start: Callable[[Key, Any], Params], prior: Prior) -> Model:
+    """The model with another prior: `start(key, z)` makes its parameters for codes like z."""
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         model_key, prior_key, z_key = jax.random.split(key, 3)

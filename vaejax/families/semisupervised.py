@@ -7,8 +7,8 @@
     semisupervised.log_likelihood(joint, params, key, x, particles=100)
     evaluate.mean_loss(semisupervised.m2(deterministic(joint), alpha=50.0), ...)  # dropout off
 
-The classifier alone is trained and measured as a Model of labels: `discriminative(classifier)`
-under `stacked.classification` and `stacked.error_rate`.
+The classifier alone is trained and measured as a Model of labels: use `discriminative(classifier)`
+with `stacked.classification` and `stacked.error_rate`.
 """
 
 from collections.abc import Callable
@@ -23,24 +23,22 @@ from vaejax import model as models
 from vaejax.batch import as_batch, batch_mean, over_batch, size_of
 from vaejax.distributions import Categorical, Delta, kl
 from vaejax.errors import wrong
-from vaejax.model import Model, draw, terms
+from vaejax.model import Draw, Model, draw, terms
 from vaejax.objectives import Schedule, schedule
 from vaejax.train import shuffled
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, StepOrder, Transform
 
 
 class Joint(NamedTuple):
     """A joint model of images and classes, and its inference networks.
 
-    - `model`: p(z|c) p(x|z, c) and q(z|x, c), where c is the class as a one-hot row `[classes]`;
-    - `classifier`: q(y|x), any object with `.init(key, x) -> params` and
-      `.apply(params, x, rngs=None) -> Categorical`, such as
-      `nn.Sequential([networks.MLP((300,)), heads.Categorical((), 10)])`;
-    - `py`: p(y), a Categorical of one choice, which says how many classes there are:
-      `Categorical(jnp.zeros(10))` is uniform.
-
-    `init(key, x) -> {"model": ..., "classifier": ...}`, from one example. Raises ValueError for a
-    classifier of other classes.
+    Args:
+      model: p(z|c) p(x|z, c) and q(z|x, c), where c is the class as a one-hot row `[classes]`.
+      classifier: q(y|x), any object with `.init(key, x) -> params` and
+        `.apply(params, x, rngs=None) -> Categorical`, such as
+        `nn.Sequential([networks.MLP((300,)), heads.Categorical((), 10)])`.
+      py: p(y), a Categorical of one choice, which says how many classes there are:
+        `Categorical(jnp.zeros(10))` is uniform.
     """
 
     model: Model
@@ -48,7 +46,16 @@ class Joint(NamedTuple):
     py: Categorical
 
     def init(self, key: Key, x: Any) -> Params:
-        """Parameters of both parts."""
+        """The parameters of both parts.
+
+        Args:
+          key: random key.
+          x: one example.
+        Returns:
+          `{"model": ..., "classifier": ...}`.
+        Raises:
+          ValueError: for a classifier of other classes than p(y) has.
+        """
         model_key, classifier_key = jax.random.split(key)
         parts = {
             "model": self.model.init(model_key, x, self.classes[0]),
@@ -71,7 +78,12 @@ class Joint(NamedTuple):
 
 
 class Enumerated(NamedTuple):
-    """`log_px` `[n]`: log p(x); `log_pxy` `[n, classes]`: log p(x, y) of every class, nats."""
+    """What `log_likelihood` returns, for n examples.
+
+    Args:
+      log_px: log p(x), nats, `[n]`.
+      log_pxy: log p(x, y) of every class, nats, `[n, classes]`.
+    """
 
     log_px: np.ndarray
     log_pxy: np.ndarray
@@ -83,7 +95,7 @@ def m2(
     alpha: Schedule,
     beta: Schedule = 1.0,
     rate: Callable[..., Array] = terms.rate,
-    draw: Callable[..., Any] = draw,
+    draw: Callable[..., Draw] = draw,
 ) -> Loss:
     """The semi-supervised bound and classification loss of M2, averaged over the batch, nats.
 
@@ -92,23 +104,30 @@ def m2(
 
     - labelled: `log p(x, y) >= L(x, y) = E(x, y) + log p(y)`;
     - unlabelled: `log p(x) >= U(x) = sum_y q(y|x) L(x, y) + H(q(y|x))`,
-      as `E_q(y|x)[E(x, y)] - KL(q(y|x) || p(y))`.
+      computed as `E_q(y|x)[E(x, y)] - KL(q(y|x) || p(y))`.
 
     The loss is `1/n [sum_labelled (-L(x, y) - alpha log q(y|x)) - sum_unlabelled U(x)]`, the mean
     over **all** n examples of the batch (of their weights, where it has any), whatever share is
-    labelled: batches of any mixture average to the loss of the whole data set. Kingma et al.'s
-    weight, 0.1 n for a *mean* over the labelled, is `alpha = 0.1 n / labelled` here.
+    labelled. So batches of any mixture average to the loss of the whole data set. The weight of
+    Kingma et al., 0.1 n for a *mean* over the labelled, is `alpha = 0.1 n / labelled` here.
 
-    `alpha`: a number or a schedule; `beta`: the same, weight of KL(q(y|x) || p(y)) in the loss (1
-    is the bound; above it q(y|x) stays softer; `elbo` is always at 1); `rate`: `terms.rate` or
-    `terms.sampled_rate`; `draw`: how a Draw is made. The labels are `batch.y`, -1 where unknown;
-    others that are no class make the loss infinite, which `fit` reports. The metrics are `elbo`
-    (the mean of L and U), `labelled` (the share), `rate_y` (that KL), `cross_entropy` and `error`,
-    and `alpha`. **All are means over all n**, of zeros where they do not apply, so that they
-    average over batches: divide `cross_entropy` and `error` by `labelled` for those of the labelled
-    examples. Raises ValueError for a batch without labels, or with conditions.
-    Kingma, Rezende, Mohamed and Welling, 2014, Semi-supervised learning with deep generative
-    models, arXiv:1406.5298.
+    Args:
+      joint: the joint model.
+      alpha: weight of the classification loss, a number or a schedule.
+      beta: weight of KL(q(y|x) || p(y)) in the loss, a number or a schedule. 1 is the bound; above
+        it, q(y|x) stays softer. The metric `elbo` is always at 1.
+      rate: `terms.rate` or `terms.sampled_rate`.
+      draw: how a Draw is made.
+    Returns:
+      the loss of batches with labels `batch.y`, -1 where unknown. A label that is no class makes
+      the loss infinite, which `fit` reports. It raises ValueError for a batch without labels, or
+      with conditions. Its metrics are `elbo` (the mean of L and U), `labelled` (the share),
+      `rate_y` (that KL), `cross_entropy`, `error` and `alpha`. **All are means over all n**, of
+      zeros where they do not apply, so that they average over batches: divide `cross_entropy` and
+      `error` by `labelled` for those of the labelled examples.
+    References:
+      Kingma, Rezende, Mohamed and Welling, 2014, Semi-supervised learning with deep generative
+      models, arXiv:1406.5298.
     """
     py = joint.py
 
@@ -155,17 +174,32 @@ class _Deterministic(NamedTuple):
 
 
 def deterministic(joint: Joint) -> Joint:
-    """The same joint model with dropout and other layer noise off, as evaluation wants it."""
+    """The same joint model with dropout and other layer noise off, as evaluation wants it.
+
+    Args:
+      joint: the joint model.
+    Returns:
+      a joint model with the same parameters.
+    """
     quiet = _Deterministic(joint.classifier)
     return joint._replace(model=models.deterministic(joint.model), classifier=quiet)
 
 
-def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> Callable[[Key, Array], Array]:
-    """`indices(key, step) -> [batch_size]` with as many labelled examples in every batch.
+def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> StepOrder:
+    """An order of steps in which every batch has the same number of labelled examples.
 
-    Both the labelled and the others (y = -1) are each visited in new random orders, so that a few
-    labels take part in every step. `y`: labels `[n]` of the data; `labelled`: of a batch, the
-    first ones of it. Raises ValueError unless both kinds fill their part of a batch.
+    Both the labelled and the others (y = -1) are visited in new random orders, each by itself, so
+    that a few labels take part in every step.
+
+    Args:
+      y: the labels of the data, `[n]`, -1 where unknown.
+      batch_size: examples in a batch.
+      labelled: how many of them are labelled; these come first in the batch.
+    Returns:
+      `indices(key, step) -> [batch_size]`, for `train`.
+    Raises:
+      ValueError: where one of the kinds has no part of the batch, or too few examples to fill its
+      part.
     """
     y = np.asarray(y)
     known, unknown = np.flatnonzero(y != -1), np.flatnonzero(y == -1)
@@ -187,11 +221,16 @@ def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> Callable[[Key, 
 
 
 def discriminative(classifier: Any) -> Model:
-    """A network q(y|x) as a Model of labels whose code is x itself, for `stacked`'s functions.
+    """A network q(y|x) as a Model of labels whose code is x itself, for the functions of `stacked`.
 
     `stacked.classification(discriminative(classifier))` trains it on the labels alone, and
-    `stacked.error_rate` measures it; `params` are the network's own, a `Joint`'s `"classifier"`.
-    There is no prior.
+    `stacked.error_rate` measures it. `params` are those of the network, the `"classifier"` of a
+    `Joint`. There is no prior.
+
+    Args:
+      classifier: q(y|x), as in a `Joint`.
+    Returns:
+      the Model.
     """
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Delta:
@@ -217,14 +256,26 @@ def log_likelihood(
     batch_size: int = 20,
     chunk: int = 50,
 ) -> Enumerated:
-    """log p(x) = log sum_y p(y) p(x|y) of every example, the classes enumerated: nats.
+    """log p(x) = log sum_y p(y) p(x|y) of every example, with all classes enumerated.
 
-    Each `log p(x|y)` is `evaluate.log_likelihood`'s estimate with `particles` draws from
-    q(z|x, y), from the same noise for every class, and the sum over classes is exact: a lower
-    bound in expectation. `log_pxy - log_px[:, None]` is the model's own log p(y|x), Bayes'
-    classifier beside q(y|x).
+    Each `log p(x|y)` is the estimate of `evaluate.log_likelihood` with `particles` draws from
+    q(z|x, y), from the same noise for every class. The sum over classes is exact. The result is a
+    lower bound in expectation. `log_pxy - log_px[:, None]` is the model's own log p(y|x), the
+    classifier by Bayes' rule, beside q(y|x).
 
-    The arguments, and what is raised, as in `evaluate.log_likelihood`; labels are not looked at.
+    It raises what `evaluate.log_likelihood` raises.
+
+    Args:
+      joint: the joint model.
+      params: its parameters.
+      key: random key.
+      data: a Batch, or the x of one, `[n, ...]`; labels are not looked at.
+      particles: number of draws for each example and class.
+      transform: what is done to each stored example first, if anything.
+      batch_size: examples at a time.
+      chunk: particles at a time.
+    Returns:
+      `log_px` `[n]` and `log_pxy` `[n, classes]`, nats.
     """
     batch, log_pxy = as_batch(data), []
     for c, log_py in zip(joint.classes, jax.nn.log_softmax(joint.py.logits), strict=True):

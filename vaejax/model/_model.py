@@ -18,19 +18,35 @@ from vaejax.batch import present
 from vaejax.distributions import Distribution
 from vaejax.errors import check_key, wrong
 from vaejax.networks import kernels
-from vaejax.types import Array, Decode, Encode, Init, Key, Params, Prior
+from vaejax.types import Array, Decode, Encode, Init, Key, Module, Params, Prior, describe_fields
 
 
+@describe_fields
 class Model(NamedTuple):
     """A latent-variable model as pure functions of its parameters.
 
-    - `init(key, x, c=()) -> params`, from one example;
-    - `prior(params, c=()) -> Distribution` over z;
-    - `encode(params, x, c=(), *, key=None) -> Distribution` over z, q(z|x, c);
-    - `decode(params, z, c=(), *, key=None) -> Distribution` over x, p(x|z, c).
+    A variation of a model is `model._replace(...)`: priors and posteriors are functions from Model
+    to Model.
 
-    `key` serves dropout and the like; without it both are deterministic. A variation of a model is
-    `model._replace(...)`: priors and posteriors are functions from Model to Model.
+    Args:
+      init: `init(key, x, c=()) -> params`, from one example.
+      prior: `prior(params, c=()) -> Distribution` over z, p(z|c).
+      encode: `encode(params, x, c=(), *, key=None) -> Distribution` over z, q(z|x, c).
+      decode: `decode(params, z, c=(), *, key=None) -> Distribution` over x, p(x|z, c). The `key` of
+        both is for dropout and the like; without it they are deterministic.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import Model
+      >>> from vaejax.distributions import Normal
+      >>> model = Model(  # z ~ N(0, 1), x|z ~ N(w z, 1), with the exact posterior for w = 1
+      ...     init=lambda key, x, c=(): {"w": jnp.ones(())},
+      ...     prior=lambda params, c=(): Normal(jnp.zeros(()), 1.0),
+      ...     encode=lambda params, x, c=(), *, key=None: Normal(x / 2, 0.5**0.5),
+      ...     decode=lambda params, z, c=(), *, key=None: Normal(params["w"] * z, 1.0),
+      ... )
+      >>> params = model.init(jax.random.key(0), jnp.zeros(()))
+      >>> model.encode(params, jnp.asarray(3.0))
+      Normal(loc=1.5, scale=0.7071067811865476)
     """
 
     init: Init
@@ -39,11 +55,19 @@ class Model(NamedTuple):
     decode: Decode
 
 
+@describe_fields
 class Draw(NamedTuple):
     """What one pass of inference produced, for one example.
 
-    `x`: the example; `z ~ q`; `log_q`: log q(z|x) in nats, `()`; `q`, `pz`, `px`: the posterior,
-    prior and likelihood. A Draw stays inside the function of one example (see `over_batch`).
+    A Draw stays inside the function of one example (see `over_batch`).
+
+    Args:
+      x: the example.
+      z: the code, drawn from q.
+      log_q: log q(z|x), nats, `()`.
+      q: the posterior, a Distribution over z.
+      pz: the prior, a Distribution over z.
+      px: the likelihood, a Distribution over x.
     """
 
     x: Any
@@ -54,10 +78,14 @@ class Draw(NamedTuple):
     px: Any
 
 
+@describe_fields
 class Generated(NamedTuple):
-    """One ancestral sample: `z ~ p(z)`, `x ~ p(x|z)`, and the `mean` of p(x|z).
+    """One ancestral sample: z ~ p(z), then x ~ p(x|z).
 
-    `mean` is `()` where p(x|z) has none in closed form.
+    Args:
+      z: the code.
+      x: the sample.
+      mean: E[x|z], in the shape of x; `()` where p(x|z) has no mean in closed form.
     """
 
     z: Any
@@ -65,21 +93,47 @@ class Generated(NamedTuple):
     mean: Any
 
 
-def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
+def autoencoder(
+    encoder: Module, decoder: Module, prior: Distribution | Module | None = None
+) -> Model:
     """A Model from two Linen modules that return Distributions, and a prior.
 
-    `encoder(x)` or `encoder(x, c)` gives q(z|x, c); `decoder(z)` or `decoder(z, c)` gives
-    p(x|z, c). `prior` is a Distribution over z; or a module called with c, a learned p(z|c); or
-    None, for a deterministic autoencoder. Any object with `.init(key, *inputs) -> params`, of any
-    structure, and `.apply(params, *inputs, rngs=None)` serves as a module; `rngs` is
-    `{"dropout": key}` where encode or decode got a key, as in every training step.
+    Any object with `.init(key, *inputs) -> params`, of any structure, and `.apply(params, *inputs,
+    rngs=None)` serves as a module. `rngs` is `{"dropout": key}` where encode or decode got a key,
+    as in every training step.
 
-    `params` is `{"encoder": ..., "decoder": ..., "prior": ...}`, the last only for a module.
+    The parameters are `{"encoder": ..., "decoder": ..., "prior": ...}`, the last only for a module.
     `init` is compiled. Inputs of another shape than at `init`, and a prior over events of another
     shape than q's, raise ValueError.
-    Kingma and Welling, 2014, Auto-encoding variational Bayes, arXiv:1312.6114.
+
+    Args:
+      encoder: `encoder(x)` or `encoder(x, c)` gives q(z|x, c).
+      decoder: `decoder(z)` or `decoder(z, c)` gives p(x|z, c).
+      prior: a Distribution over z; or a module called with c, a learned p(z|c); or None, the
+        default, for a deterministic autoencoder.
+    Returns:
+      The model.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> from vaejax import autoencoder, draw, generate, heads, networks
+      >>> from vaejax.distributions import Normal
+      >>> model = autoencoder(
+      ...     nn.Sequential([networks.MLP((8,)), heads.Normal(2)]),
+      ...     nn.Sequential([networks.MLP((8,)), heads.Bernoulli((4, 4, 1))]),
+      ...     Normal(jnp.zeros(2), jnp.ones(2)),
+      ... )
+      >>> x = jnp.zeros((4, 4, 1))
+      >>> params = model.init(jax.random.key(0), x)
+      >>> draw(model, params, jax.random.key(1), x).px
+      Bernoulli(logits=f32[4, 4, 1])
+      >>> generate(model, params, jax.random.key(2))
+      Generated(z=f32[2], x=f32[4, 4, 1], mean=f32[4, 4, 1])
+
+    References:
+      Kingma and Welling, 2014, Auto-encoding variational Bayes, arXiv:1312.6114.
     """
-    learned = prior is not None and not isinstance(prior, Distribution)
+    learned = None if prior is None or isinstance(prior, Distribution) else prior
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         check_key("init", key)
@@ -93,10 +147,10 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
             "encoder": variables,
             "decoder": _init("decoder", decoder, decoder_key, z, *present(c)),
         }
-        pz = prior
-        if learned:
-            params["prior"] = _init("prior", prior, prior_key, *present(c))
-            pz = jax.eval_shape(lambda: prior.apply(params["prior"], *present(c)))
+        pz: Any = prior
+        if learned is not None:
+            params["prior"] = _init("prior", learned, prior_key, *present(c))
+            pz = jax.eval_shape(lambda: learned.apply(params["prior"], *present(c)))
         if isinstance(pz, Distribution) and pz.event_shape != q.event_shape:
             fix = "for instance Normal(jnp.zeros(latent), jnp.ones(latent))"
             raise wrong(
@@ -113,7 +167,9 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
         return params
 
     def prior_of(params: Params, c: Any = ()) -> Any:
-        return _apply("prior", "condition", prior, params["prior"], c=c) if learned else prior
+        if learned is None:
+            return prior
+        return _apply("prior", "condition", learned, params["prior"], c=c)
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
         known = partial(_image_shape, decoder, params["decoder"], prior)
@@ -128,8 +184,18 @@ def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
 def draw(model: Model, params: Params, key: Key, x: Any, c: Any = (), *, given: Any = None) -> Draw:
     """One pass of inference: q = q(z|x, c), z ~ q, then p(x|z, c) and p(z|c).
 
-    `given`: what the encoder sees instead of x, for instance the corrupted input of a denoising
-    model; the Draw's `x` stays the clean target. z is reparameterised where q's sample is.
+    The code is reparameterised where q's sample is. For an example see `autoencoder`.
+
+    Args:
+      model: the Model.
+      params: its parameters.
+      key: for z, and for dropout in encode and decode.
+      x: one example.
+      c: its condition; absent by default.
+      given: what the encoder sees instead of x, for instance the corrupted input of a denoising
+        model; by default x itself. The Draw's `x` stays the clean target.
+    Returns:
+      A Draw.
     """
     encode_key, z_key, decode_key = jax.random.split(key, 3)
     q = model.encode(params, x if given is None else given, c, key=encode_key)
@@ -141,7 +207,17 @@ def draw(model: Model, params: Params, key: Key, x: Any, c: Any = (), *, given: 
 def reconstruct(
     model: Model, params: Params, x: Any, c: Any = (), *, key: Key | None = None
 ) -> Any:
-    """E[x|z, c], in the shape of x, at the posterior's mean, or at a draw z ~ q if given a key."""
+    """E[x|z, c] at the posterior's mean, or at a draw z ~ q.
+
+    Args:
+      model: the Model.
+      params: its parameters.
+      x: one example.
+      c: its condition; absent by default.
+      key: for the draw; without it z is the posterior's mean.
+    Returns:
+      The reconstruction, in the shape of x.
+    """
     q = model.encode(params, x, c)
     return model.decode(params, q.mean if key is None else q.sample(key), c).mean
 
@@ -149,8 +225,18 @@ def reconstruct(
 def generate(model: Model, params: Params, key: Key, c: Any = ()) -> Generated:
     """One ancestral sample from the model: z ~ p(z|c), then x ~ p(x|z, c), and E[x|z, c].
 
-    Raises ValueError for a deterministic autoencoder, which has no prior to sample from; TypeError
-    for what is no key.
+    For an example see `autoencoder`; for many samples map it over keys by `jax.vmap`.
+
+    Args:
+      model: the Model.
+      params: its parameters.
+      key: one PRNG key.
+      c: the condition; absent by default.
+    Returns:
+      A Generated.
+    Raises:
+      ValueError: for a deterministic autoencoder, which has no prior to sample from.
+      TypeError: where key is no key.
     """
     check_key("generate", key)
     z_key, x_key = jax.random.split(key)
@@ -171,7 +257,19 @@ def generate(model: Model, params: Params, key: Key, c: Any = ()) -> Generated:
 def interpolate(
     model: Model, params: Params, start: Any, end: Any, c: Any = (), *, steps: int = 7
 ) -> Any:
-    """Decoded means along the straight line between two examples' mean codes: `[steps, ...]`."""
+    """Decoded means along the straight line between two examples' mean codes.
+
+    Args:
+      model: the Model.
+      params: its parameters.
+      start, end: two examples.
+      c: the condition of both; absent by default.
+      steps: how many points, both ends among them.
+    Returns:
+      The means, `[steps, ...]`.
+    Raises:
+      ValueError: where steps is below 2.
+    """
     if steps < 2:
         raise ValueError(f"interpolate: expected steps >= 2, got {steps}")
     first, last = (model.encode(params, x, c).mean for x in (start, end))
@@ -180,7 +278,13 @@ def interpolate(
 
 
 def deterministic(model: Model) -> Model:
-    """The same model with dropout and other layer noise off, as evaluation wants it."""
+    """The same model with dropout and other layer noise off, as evaluation wants it.
+
+    Args:
+      model: the Model.
+    Returns:
+      The Model whose encode and decode ignore their `key`.
+    """
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
         return model.encode(params, x, c)
@@ -195,10 +299,16 @@ def tied(model: Model) -> Model:
     """The same autoencoder with each of the decoder's dense layers the transpose of the encoder's.
 
     `W'_l = W_{L+1-l}^T` for the L layers of both. The decoder keeps its biases; its kernels are
-    None in the parameters. For Linen modules of dense layers in `nn.Sequential` and `MLP`, whose
-    names tell their order. Raises ValueError at `init` where the names do not, or where the layers
-    are not each other's mirror image.
-    Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
+    None in the parameters. It is for Linen modules of dense layers in `nn.Sequential` and `MLP`,
+    whose names tell their order. The new `init` raises ValueError where the names do not, or where
+    the layers are not each other's mirror image.
+
+    Args:
+      model: a Model of two Linen modules.
+    Returns:
+      The Model with tied weights.
+    References:
+      Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
     """
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
@@ -245,7 +355,7 @@ def _check_order(part: str, paths: list[tuple[str, ...]]) -> None:
 def _apply(
     name: str,
     what: str,
-    module: Any,
+    module: Module,
     params: Params,
     *inputs: Any,
     c: Any = (),
@@ -282,7 +392,7 @@ def _apply(
         raise
 
 
-def _image_shape(decoder: Any, params: Params, prior: Any) -> tuple[int, ...] | None:
+def _image_shape(decoder: Module, params: Params, prior: Any) -> tuple[int, ...] | None:
     """What the decoder makes of a code, for the message above; None where that is not known."""
     try:
         decoded = jax.eval_shape(lambda: decoder.apply(params, prior.sample(jax.random.key(0))))
@@ -304,7 +414,7 @@ def _check_condition(name: str, error: TypeError, c: Any) -> None:
         raise wrong(f"{name}: c", "none", "a condition, as this module takes one", fix) from error
 
 
-def _init(name: str, module: Any, key: Key, *inputs: Any) -> Params:
+def _init(name: str, module: Module, key: Key, *inputs: Any) -> Params:
     try:
         variables = module.init(key, *inputs)
     except TypeError as error:
@@ -318,17 +428,3 @@ def _init(name: str, module: Any, key: Key, *inputs: Any) -> Params:
             "use LayerNorm or GroupNorm instead of BatchNorm"
         )
     return variables
-
-
-__all__ = [
-    "Draw",
-    "Generated",
-    "Model",
-    "autoencoder",
-    "deterministic",
-    "draw",
-    "generate",
-    "interpolate",
-    "reconstruct",
-    "tied",
-]

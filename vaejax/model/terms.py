@@ -9,25 +9,41 @@ from vaejax.types import Array
 
 
 def distortion(d: Draw) -> Array:
-    """D = -log p(x|z) at the drawn z, nats, `()`: summed over the whole event, never averaged."""
+    """D = -log p(x|z) at the drawn z.
+
+    Args:
+      d: one Draw.
+    Returns:
+      D, nats, `()`: summed over the whole event, never averaged.
+    """
     return -d.px.log_prob(d.x)
 
 
 def rate(d: Draw) -> Array:
-    """R = KL(q(z|x) || p(z)), nats, `()`.
+    """R = KL(q(z|x) || p(z)).
 
-    In closed form where `kl` has one, else the one-sample estimate log q(z|x) - log p(z).
+    It is in closed form where `kl` has one, else the one-sample estimate log q(z|x) - log p(z).
     Raises as `kl` does, and ValueError for a deterministic autoencoder, which has no prior.
+
+    Args:
+      d: one Draw.
+    Returns:
+      R, nats, `()`.
     """
     _has_prior("rate", d)
     return kl(d.q, d.pz, sample=(d.z, d.log_q))
 
 
 def sampled_rate(d: Draw) -> Array:
-    """log q(z|x) - log p(z) at the drawn z, nats, `()`: unbiased for the KL, at every pair.
+    """log q(z|x) - log p(z) at the drawn z: an unbiased estimate of the KL, for every pair.
 
-    With the exact posterior, `-distortion - sampled_rate` equals log p(x) at every draw.
-    Raises as `rate` does: a point posterior has no rate under a density.
+    With the exact posterior, `-distortion - sampled_rate` equals log p(x) at every draw. Raises as
+    `rate` does: a point posterior has no rate under a density.
+
+    Args:
+      d: one Draw.
+    Returns:
+      The estimate, nats, `()`.
     """
     _has_prior("sampled_rate", d)
     check_comparable("sampled_rate", d.q, d.pz)
@@ -35,20 +51,37 @@ def sampled_rate(d: Draw) -> Array:
 
 
 def log_weight(d: Draw) -> Array:
-    """log w = log p(x|z) + log p(z) - log q(z|x) at the drawn z, nats, `()`.
+    """log w = log p(x|z) + log p(z) - log q(z|x) at the drawn z: a draw's importance weight.
 
-    `E_q[w] = p(x)`: a draw's importance weight. Raises as `sampled_rate` does.
+    `E_q[w] = p(x)`. Raises as `sampled_rate` does.
+
+    Args:
+      d: one Draw.
+    Returns:
+      log w, nats, `()`.
     """
     return -distortion(d) - sampled_rate(d)
 
 
 def log_mean_exp(log_w: Array) -> Array:
-    """log 1/K sum_k w_k of log-weights `[K]`, in nats, `()`: -inf where every weight is zero."""
+    """log 1/K sum_k w_k of log-weights.
+
+    Args:
+      log_w: log-weights, nats, `[K]`.
+    Returns:
+      The log of their mean, nats, `()`: -inf where every weight is zero.
+    """
     return jax.nn.logsumexp(log_w) - jnp.log(float(log_w.size))
 
 
 def effective_sample_size(log_w: Array) -> Array:
-    """`(sum_k w_k)^2 / sum_k w_k^2` of log-weights `[K]`, between 1 and K, `()`."""
+    """(sum_k w_k)^2 / sum_k w_k^2 of log-weights.
+
+    Args:
+      log_w: log-weights, nats, `[K]`.
+    Returns:
+      The effective number of draws, between 1 and K, `()`.
+    """
     w = jnp.exp(log_w - jax.lax.stop_gradient(jnp.max(log_w)))
     return jnp.sum(w) ** 2 / jnp.sum(w**2)
 
@@ -59,3 +92,13 @@ def _has_prior(function: str, d: Draw) -> None:
             f"{function}: a deterministic autoencoder has no prior, so no KL; use the distortion "
             "alone, or give autoencoder(..., prior=...)"
         )
+
+
+__all__ = [
+    "distortion",
+    "effective_sample_size",
+    "log_mean_exp",
+    "log_weight",
+    "rate",
+    "sampled_rate",
+]

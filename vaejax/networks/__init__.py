@@ -14,12 +14,14 @@ from vaejax.networks._layers import (
     join,
     kernels,
 )
+from vaejax.networks._network import Network
 
 __all__ = [
     "MLP",
     "Conv",
     "ConvDecoder",
     "ConvEncoder",
+    "Network",
     "autoregressive",
     "causal",
     "conv",

@@ -1,8 +1,7 @@
 """Linen modules that turn one example into features, or a code into features: no batch axis inside.
 
-Every network takes one example and, where the model is conditioned, a condition `c` beside it.
-What the features mean is said by the head behind it:
-`nn.Sequential([MLP((400,)), heads.Normal(20)])`.
+Every network takes one example and, where the model is conditioned, a condition `c` beside it. The
+head behind a network says what the features mean: `nn.Sequential([MLP((400,)), heads.Normal(20)])`.
 Dropout is active where the caller passes a key to `encode` or `decode`, and only there.
 """
 
@@ -18,23 +17,27 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 
 from vaejax.errors import wrong
-from vaejax.types import Array
+from vaejax.networks._network import Network
+from vaejax.types import Array, Initializer
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """Fully connected layers on the flattened example, with an activation after each.
 
-    `h_0 = (x, c)` flattened and joined, `h_i = activation(W_i h_{i-1} + b_i)`.
+    `h_0 = (x, c)` flattened and joined, `h_i = activation(W_i h_{i-1} + b_i)`. Takes x of any shape
+    and c of any shape; returns `[features[-1]]`.
 
-    `features`: widths, one per layer; `activation`: elementwise; `dropout`: probability that a
-    unit is left out (while a key is given); `kernel_init`: initialiser of the weights.
-    Takes x of any shape and c of any shape; returns `[features[-1]]`.
+    Args:
+      features: widths, one per layer.
+      activation: elementwise; ReLU by default.
+      dropout: the probability that a unit is left out (while a key is given); 0 by default.
+      kernel_init: initialiser of the weights.
     """
 
     features: Sequence[int]
     activation: Callable[[Array], Array] = nn.relu
     dropout: float = 0.0
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array, c: Any = ()) -> Array:
@@ -45,13 +48,17 @@ class MLP(nn.Module):
         return h
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(Network):
     """Strided 3x3 convolutions on one image of any height, width and channel count.
 
-    Each entry of `features` halves the image, rounding up: 28x20 -> 14x10 -> 7x5, 33x17 -> 17x9
-    -> 9x5. Takes x `[height, width, channels]` or `[height, width]`, and c of any shape, which
-    joins the flattened features; returns `[h * w * features[-1] + size of c]`.
-    Raises ValueError for anything that is not one image.
+    Each layer halves the image, rounding up: 28x20 -> 14x10 -> 7x5, 33x17 -> 17x9 -> 9x5. Takes x
+    `[height, width, channels]` or `[height, width]`, and c of any shape, which joins the flattened
+    features; returns `[h * w * features[-1] + size of c]`. Raises ValueError for anything that is
+    not one image.
+
+    Args:
+      features: channels, one per layer.
+      activation: elementwise, after each layer; ReLU by default.
     """
 
     features: Sequence[int] = (32, 64)
@@ -70,18 +77,21 @@ class ConvEncoder(nn.Module):
         return join(h, c)
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(Network):
     """Sub-pixel convolutions from a code to a feature map of any height and width.
 
-    A dense layer makes the coarsest map; each further entry of `features` doubles it (a 3x3
+    A dense layer makes the coarsest map. Each further entry of `features` doubles it (a 3x3
     convolution to four times the channels, whose quadruples become 2x2 pixels) and cuts it to the
-    size that a `ConvEncoder` with as many layers had there, so that odd sizes fit exactly.
+    size that a `ConvEncoder` with as many layers had there, so that odd sizes fit exactly. Takes z
+    of any shape, and c beside it; returns `[height, width, features[-1]]`.
 
-    `shape`: the image, `[height, width, ...]`; `features`: channels from the coarsest map to the
-    full-size one. Takes z of any shape, and c beside it; returns `[height, width, features[-1]]`.
-
-    Shi et al., 2016, Real-time single image and video super-resolution using an efficient
-    sub-pixel convolutional neural network, arXiv:1609.05158.
+    Args:
+      shape: of the image, `[height, width, ...]`.
+      features: channels from the coarsest map to the full-size one.
+      activation: elementwise, after each layer; ReLU by default.
+    References:
+      Shi et al., 2016, Real-time single image and video super-resolution using an efficient
+        sub-pixel convolutional neural network, arXiv:1609.05158.
     """
 
     shape: Sequence[int]
@@ -101,18 +111,24 @@ class ConvDecoder(nn.Module):
         return h
 
 
-class Conv(nn.Module):
-    """One convolution layer with "same" padding on one image: `activation`-free, with a bias.
+class Conv(Network):
+    """One convolution layer with "same" padding on one image, with a bias and without activation.
 
     `y[i, j] = b + sum_{k, l} x[stride i + k - p, stride j + l - p] K[k, l]`, where x is zero
     outside and the padding p centres the windows. Takes `[height, width, channels]`, returns
     `[ceil(height / stride), ceil(width / stride), features]`.
+
+    Args:
+      features: channels of the output.
+      kernel_size: side of the window, in pixels.
+      stride: pixels from one window to the next.
+      kernel_init: initialiser of the weights.
     """
 
     features: int
     kernel_size: int = 3
     stride: int = 1
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -127,10 +143,15 @@ class Conv(nn.Module):
 def conv(x: Array, kernel: Array, *, stride: int = 1) -> Array:
     """Convolution of one image with "same" padding, by the means that suits the device.
 
-    A matrix product on CPU, where XLA runs a native convolution inside `scan` many times slower;
-    the native convolution elsewhere. Both give the same numbers up to float order.
-    x `[height, width, channels]`, kernel `[side, side, channels, features]`; returns
-    `[ceil(height / stride), ceil(width / stride), features]`.
+    That is a matrix product on CPU, where XLA runs a native convolution inside `scan` many times
+    slower, and the native convolution elsewhere. Both give the same numbers up to float order.
+
+    Args:
+      x: one image, `[height, width, channels]`.
+      kernel: `[side, side, channels, features]`.
+      stride: pixels from one window to the next.
+    Returns:
+      The map, `[ceil(height / stride), ceil(width / stride), features]`.
     """
     return lax.platform_dependent(
         x,
@@ -141,14 +162,26 @@ def conv(x: Array, kernel: Array, *, stride: int = 1) -> Array:
 
 
 def conv_native(x: Array, kernel: Array, *, stride: int = 1) -> Array:
-    """The device's own convolution of one image; shapes as in `conv` ("same" padding)."""
+    """The device's own convolution of one image with "same" padding.
+
+    Args:
+      x, kernel, stride: as for `conv`.
+    Returns:
+      The map, as `conv` returns it.
+    """
     return lax.conv_general_dilated(
         x[None], kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )[0]
 
 
 def conv_as_product(x: Array, kernel: Array, *, stride: int = 1) -> Array:
-    """The same convolution as strided slices side by side times a matrix; shapes as in `conv`."""
+    """The same convolution as strided slices side by side times a matrix.
+
+    Args:
+      x, kernel, stride: as for `conv`.
+    Returns:
+      The map, as `conv` returns it.
+    """
     side, _, _, features = kernel.shape
     # One axis after the other: 2 * side slices, where both at once would take side^2 of them, each
     # a padded array of its own in the gradient.
@@ -157,7 +190,13 @@ def conv_as_product(x: Array, kernel: Array, *, stride: int = 1) -> Array:
 
 
 def depth_to_space(x: Array) -> Array:
-    """Quadruples of channels become 2x2 pixels: `[h, w, 4 f]` -> `[2 h, 2 w, f]`."""
+    """Quadruples of channels become 2x2 pixels.
+
+    Args:
+      x: a map, `[h, w, 4 f]`.
+    Returns:
+      A map of twice the height and width, `[2 h, 2 w, f]`.
+    """
     height, width, channels = x.shape
     blocks = x.reshape(height, width, 2, 2, channels // 4).transpose(0, 2, 1, 3, 4)
     return blocks.reshape(2 * height, 2 * width, channels // 4)
@@ -166,10 +205,15 @@ def depth_to_space(x: Array) -> Array:
 def kernels(params: Any) -> dict[tuple[str, ...], Any]:
     """The matrices of the dense layers in a tree of Linen parameters, by path, sorted by name.
 
-    Every entry called "kernel" that is of rank 2, `[inputs, outputs]`, or None (see `model.tied`).
-    With `params["encoder"]` of one layer, the columns are the filters. Numbers in names sort by
-    value, so that in `nn.Sequential` and in `MLP` the first layer comes first; a module of your own
-    may have `Code_0` before `Dense_0`, whatever their order.
+    A matrix is an entry called "kernel" that is of rank 2, `[inputs, outputs]`, or None (see
+    `model.tied`). With `params["encoder"]` of one layer, the columns are the filters. Numbers in
+    names sort by value, so that in `nn.Sequential` and in `MLP` the first layer comes first. A
+    module of your own may have `Code_0` before `Dense_0`, whatever their order.
+
+    Args:
+      params: a tree of Linen parameters.
+    Returns:
+      Path to matrix.
     """
     found = {p: k for p, k in flatten_dict(params).items() if p[-1] == "kernel"}
     ordered = sorted(found, key=lambda path: [_natural(name) for name in path])
@@ -177,14 +221,30 @@ def kernels(params: Any) -> dict[tuple[str, ...], Any]:
 
 
 def join(x: Any, c: Any = ()) -> Array:
-    """The leaves of one example and its condition, flattened and side by side: `[total size]`."""
+    """The leaves of one example and its condition, flattened and side by side.
+
+    Args:
+      x: an example, an array or a tree of them.
+      c: its condition; absent by default.
+    Returns:
+      One vector, `[total size]`.
+    """
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves((x, c))])
 
 
 def has_condition(module: nn.Module, layer: str, c: Any) -> bool:
-    """Whether there is a condition; ValueError where the module's parameters are for another.
+    """Whether there is a condition, checked against the one that the module's parameters are for.
 
-    Without its layer a network that was made for a condition is another one, and says nothing.
+    Without its layer, a network that was made for a condition would silently be another network.
+
+    Args:
+      module: the network that calls it.
+      layer: the name of its layer that takes the condition.
+      c: the condition, or `()`.
+    Returns:
+      True where there is one.
+    Raises:
+      ValueError: where the parameters are for no condition, for another one, or need one.
     """
     where, given = f"{type(module).__name__.strip('_')}: c", bool(jax.tree.leaves(c))
     own = None if module.is_initializing() else module.get_variable("params", layer)

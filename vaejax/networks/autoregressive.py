@@ -5,9 +5,9 @@
     px = network.apply(params)                                 # a Distribution like any other
     px.log_prob(x), px.sample(key), px.complete(key, x, known=392)
 
-A network with no latent variable is a model of its own: train it by
-`objectives.maximum_likelihood(network)`, measure it by `evaluate.log_prob`. The same object serves
-as the decoder of an `autoencoder` (`net(x, z)`) or as its learned prior.
+A network without a latent variable is a model of its own. `objectives.maximum_likelihood(network)`
+trains it, and `evaluate.log_prob` scores it. The same object serves as the decoder of an
+`autoencoder` (`net(x, z)`) or as its learned prior.
 """
 
 import dataclasses
@@ -21,27 +21,33 @@ from jax import lax
 
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import concrete, wrong
-from vaejax.types import Array, Key, Params
+from vaejax.types import Array, Key, Params, describe_fields
 
 
 @distribution
 class Autoregressive(Distribution):
     """The chain rule: log p(x) = sum_i log p(x_o(i) | x_o(1), ..., x_o(i-1)), in nats.
 
-    - `conditionals(u)`: every conditional at once, a Distribution of independent entries, from the
-      event's entries in the order o, u_i = x_o(i), put back into its shape; that of u_i depends on
-      u_<i alone, so that a network that is causal in raster order serves every order;
-    - `order`: o as flat positions `[n]`; `()` is the raster order;
-    - `step(carry, previous, i) -> (carry, Distribution over ())`: the same conditionals one by one,
-      from u_{i-1} (zero at i = 0), for sampling without doing all again for every entry; `()` where
-      the network has none; `carry`: what it starts with;
-    - `shape` and `dtype` of the event.
+    `log_prob` takes one pass of the network; `sample` takes n passes, or n steps. There is no
+    gradient through a sample.
 
-    An ensemble over orders averages the probabilities of whole events, a `Mixture` of these; the
-    average of their logits, entry by entry, sees what it predicts and is no distribution.
+    An ensemble over orders averages the probabilities of whole events: it is a `Mixture` of these.
+    The average of their logits, entry by entry, is no distribution, since it sees what it predicts.
 
-    `log_prob` takes one pass of the network; `sample` n passes, or n steps. There is no gradient
-    through a sample. Larochelle and Murray, 2011, The neural autoregressive distribution estimator.
+    Args:
+      conditionals: `conditionals(u)` gives every conditional at once, a Distribution of independent
+        entries. u are the event's entries in the order o, u_i = x_o(i), put back into its shape.
+        The conditional of u_i depends on u_<i alone, so that a network that is causal in raster
+        order serves every order.
+      order: o as flat positions, `[n]`; by default, `()`, the raster order.
+      step: `step(carry, previous, i) -> (carry, Distribution over ())`, the same conditionals one
+        by one, from u_{i-1} (zero at i = 0), for sampling without doing all again for every entry;
+        `()` where the network has none.
+      carry: what `step` starts with.
+      shape: of the event.
+      dtype: of the event.
+    References:
+      Larochelle and Murray, 2011, The neural autoregressive distribution estimator.
     """
 
     conditionals: Any
@@ -59,13 +65,20 @@ class Autoregressive(Distribution):
     def sample(self, key):
         return self.complete(key, jnp.zeros(self.shape, self.dtype), known=0)
 
-    def complete(self, key: Key, x: Array, *, known: Any) -> Array:
+    def complete(self, key: Key, x: Array, *, known: int | Array) -> Array:
         """Draw from p(x_rest | x_known), where the first `known` entries *in the order* are given.
 
-        `x`: an event, of which the others are not looked at; `known`: 0 to n, a number or a traced
-        integer. Exact, because what is given comes first: for other parts take another order.
-        Returns an event. Raises ValueError for another shape, or a number outside 0 to n, or, where
-        there are values to look at, for given entries that have probability 0.
+        It is exact, because what is given comes first: for other parts take another order.
+
+        Args:
+          key: one PRNG key.
+          x: an event, of which the entries that are not given are not looked at.
+          known: how many entries are given, 0 to n, a number or a traced integer.
+        Returns:
+          An event.
+        Raises:
+          ValueError: for another shape, or a number outside 0 to n; or, where there are values to
+            look at, for given entries that have probability 0.
         """
         self._check_shape("complete", x)
         size = math.prod(self.shape)
@@ -130,19 +143,31 @@ class Autoregressive(Distribution):
         return jax.eval_shape(self.conditionals, x).discrete
 
 
+@describe_fields
 class Causal(NamedTuple):
     """A causal Linen module, as a network that returns an `Autoregressive` distribution.
 
-    - `net(u, *given) -> Distribution` of independent entries, causal in raster order, where u is x
-      with its entries in the order; given is a code z, a condition c, both, or nothing;
-    - where it can go one by one, `net.start(*given) -> carry` and
-      `net.step(carry, previous, i, *given) -> (carry, Distribution over ())`, both its methods;
-    - `shape`, `dtype` of an event; `order`: a permutation of its flat positions, `()` for raster.
-
     `init(key, *given) -> params` and `apply(params, *given, rngs=None) -> Autoregressive`, so that
     it serves as a density of its own (`objectives.maximum_likelihood`), and as the decoder or the
-    prior of an `autoencoder`. Raises ValueError for an order that is no permutation, TypeError for
-    an order or a shape that is no tuple.
+    prior of an `autoencoder`. Given is a code z, a condition c, both, or nothing. Both raise
+    ValueError for an order that is no permutation, and TypeError for an order or a shape that is no
+    tuple.
+
+    Args:
+      net: `net(u, *given) -> Distribution` of independent entries, causal in raster order, where u
+        is x with its entries in the order. Where it can go one by one, it has the methods
+        `net.start(*given) -> carry` and `net.step(carry, previous, i, *given) -> (carry,
+        Distribution over ())`.
+      shape: of an event.
+      dtype: of an event.
+      order: a permutation of the event's flat positions; by default, `()`, the raster order.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import autoregressive, causal
+      >>> network = autoregressive.Causal(causal.MADE((2, 2), (3,)), shape=(2, 2))
+      >>> px = network.apply(network.init(jax.random.key(0)))
+      >>> px.log_prob(jnp.ones((2, 2))).shape
+      ()
     """
 
     net: Any
@@ -151,12 +176,27 @@ class Causal(NamedTuple):
     order: tuple[int, ...] = ()
 
     def init(self, key: Key, *given: Any) -> Params:
-        """The network's parameters."""
+        """New parameters of the network.
+
+        Args:
+          key: one PRNG key.
+          *given: what the network takes beside x.
+        Returns:
+          The parameters.
+        """
         self._check_order()
         return self.net.init(key, jnp.zeros(self.shape, self.dtype), *given)
 
     def apply(self, params: Params, *given: Any, rngs: Any = None) -> Autoregressive:
-        """The distribution under these parameters; `rngs` is the layer noise of training."""
+        """The distribution under these parameters.
+
+        Args:
+          params: of the network.
+          *given: what the network takes beside x.
+          rngs: the layer noise of training; by default none.
+        Returns:
+          The distribution.
+        """
         self._check_order()
         order = jnp.asarray(self.order) if self.order else ()
         conditionals = jax.tree_util.Partial(self._conditionals, params, given, rngs or {})
@@ -184,3 +224,9 @@ class Causal(NamedTuple):
             expected = f"each of 0 to {size - 1} once, the flat positions of {self.shape}"
             fix = "make one by tuple(numpy.random.default_rng(0).permutation(size).tolist())"
             raise wrong("Causal: order", got, expected, fix)
+
+
+__all__ = [
+    "Autoregressive",
+    "Causal",
+]

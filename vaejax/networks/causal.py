@@ -5,8 +5,8 @@
 
 Both take binary entries, 0. and 1. (`classes=None`, a Bernoulli for each entry), or integers
 (`classes=K`, a Categorical), and beside x a condition c of any shape. Both can `step`, so that a
-sample costs about as much as one pass. Entries come in raster order; for any other give the order
-to `Causal`, which shows the network the entries in that order.
+sample costs about as much as one pass. Entries come in raster order. For any other order give it to
+`Causal`, which shows the network the entries in that order.
 """
 
 import math
@@ -22,26 +22,32 @@ from jax import lax
 from vaejax.distributions import Bernoulli, Categorical
 from vaejax.errors import at_least_one, wrong
 from vaejax.networks._layers import has_condition, join
-from vaejax.types import Array
+from vaejax.networks._network import Network
+from vaejax.types import Array, Initializer
 
 
-class MADE(nn.Module):
+class MADE(Network):
     """A masked autoencoder: dense layers, cut so that output i hears of the inputs before it alone.
 
-    Inputs have the degrees 1 to n, outputs 0 to n - 1, hidden units evenly from 1 to n - 1; a
-    weight is kept where the degree it comes from is at most the one it goes to:
-    `h = activation((W . M_W) x + b)`, `logits = (V . M_V) h + (A . M_A) x + d`.
+    Inputs have the degrees 1 to n, outputs 0 to n - 1, and hidden units evenly from 1 to n - 1. A
+    weight is kept where the degree it comes from is at most the one it goes to: `h = activation((W
+    . M_W) x + b)`, `logits = (V . M_V) h + (A . M_A) x + d`.
 
-    `shape`: of the event, any; `hidden`: widths, one per layer; `direct`: whether there is A, which
-    joins outputs to inputs directly (where a layer is narrower than n - 1 some inputs reach the
-    next output by it alone); `activation`: elementwise; `classes`: None for entries 0. and 1., or K
-    for integers 0 to K - 1; `bias_init`: of d, `[n * (classes or 1)]` in the order, such as
-    `heads.logit_of(mean)`, since pixels that are never white take long to learn that. A condition c
-    enters the first hidden layer and the logits. Raises ValueError for another shape and counts
-    below 1, and TypeError for floats where classes are expected.
+    A condition c enters the first hidden layer and the logits. Raises ValueError for another shape
+    and counts below 1, and TypeError for floats where classes are expected.
 
-    Germain et al., 2015, MADE: masked autoencoder for distribution estimation, arXiv:1502.03509;
-    sampled by updating the first layer alone, as in Larochelle and Murray, 2011, NADE.
+    Args:
+      shape: of the event, any.
+      hidden: widths, one per layer.
+      direct: whether there is A, which joins outputs to inputs directly. Where a layer is narrower
+        than n - 1, some inputs reach the next output by it alone.
+      activation: elementwise; ReLU by default.
+      classes: None for entries 0. and 1., or K for integers 0 to K - 1.
+      bias_init: initialiser of d, `[n * (classes or 1)]` in the order, such as
+        `heads.logit_of(mean)`, since pixels that are never white take long to learn that.
+    References:
+      Germain et al., 2015, MADE: masked autoencoder for distribution estimation, arXiv:1502.03509;
+        sampled by updating the first layer alone, as in Larochelle and Murray, 2011, NADE.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +55,7 @@ class MADE(nn.Module):
     direct: bool = True
     activation: Callable[[Array], Array] = nn.relu
     classes: int | None = None
-    bias_init: Callable[..., Any] = nn.initializers.zeros
+    bias_init: Initializer = nn.initializers.zeros
 
     def setup(self) -> None:
         at_least_one("MADE", layers=len(self.hidden), hidden=min(self.hidden, default=1))
@@ -120,24 +126,29 @@ class MADE(nn.Module):
         return h
 
 
-class GatedPixelCNN(nn.Module):
+class GatedPixelCNN(Network):
     """Causal convolutions in two stacks, so that a pixel sees all those before it in its reach.
 
-    `y = tanh(W_f * u + V_f c) . sigmoid(W_g * u + V_g c)` in every layer: of the vertical stack,
-    where u are its features in the rows above, and of the horizontal stack, where u are its
-    features to the left and the vertical stack's, and y, through a 1x1 convolution, is added to
-    what came in. The convolutions' kernels are cut to what they may see, not masked. The first
-    layer's biases are each place's own (a map s of the paper's, learned), since a small network's
-    reach does not tell where in the image it is.
+    `y = tanh(W_f * u + V_f c) . sigmoid(W_g * u + V_g c)` in every layer. In the vertical stack, u
+    are its features in the rows above. In the horizontal stack, u are its features to the left and
+    the vertical stack's; there y, through a 1x1 convolution, is added to what came in. The
+    convolutions' kernels are cut to what they may see, not masked. The first layer's biases are
+    each place's own (a map s of the paper's, learned), since a small network's reach does not tell
+    where in the image it is.
 
-    `shape`: `[h, w]` or `[h, w, 1]`; `features`: channels; `layers`: how many; `kernel_size`: odd,
-    sees `kernel_size // 2` pixels to each side per layer; `first_kernel`: that of the first layer,
-    which sees the image itself and is cheap; `classes`: None for pixels 0. and 1., or K for
-    integers 0 to K - 1. Raises ValueError for another shape, even kernels and counts below 1, and
-    TypeError for floats where classes are expected.
+    Raises ValueError for another shape, even kernels and counts below 1, and TypeError for floats
+    where classes are expected.
 
-    van den Oord et al., 2016, Conditional image generation with PixelCNN decoders,
-    arXiv:1606.05328.
+    Args:
+      shape: `[h, w]` or `[h, w, 1]`.
+      features: channels.
+      layers: how many.
+      kernel_size: odd; each layer sees `kernel_size // 2` pixels to each side.
+      first_kernel: odd; that of the first layer, which sees the image itself and is cheap.
+      classes: None for pixels 0. and 1., or K for integers 0 to K - 1.
+    References:
+      van den Oord et al., 2016, Conditional image generation with PixelCNN decoders,
+        arXiv:1606.05328.
     """
 
     shape: tuple[int, ...]
@@ -227,7 +238,7 @@ class GatedPixelCNN(nn.Module):
         return self.logits(nn.relu(self.hidden(nn.relu(h))))
 
 
-class _Gated(nn.Module):
+class _Gated(Network):
     """One layer of both stacks, on maps that are padded already (or windows of them)."""
 
     features: int
@@ -257,7 +268,7 @@ class _Gated(nn.Module):
         return u + h[:, self.side // 2 :] if h.shape[-1] == self.features else u
 
 
-class _ValidConv(nn.Module):
+class _ValidConv(Network):
     """A convolution without padding: `[h + a - 1, w + b - 1, channels]` to `[h, w, features]`."""
 
     features: int
@@ -321,3 +332,9 @@ def _check(where: str, x: Array, shape: tuple[int, ...], classes: int | None) ->
     if classes is not None and not jnp.issubdtype(jnp.result_type(x), jnp.integer):
         fix = "give Causal dtype=jnp.int32, or leave classes at None for pixels 0. and 1."
         raise wrong(f"{where}: x", jnp.result_type(x), "integer classes", fix, TypeError)
+
+
+__all__ = [
+    "MADE",
+    "GatedPixelCNN",
+]

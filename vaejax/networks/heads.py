@@ -1,11 +1,21 @@
 """Linen modules from features to a Distribution: the last layer of an encoder or a decoder.
 
 Likelihoods p(x|z) and posteriors q(z|x) are the same thing here: `Normal(20)` behind an encoder is
-the usual diagonal posterior, `Normal((28, 28, 1))` behind a decoder predicts a mean and a standard
-deviation for every pixel.
+the usual diagonal posterior, and `Normal((28, 28, 1))` behind a decoder predicts a mean and a
+standard deviation for every pixel.
 
 Features that are a map over the event's height and width (from `networks.ConvDecoder`) get one
 linear map shared by all pixels, a 1x1 convolution; any other features a dense layer.
+
+Example:
+  >>> import jax, jax.numpy as jnp
+  >>> from flax import linen as nn
+  >>> from vaejax import heads, networks
+  >>> encoder = nn.Sequential([networks.MLP((8,)), heads.Normal(2)])
+  >>> x = jnp.zeros((4, 4, 1))
+  >>> params = encoder.init(jax.random.key(0), x)
+  >>> encoder.apply(params, x)
+  Normal(loc=f32[2], scale=f32[2])
 """
 
 import math
@@ -20,38 +30,48 @@ from flax import linen as nn
 
 from vaejax import distributions
 from vaejax.errors import concrete, wrong
-from vaejax.types import Array
+from vaejax.networks._network import Network
+from vaejax.types import Array, Initializer
 
 Shape = int | Sequence[int]
 
 
-class Code(nn.Module):
-    """A point: the code of a deterministic autoencoder, z = s(W h + b), as a `Delta` of `shape`.
+class Code(Network):
+    """A point: the code of a deterministic autoencoder, z = s(W h + b), as a `Delta`.
 
-    `activation`: s, elementwise; the identity by default. `nn.sigmoid` and `nn.relu` make the codes
-    of sparse and contractive autoencoders.
+    Args:
+      shape: of the code.
+      activation: s, elementwise; the identity by default. `nn.sigmoid` and `nn.relu` make the codes
+        of sparse and contractive autoencoders.
+      kernel_init: initialiser of W.
     """
 
     shape: Shape
     activation: Callable[[Array], Array] = jax.nn.identity
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Delta:
         return distributions.Delta(self.activation(_linear(self, "code", h)))
 
 
-class TopK(nn.Module):
+class TopK(Network):
     """A sparse point: z = the k largest entries of W h + b where they stand, zero elsewhere.
 
     Exactly k entries are kept (the first ones of equals), whatever their sign: a `SparseDelta` of
     `[size]`. The gradient is that of the kept entries. Raises ValueError unless 1 <= k <= size.
-    Makhzani and Frey, 2014, k-sparse autoencoders, arXiv:1312.5663.
+
+    Args:
+      size: of the code.
+      k: how many entries are kept.
+      kernel_init: initialiser of W.
+    References:
+      Makhzani and Frey, 2014, k-sparse autoencoders, arXiv:1312.5663.
     """
 
     size: int
     k: int
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.SparseDelta:
@@ -64,21 +84,25 @@ class TopK(nn.Module):
         return distributions.SparseDelta(value, self.k)
 
 
-class Normal(nn.Module):
+class Normal(Network):
     """Diagonal Normal with mean and standard deviation both predicted from the features.
 
     `loc = W_1 h + b_1`, `scale = floor + softplus(W_2 h + b_2)`.
 
-    As a likelihood the floor matters: on a pixel that is constant over the data a free standard
-    deviation goes to zero and the density to infinity, so the bound measures nothing but that.
-    `shape`: of the event; `floor`: smallest standard deviation, in units of the event;
-    `scale_init`: the standard deviation at the start, where the features are zero.
+    As a likelihood the floor matters. On a pixel that is constant over the data, a free standard
+    deviation goes to zero and the density to infinity, so that the bound measures nothing but that.
+
+    Args:
+      shape: of the event.
+      floor: the smallest standard deviation, in units of the event.
+      scale_init: the standard deviation at the start, where the features are zero.
+      kernel_init: initialiser of W_1 and W_2.
     """
 
     shape: Shape
     floor: float = 1e-4
     scale_init: float = 1.0
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
@@ -87,17 +111,23 @@ class Normal(nn.Module):
         return distributions.Normal(loc, self.floor + nn.softplus(free))
 
 
-class FullNormal(nn.Module):
+class FullNormal(Network):
     """Normal with full covariance: z = mu(x) + B(x) eps, B lower triangular, Sigma = B B^T.
 
     The diagonal of B is `floor + softplus(.)`, so that B is invertible; below it the entries are
-    free. `size`: of the event `[size]`; the head has size (size + 3) / 2 outputs.
+    free. The head has size (size + 3) / 2 outputs.
+
+    Args:
+      size: of the event, `[size]`.
+      floor: the smallest entry of the diagonal, in units of the event.
+      scale_init: the diagonal at the start, where the features are zero.
+      kernel_init: initialiser of the weights of mu and of the diagonal.
     """
 
     size: int
     floor: float = 1e-4
     scale_init: float = 1.0
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.MultivariateNormal:
@@ -117,47 +147,63 @@ class FullNormal(nn.Module):
         return distributions.MultivariateNormal(loc, scale_tril)
 
 
-class Bernoulli(nn.Module):
+class Bernoulli(Network):
     """Independent Bernoulli variables from logits l = W h + b.
 
-    `bias_init`: for images, `logit_of(mean_image)` starts every pixel at its mean over the data
-    (Burda et al., 2016, arXiv:1509.00519, do this), which saves the first epochs.
+    Args:
+      shape: of the event.
+      kernel_init: initialiser of W.
+      bias_init: initialiser of b; zero by default. For images, `logit_of(mean_image)` starts every
+        pixel at its mean over the data, which saves the first epochs.
+    References:
+      Burda et al., 2016, arXiv:1509.00519, start at the mean image.
     """
 
     shape: Shape
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
-    bias_init: Callable[..., Any] = nn.initializers.zeros
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Bernoulli:
         return distributions.Bernoulli(_linear(self, "logits", h, bias_init=self.bias_init))
 
 
-class ContinuousBernoulli(nn.Module):
+class ContinuousBernoulli(Network):
     """Independent continuous Bernoulli variables on [0, 1] from logits l = W h + b.
 
-    The likelihood for grey values that a Bernoulli's cross-entropy is not
-    (Loaiza-Ganem and Cunningham, 2019, arXiv:1907.06845).
+    It is a likelihood for grey values, which a Bernoulli's cross-entropy is not.
+
+    Args:
+      shape: of the event.
+      kernel_init: initialiser of W.
+    References:
+      Loaiza-Ganem and Cunningham, 2019, arXiv:1907.06845.
     """
 
     shape: Shape
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.ContinuousBernoulli:
         return distributions.ContinuousBernoulli(_linear(self, "logits", h))
 
 
-class FixedNormal(nn.Module):
-    """Normal with a predicted mean and one fixed standard deviation `scale` (event units).
+class FixedNormal(Network):
+    """Normal with a predicted mean and one fixed standard deviation.
 
-    Its -log p is `||x - loc||^2 / (2 scale^2)` plus a constant: squared error is this likelihood
-    with `scale = sqrt(1/2)`, and the scale is the weight between reconstruction and KL.
+    Its -log p is `||x - loc||^2 / (2 scale^2)` plus a constant. Squared error is this likelihood
+    with `scale = sqrt(1/2)`, and the scale is the weight between reconstruction and KL. Raises
+    ValueError for a scale that is not above 0.
+
+    Args:
+      shape: of the event.
+      scale: the standard deviation, in units of the event.
+      kernel_init: initialiser of the weights of the mean.
     """
 
     shape: Shape
     scale: float
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
@@ -167,17 +213,25 @@ class FixedNormal(nn.Module):
         return distributions.Normal(loc, jnp.asarray(self.scale, loc.dtype))
 
 
-class SharedNormal(nn.Module):
+class SharedNormal(Network):
     """Normal with a predicted mean and one learned standard deviation for all entries.
 
-    `scale = floor + softplus(s)` with one parameter s: the weight between reconstruction and KL
-    is learned by maximum likelihood (Rybkin et al., 2021, sigma-VAE, arXiv:2006.13202).
+    `scale = floor + softplus(s)` with one parameter s: the weight between reconstruction and KL is
+    learned by maximum likelihood.
+
+    Args:
+      shape: of the event.
+      floor: the smallest standard deviation, in units of the event.
+      scale_init: the standard deviation at the start.
+      kernel_init: initialiser of the weights of the mean.
+    References:
+      Rybkin et al., 2021, sigma-VAE, arXiv:2006.13202.
     """
 
     shape: Shape
     floor: float = 1e-4
     scale_init: float = 1.0
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
@@ -186,19 +240,27 @@ class SharedNormal(nn.Module):
         return distributions.Normal(loc, self.floor + nn.softplus(free))
 
 
-class DiscretizedLogistic(nn.Module):
+class DiscretizedLogistic(Network):
     """Logistic density integrated over the bins of 8-bit images: a likelihood of stored pixels.
 
-    x lies on the grid k / (levels - 1) in [0, 1] (`data.scale`). `loc = 1/2 + W_1 h + b_1`,
+    x lies on the grid k / (levels - 1) in [0, 1] (`data.scale`). `loc = 1/2 + W_1 h + b_1` and
     `scale = floor + softplus(W_2 h + b_2)`, in the same units.
-    Kingma et al., 2016, arXiv:1606.04934; Salimans et al., 2017, arXiv:1701.05517.
+
+    Args:
+      shape: of the event.
+      levels: points of the grid; 256 by default, for 8-bit images.
+      floor: the smallest scale.
+      scale_init: the scale at the start, where the features are zero.
+      kernel_init: initialiser of W_1 and W_2.
+    References:
+      Kingma et al., 2016, arXiv:1606.04934; Salimans et al., 2017, arXiv:1701.05517.
     """
 
     shape: Shape
     levels: int = 256
     floor: float = 1e-3
     scale_init: float = 0.1
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.DiscretizedLogistic:
@@ -207,15 +269,20 @@ class DiscretizedLogistic(nn.Module):
         return distributions.DiscretizedLogistic(loc, scale, self.levels)
 
 
-class Categorical(nn.Module):
-    """Independent categorical variables over `classes` values, from logits l = W h + b.
+class Categorical(Network):
+    """Independent categorical variables from logits l = W h + b.
 
-    The event is an array of integers of `shape`; the logits are `[*shape, classes]`.
+    The event is an array of integers; the logits are `[*shape, classes]`.
+
+    Args:
+      shape: of the event.
+      classes: how many values an entry can take.
+      kernel_init: initialiser of W.
     """
 
     shape: Shape
     classes: int
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Categorical:
@@ -223,10 +290,16 @@ class Categorical(nn.Module):
         return distributions.Categorical(_linear(self, "logits", h, shape=shape))
 
 
-def logit_of(mean: Any, *, margin: float = 1e-3) -> Callable[..., Any]:
+def logit_of(mean: Any, *, margin: float = 1e-3) -> Initializer:
     """A bias initialiser that starts Bernoulli logits at log(m / (1 - m)) of the data's mean m.
 
-    `mean`: array of the event's size, in [0, 1]; `margin`: m is kept this far from 0 and 1.
+    The initialiser raises ValueError for a bias of another size than the mean.
+
+    Args:
+      mean: m, an array of the event's size, in [0, 1].
+      margin: m is kept this far from 0 and 1.
+    Returns:
+      The initialiser, for instance for `heads.Bernoulli(shape, bias_init=...)`.
     """
     clipped = np.clip(np.asarray(mean, np.float64).ravel(), margin, 1 - margin)
     logits = np.log(clipped) - np.log1p(-clipped)
@@ -248,7 +321,7 @@ def _linear(
     h: Array,
     *,
     shape: Sequence[int] | None = None,
-    bias_init: Callable[..., Any] = nn.initializers.zeros,
+    bias_init: Initializer = nn.initializers.zeros,
 ) -> Array:
     """W h + b in `shape`, the event's by default: per pixel where h is a map over it, or dense."""
     shape = _shape(head.shape) if shape is None else tuple(shape)
@@ -264,7 +337,7 @@ def _shape(shape: Shape) -> tuple[int, ...]:
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
-def _scale_start(head: Any) -> Callable[..., Any]:
+def _scale_start(head: Any) -> Initializer:
     """The bias s at which `floor + softplus(s)` is `scale_init`."""
     if not 0 <= head.floor < head.scale_init:
         raise ValueError(

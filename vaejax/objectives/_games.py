@@ -14,13 +14,18 @@ def players(losses: Mapping[str, Loss]) -> Loss:
     """The sum of several players' losses, each of which moves that player's parameters alone.
 
     `L(params) = sum_i L_i(params_i, stop(params_j), j != i)`: the gradient for params_i is that of
-    L_i, whatever the others do with it. All are given the same key, so that they see the same
-    draws; what two of them compute alike is computed once.
+    L_i, whatever the others do with params_i. All losses are given the same key, so that they see
+    the same draws. What two of them compute alike is computed once.
 
-    `losses`: by player; `params` is a dict with the same names, on the first level, and each loss
-    takes it whole. The metrics are every player's, and its loss as `NAME/loss`; where two players
-    have a metric of one name, `NAME/metric`. Raises ValueError where the names are others'.
-    Goodfellow et al., 2014, Generative adversarial nets, arXiv:1406.2661.
+    Args:
+      losses: a loss for each player, by name. `params` is a dict with the same names on its first
+        level, and each loss takes it whole.
+    Returns:
+      A Loss, the sum. Its metrics are every player's metrics, and each player's loss as
+      `NAME/loss`. A metric that several players have is called `NAME/metric`. It raises ValueError
+      where the names in `params` are others.
+    References:
+      Goodfellow et al., 2014, Generative adversarial nets, arXiv:1406.2661.
     """
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:

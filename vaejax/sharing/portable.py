@@ -1,16 +1,16 @@
 """A model in one file that runs without its code: compiled functions of plain arrays.
 
 `export(path, model, params, x=x)` writes what encode, decode and sample compute, as StableHLO
-programs for several kinds of device, beside the parameters; `load(path)` gives functions of
-batches. The file is one of `vaejax.weights`, checksum and all, so that JAX alone will do:
+programs for several kinds of device, beside the parameters. `load(path)` gives functions of
+batches. The file is one of `vaejax.weights`, with its checksum. JAX alone can run it too:
 
     arrays = safetensors.numpy.load_file(path)
     params = {n.removeprefix("params/"): a for n, a in arrays.items() if n.startswith("params/")}
     program = jax.export.deserialize(bytearray(arrays["programs/encode"].tobytes()))
     program.call(params, words, x, ())  # words: uint32 [batch, 2], random bits for each example
 
-A program is no Python and cannot call Python, but it is run: as long and with as much memory as it
-likes. Load programs from those whom you trust; `weights` alone are safe from anyone.
+A program is not Python and cannot call Python. But it is run, and may take as much time and memory
+as it likes. Load programs only from those whom you trust; `weights` alone are safe from anyone.
 JAX keeps such programs running for six months of releases after the one that wrote them.
 """
 
@@ -36,15 +36,16 @@ from vaejax.types import Array, Params
 class Portable(NamedTuple):
     """A model as functions of batches of plain arrays, without its code.
 
-    - `encode(x, c=(), *, seed=0)`: `mean`, `stddev` and a `sample` of q(z|x, c);
-    - `decode(z, c=(), *, seed=0)`: the same of p(x|z, c);
-    - `sample(size, c=(), *, seed=0)`: `z ~ p(z|c)`, `x ~ p(x|z, c)` and the `mean` of the latter;
-      None for a model without a prior;
-    - `about`: what `export` was given to note.
+    Each function returns a dict of arrays with a leading batch axis, without what has no closed
+    form. Its argument `seed` is an integer, of which each example makes its own key, or the words
+    of these keys, uint32 `[batch, 2]`.
 
-    Each returns a dict of arrays with a leading batch axis, without what has no closed form.
-    `seed`: an integer, of which each example makes its own key, or the words of these keys, uint32
-    `[batch, 2]`.
+    Args:
+      encode: `encode(x, c=(), *, seed=0)` gives `mean`, `stddev` and a `sample` of q(z|x, c).
+      decode: `decode(z, c=(), *, seed=0)` gives the same of p(x|z, c).
+      sample: `sample(size, c=(), *, seed=0)` gives `z ~ p(z|c)`, `x ~ p(x|z, c)` and the `mean` of
+        the latter; None for a model without a prior.
+      about: what `export` was given to note.
     """
 
     encode: Callable[..., dict[str, Array]]
@@ -66,11 +67,20 @@ def export(
 ) -> None:
     """Write what a model computes with these parameters, for use without its code (see `load`).
 
-    `x`, `c`: one example and its condition, as for `model.init` (arrays, or their shapes and types
-    as `jax.ShapeDtypeStruct`); `batch`: the one size of batches to run, any size by default;
-    `platforms`: the devices to run on, known to JAX by these names; `about`: JSON values.
-    Dropout and other layer noise is off. Raises ValueError, with JAX's reason, where a function
-    cannot be exported so; otherwise as `weights.save`.
+    Dropout and other layer noise is off.
+
+    Args:
+      path: the file to write.
+      model: the Model.
+      params: its parameters.
+      x, c: one example and its condition, as for `model.init`: arrays, or their shapes and types as
+        `jax.ShapeDtypeStruct`.
+      batch: the one size of batches to run; by default any size.
+      platforms: the devices to run on, by JAX's names.
+      about: JSON values to note in the file.
+    Raises:
+      ValueError: with JAX's reason, where a function cannot be exported so; otherwise as
+        `weights.save`.
     """
     at_least_one("portable.export", batch=batch)
     size = jax.export.symbolic_shape("b")[0] if batch is None else batch
@@ -106,8 +116,15 @@ def export(
 def load(path: str | Path) -> Portable:
     """A model that `export` wrote, as functions of batches of arrays.
 
-    They are compiled at their first use, for the device that JAX has. Raises as `weights.tensors`
-    does, and ValueError for a file of other contents or a program that calls Python.
+    They are compiled at their first use, for the device that JAX has.
+
+    Args:
+      path: the file to read.
+    Returns:
+      the functions, and the note.
+    Raises:
+      ValueError: for a file of other contents, or a program that calls Python; otherwise as
+        `weights.tensors`.
     """
     note = weights.about(path)["about"]
     if not isinstance(note, dict) or "portable" not in note:

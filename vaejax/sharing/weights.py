@@ -1,9 +1,9 @@
 """Parameters in one file that is safe to share: safetensors, with a description and a checksum.
 
 `save(path, params)` and `load(path, like=model.init(...))`. A file holds numbers and names, and
-loading it executes nothing: the model is built by whoever loads. What was flipped, cut off or
-swapped in it, or belongs to another model, is refused in words and never loaded in part. The
-checksum is against damage; it does not say who made the file.
+loading it executes nothing: whoever loads it builds the model. A file that was damaged, cut off or
+swapped, or that belongs to another model, is refused with an error that says why, and is never
+loaded in part. The checksum is against damage; it does not say who made the file.
 
 Any safetensors reader opens it, with names such as "encoder/params/layers_0/kernel". The entry
 "vaejax" of its metadata is a JSON text: `format`, the `vaejax` that wrote it, `about` (the
@@ -45,11 +45,31 @@ _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 def save(path: str | Path, params: Params, *, about: Any = None) -> None:
     """Write parameters to one safetensors file, completely or not at all.
 
-    `params`: a pytree of arrays (floats of 16 to 64 bits and bfloat16, integers, booleans);
-    `about`: JSON values that `about(path)` gives back, for instance
-    `{"experiment": "vae", "config": {...}}`. An existing file is replaced at the end, by a rename.
-    Raises TypeError for a leaf that is no such array, ValueError for two leaves with one name or
-    an `about` that JSON cannot hold, OSError where the file cannot be written.
+    An existing file is replaced at the end, by a rename.
+
+    Args:
+      path: the file to write.
+      params: a pytree of arrays: floats of 16 to 64 bits and bfloat16, integers, booleans.
+      about: JSON values that `about(path)` gives back, for instance
+        `{"experiment": "vae", "config": {...}}`.
+    Raises:
+      TypeError: for a leaf that is no such array.
+      ValueError: for two leaves with one name, or an `about` that JSON cannot hold.
+      OSError: where the file cannot be written.
+    Example:
+      >>> import pathlib, tempfile
+      >>> import numpy as np
+      >>> from vaejax import weights
+      >>> params = {"decoder": {"kernel": np.zeros((2, 3), np.float32)}}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder) / "model.safetensors"
+      ...     weights.save(path, params, about={"experiment": "vae"})
+      ...     loaded = weights.load(path, like=params)
+      ...     note = weights.about(path)
+      >>> loaded["decoder"]["kernel"].shape
+      (2, 3)
+      >>> note["about"], note["tensors"]
+      ({'experiment': 'vae'}, {'decoder/kernel': 'float32[2, 3]'})
     """
     path = Path(path).expanduser().resolve()
     if path.exists() and not path.is_file():  # the rename would take the place of a device, too
@@ -63,11 +83,19 @@ def save(path: str | Path, params: Params, *, about: Any = None) -> None:
 def load(path: str | Path, *, like: Params) -> Params:
     """The parameters in a file, in the structure of `like` and where its arrays are.
 
-    `like`: parameters of the model that they are for (`model.init(...)`, or `jax.eval_shape` of
-    it), whose structure, names, shapes and types must agree. They go on the shardings of its
-    arrays; where it has NumPy's, they are NumPy's. Nothing is read before the header agrees.
-    Raises ValueError for what is no such file, is truncated or damaged, is of a newer format or of
-    another model (with the differing entries); FileNotFoundError where there is none.
+    Nothing is read before the header agrees.
+
+    Args:
+      path: the file to read.
+      like: parameters of the model that they are for (`model.init(...)`, or `jax.eval_shape` of
+        it), whose structure, names, shapes and types must agree. The loaded arrays go on the
+        shardings of its arrays; where it has NumPy arrays, they are NumPy arrays.
+    Returns:
+      the parameters.
+    Raises:
+      ValueError: for a file that is not of `save`, is truncated or damaged, is of a newer format,
+        or is of another model (with the entries that differ).
+      FileNotFoundError: where there is none.
     """
     nodes, leaves = _named("weights.load", like)
     with _opened("weights.load", path) as (file, header):
@@ -85,21 +113,40 @@ def load(path: str | Path, *, like: Params) -> Params:
 def about(path: str | Path) -> dict[str, Any]:
     """What a file says of itself, its checksum verified: of the header only, no tensor is read.
 
-    Returns `format`, `vaejax` (the version that wrote it), `about` as it was saved, and `tensors`:
-    `{"encoder/params/layers_0/kernel": "float32[784, 400]"}`. Raises as `load` does.
+    Args:
+      path: the file to read.
+    Returns:
+      `format`, `vaejax` (the version that wrote it), `about` as it was saved, and `tensors`:
+      `{"encoder/params/layers_0/kernel": "float32[784, 400]"}`.
+    Raises:
+      ValueError, FileNotFoundError: as for `load`.
     """
     with _opened("weights.about", path) as (_, header):
         return {name: header[name] for name in ("format", "vaejax", "about", "tensors")}
 
 
 def tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name, checked as `load` checks them but for a model to fit."""
+    """The arrays of a file by name, checked as `load` checks them, without a model to compare with.
+
+    Args:
+      path: the file to read.
+    Returns:
+      the NumPy arrays, by names such as "encoder/params/layers_0/kernel".
+    Raises:
+      ValueError, FileNotFoundError: as for `load`.
+    """
     with _opened("weights.tensors", path) as (file, header):
         return _tensors("weights.tensors", path, file, header)
 
 
 def name_of(path: Any) -> str:
-    """The name of a leaf by its key path in the tree: "encoder/params/layers_0/kernel"."""
+    """The name of a leaf by its key path in the tree: "encoder/params/layers_0/kernel".
+
+    Args:
+      path: a key path of JAX, as `jax.tree_util.tree_leaves_with_path` gives it.
+    Returns:
+      the keys, with "/" between them.
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -129,8 +176,10 @@ def _kind(node: Any) -> str:
     """What a node is, but for the class names of mappings and named tuples, whose keys say it."""
     if isinstance(node, Mapping):
         return "dict"
+    if node is None:
+        return "None"
     named = isinstance(node, tuple) and hasattr(node, "_fields")
-    return "None" if node is None else "NamedTuple" if named else type(node).__name__
+    return "NamedTuple" if named else type(node).__name__
 
 
 def _check_array(where: str, name: str, leaf: Any) -> None:

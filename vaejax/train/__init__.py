@@ -2,9 +2,11 @@
 
 from vaejax.train import checkpoint, devices, memory, population, precision
 from vaejax.train._faults import NonFiniteError
-from vaejax.train._fit import (
+from vaejax.train._fit import fit
+from vaejax.train._loop import Fitted, Interrupted, Terminated
+from vaejax.train._order import permute, shuffled
+from vaejax.train._step import (
     TrainState,
-    fit,
     gradient,
     key_for,
     make_scan,
@@ -13,8 +15,6 @@ from vaejax.train._fit import (
     skipping,
     update,
 )
-from vaejax.train._loop import Fitted, Interrupted, Terminated
-from vaejax.train._order import permute, shuffled
 from vaejax.types import StepOrder
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What goes wrong in a run: found before it starts, or said with the term, step and example."""
+"""Errors of a run: wrong arguments before it starts, and numbers that are not finite in it."""
 
 import math
 from collections.abc import Callable
@@ -12,16 +12,21 @@ from jax import lax
 
 from vaejax.errors import check_key, takes, unscaled, wrong
 from vaejax.trees import finite
-from vaejax.types import Batch, Key, Loss, Metrics, StepOrder
+from vaejax.types import Batch, Key, Loss, Metrics
 
 
 class NonFiniteError(FloatingPointError):
     """A loss, one of its terms or its gradient became infinite or NaN.
 
-    `step`: the first such step, counted from 0; `terms`: their values there; `examples`: the
-    indices of the examples that are to blame, () where not some of them are; `checkpoint`: the last
-    good one on disk, or None; `fitted`: all there was, with the state before that step (under
-    `skip`, after the chunk).
+    Args:
+      message: what is said.
+      step: the first such step, counted from 0.
+      terms: the values of the loss's terms there.
+      checkpoint: the last good one on disk, or None.
+      examples: the indices of the examples whose loss is not finite by itself; () where that holds
+        for none or for all.
+
+    `fitted` holds all there was, with the state before that step (under `skip`, after the chunk).
     """
 
     def __init__(
@@ -41,8 +46,12 @@ class NonFiniteError(FloatingPointError):
 class Seen(NamedTuple):
     """A step as its loss saw it.
 
-    `state`: before the step; `batch`, and the `key` of its noise; `indices` `[batch]`: of its
-    examples in the data.
+    Args:
+      loss: what is minimised.
+      state: the state before the step.
+      key: the key of its noise.
+      batch: what it saw.
+      indices: the places of its examples in the data, `[batch]`.
     """
 
     loss: Loss
@@ -55,9 +64,10 @@ class Seen(NamedTuple):
 def non_finite(
     terms: dict[str, float], seen: Seen, stored: Any, transform: Any, last: Path | None
 ) -> NonFiniteError:
-    """The error that says which term of which step, which examples, and what to look at.
+    """The error that names the term, the step and the examples, and says what to look at.
 
-    `terms`: of the loss at the step; `stored`: the x of its examples as stored.
+    `terms` are those of the loss at the step, `stored` is the x of its examples as stored, and
+    `last` the last good checkpoint.
     """
     step = int(seen.state.step)
     check_parameters(seen.state.params, step - 1, lambda: last)
@@ -72,7 +82,9 @@ def non_finite(
         )
         return NonFiniteError(message, step, terms, last)
     examples = _examples_to_blame(seen)
-    blamed = f"Example {', '.join(map(str, examples[:8]))} of the data by itself. " * bool(examples)
+    blamed = ""
+    if examples:
+        blamed = f"Example {', '.join(map(str, examples[:8]))} of the data by itself. "
     lowest = [(np.min(leaf), np.max(leaf)) for leaf in map(np.asarray, jax.tree.leaves(stored))]
     message = (
         f"fit: {', '.join(bad)} not finite at step {step} ({values}). {blamed}The batch's stored x "
@@ -92,7 +104,7 @@ def last_good(checkpoint: Path | None) -> str:
 
 
 def check_parameters(params: Any, step: int, last: Callable[[], Path | None]) -> None:
-    """Raise NonFiniteError where an optimizer made of a finite gradient what is not finite."""
+    """Raise NonFiniteError where the optimizer made parameters not finite of a finite gradient."""
     if not _all_finite(params):
         raise NonFiniteError(
             f"fit: parameters are not finite after step {step}, though every loss and gradient "
@@ -111,19 +123,8 @@ def check_metrics(history: Metrics, dimensions: int) -> None:
             raise wrong(f"fit: metric {name!r}", f"shape {shape}", "a scalar", "take its mean")
 
 
-def check_order(order: StepOrder, key: Key, size: int, batch_size: int) -> None:
-    """JAX reads the last example for an index that is past it, and says nothing."""
-    chosen = np.asarray(order(key, jnp.zeros((), jnp.int32)))
-    if chosen.shape != (batch_size,):
-        fix = "give fit and indices one batch_size, which also says how many steps an epoch has"
-        raise wrong("fit: indices", f"shape {chosen.shape}", f"({batch_size},)", fix)
-    if chosen.min() < 0 or chosen.max() >= size:
-        got, fix = f"{chosen.min()} to {chosen.max()}", "make them for the data that fit is given"
-        raise wrong("fit: indices", got, f"0 to {size - 1}, the examples", fix)
-
-
 def check_functions(loss: Any, optimizer: Any, transform: Any, evaluate: Any, key: Any) -> None:
-    """Raise TypeError for what `fit` was given in place of a function, an optimizer or a key."""
+    """Raise TypeError unless `fit` was given functions, an optimizer and a key."""
     fix = "for instance objectives.elbo(model)"
     takes("fit: loss", loss, "params, key, batch, step", fix)
     if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
@@ -138,22 +139,10 @@ def check_functions(loss: Any, optimizer: Any, transform: Any, evaluate: Any, ke
     check_key("fit", key)
 
 
-def check_finite_data(data: Batch) -> None:
-    """Raise ValueError for data with NaN or infinity, naming the first such example."""
-    for name, leaf in (("x", data.x), ("c", data.c)):
-        for array in map(np.asarray, jax.tree.leaves(leaf)):
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                bad = np.unique(np.argwhere(~np.isfinite(array))[:, 0])
-                raise ValueError(
-                    f"fit: data.{name} holds NaN or infinite values in {len(bad)} of "
-                    f"{len(array)} examples, the first at index {bad[0]}; drop or fill them"
-                )
-
-
 def check_monitored(
     measured: dict[str, Any], monitor: str, step: int, last: Callable[[], Path | None]
 ) -> None:
-    """Raise where what is monitored was not measured, or is not finite."""
+    """Raise where the monitored number was not measured, or is not finite."""
     if monitor not in measured:
         raise ValueError(
             f"fit: monitor={monitor!r} is not among what evaluate returned: {sorted(measured)}"
@@ -197,7 +186,8 @@ def _examples_to_blame(seen: Seen) -> tuple[int, ...]:
 
     def fine(weight: Any) -> Any:
         batch = seen.batch._replace(weight=weight)
-        value, metrics = seen.loss(seen.state.params, seen.key, batch, seen.state.step)
+        key = jax.random.clone(seen.key)  # of the same noise for each
+        value, metrics = seen.loss(seen.state.params, key, batch, seen.state.step)
         return jnp.all(jnp.stack([jnp.isfinite(v) for v in (value, *metrics.values())]))
 
     try:

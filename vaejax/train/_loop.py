@@ -1,7 +1,8 @@
 """The loop around a compiled run: progress, evaluation, early stopping, checkpoints, signals.
 
-`train.fit` and `population.fit` give it a program that advances their state by some steps; a value
-that it keeps or compares is one number for a single run, and one for each member of a population.
+`train.fit` and `population.fit` give it a program that takes their state some steps on. Each value
+that the loop keeps or compares is one number for a single run, and a list, with one number for each
+member, for a population.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import dataclasses
 import math
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,18 +18,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.errors import at_least_one, wrong
 from vaejax.train import _faults as faults
+from vaejax.train import _signals as signals
 from vaejax.train import checkpoint
+from vaejax.train._bookkeeping import Bookkeeping
+from vaejax.types import describe, numbers_in
 
 
 class Fitted(NamedTuple):
     """What `fit` returns.
 
-    `state`: after the last step; `best`: the state with the lowest monitored value, the last one
-    where nothing was compared; `history`: arrays `[epochs]` by name (`[epochs, members]` of a
-    population), nats per example, with `eval/...` NaN where an epoch was not evaluated;
-    `stopped`: "epochs", "early", "interrupted", "not finite" or "not saved".
+    Args:
+      state: after the last step.
+      best: the state with the lowest monitored value; the last one where nothing was compared.
+      history: arrays `[epochs]` by name (`[epochs, members]` of a population), nats per example;
+        `eval/...` is NaN where an epoch was not evaluated.
+      stopped: "epochs", "early", "interrupted", "not finite" or "not saved".
     """
 
     state: Any
@@ -42,9 +46,17 @@ class Fitted(NamedTuple):
         """Parameters after the last step."""
         return self.state.params
 
+    def __repr__(self) -> str:
+        epochs = len(next(iter(self.history.values()), ()))
+        return (
+            f"Fitted(stopped={self.stopped!r}, epochs={epochs}, "
+            f"steps={describe(self.state.step)}, history={list(self.history)}, "
+            f"params={numbers_in(self.params)})"
+        )
+
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during `fit`: what was under way was saved; `fitted` holds all there was."""
+    """Ctrl-C during `fit`. The steps under way were saved; `fitted` holds all there was."""
 
     def __init__(self, message: str, fitted: Fitted):
         super().__init__(message)
@@ -52,10 +64,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Terminated(SystemExit):
-    """SIGTERM during `fit`, as when a job is preempted: saved, and the process may end.
+    """SIGTERM during `fit`, as when a job is preempted. The steps under way were saved.
 
     Where nothing catches it the process ends without a traceback, with status 143, by which shells
-    and schedulers know a process that SIGTERM ended. `fitted` holds all there was.
+    and schedulers know a process that SIGTERM ended. `fitted` holds all there was, and `message`
+    says where the run stopped.
     """
 
     def __init__(self, message: str, fitted: Fitted):
@@ -70,8 +83,15 @@ class Terminated(SystemExit):
 class Run:
     """What changes while a run goes on, all of it in every checkpoint.
 
-    `epoch`: epochs done; `partial`: each step's metrics of the epoch under way; `rows`: of the
-    epochs before; `best` is None until something was compared.
+    Args:
+      state: after the steps done so far.
+      best: the state with the lowest monitored value; None until something was compared.
+      epoch: epochs done.
+      partial: each step's metrics of the epoch under way.
+      rows: the numbers of the epochs before.
+      lowest: the lowest monitored value.
+      waited: evaluations since then.
+      stopped: whether patience has run out.
     """
 
     state: Any
@@ -107,9 +127,11 @@ class Run:
             array = np.asarray(values)
             if name == "skipped":
                 row[name] = array.sum(axis=0).tolist()
-            else:
-                array = array[counted] if counted.ndim and not counted.all() else array
-                row[name] = (array.mean(axis=0) if len(array) else math.nan * array.sum(0)).tolist()
+                continue
+            if counted.ndim and not counted.all():
+                array = array[counted]
+            mean = array.mean(axis=0) if len(array) else math.nan * array.sum(axis=0)
+            row[name] = mean.tolist()
         self.partial = {}
         self.epoch += 1
         return row
@@ -128,15 +150,18 @@ class Run:
         self.stopped = self.out_of(patience)
 
     def out_of(self, patience: int | None) -> bool:
+        """Whether the run, or each member of it, has waited long enough."""
         return patience is not None and bool(np.all(np.asarray(self.waited) >= patience))
 
     def record(self) -> checkpoint.Record:
+        """The run as a checkpoint holds it."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
         plain["compared"] = self.best is not None
         best = self.state if self.best is None else self.best
         return checkpoint.Record(self.state, best, plain)
 
     def fitted(self, stopped: str) -> Fitted:
+        """The run as `fit` returns it."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         width = next((len(v) for row in self.rows for v in row.values() if isinstance(v, list)), 0)
         absent = [math.nan] * width if width else math.nan
@@ -145,127 +170,140 @@ class Run:
         return Fitted(self.state, best, history, stopped)
 
 
-def drive(
-    state: Any,
-    *,
-    advance: Callable[[Any, int, int], tuple[Any, dict[str, Any]]],
-    inspect: Callable[["Run", dict[str, Any], int, Callable[[], Path | None]], None],
-    evaluate: Callable[[Any], dict[str, Any]] | None,
-    identity: dict[str, Any],
-    epochs: int,
-    steps: int,
-    chunk: int,
-    evaluate_every: int,
-    monitor: str,
-    patience: int | None,
-    directory: str | Path | None,
-    keep: int,
-    checkpoint_every: int,
-    resume: bool,
-    hook: Callable[[Any], Any] | None,
-    log: Callable[[dict[str, Any]], None] | None,
-    progress: bool,
-) -> Fitted:
-    """Advance a state through its epochs of `steps` steps, at most `chunk` at a time.
+class Program(NamedTuple):
+    """What a run does, as `train.fit` and `population.fit` make it.
 
-    `advance(state, step, count) -> (state, history)`: `count` steps from the `step`-th on, and each
-    metric `[count, ...]` on the host; `inspect(run, history, step, last)`, where `run.state` is
-    the new one, raises NonFiniteError (`last()`: path of the last good checkpoint);
-    `evaluate(state)`; the rest as for `train.fit`.
+    Args:
+      advance: `(state, step, count) -> (state, history)`, `count` steps from the `step`-th on, and
+        each metric `[count, ...]` on the host; fewer steps where their data could not be read.
+      inspect: `(run, history, step, last)`, where `run.state` is the new one, raises
+        NonFiniteError; `last()` is the path of the last good checkpoint, or None.
+      evaluate: `state -> {name: number}`, or None.
+      steps: how many an epoch has.
+      identity: what tells this run from another one, values that JSON can hold.
     """
-    _check_options(
-        epochs=epochs,
-        patience=patience,
-        evaluate=evaluate,
-        evaluate_every=evaluate_every,
-        monitor=monitor,
-        directory=directory,
-        keep=keep,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        chunk=chunk,
-    )
-    piece = _piece(steps, chunk)
-    first = jax.process_index() == 0
-    with (
-        checkpoint.opened(directory, identity, resume=resume, keep=keep) as store,
-        _bar(epochs, progress and first) as bar,
-        _signals() as signals,
-    ):
-        run = _begin(state, store, patience)
+
+    advance: Callable[[Any, int, int], tuple[Any, dict[str, Any]]]
+    inspect: Callable[[Run, dict[str, Any], int, Callable[[], Path | None]], None]
+    evaluate: Callable[[Any], dict[str, Any]] | None
+    steps: int
+    identity: dict[str, Any]
+
+
+def drive(state: Any, program: Program, book: Bookkeeping) -> Fitted:
+    """Take a state through its epochs, some steps at a time, and keep the books.
+
+    Between two calls of the program signals are heeded; at the end of an epoch come the hook, the
+    evaluation, the log and the checkpoint.
+    """
+    book.check(program.evaluate)
+    opened = checkpoint.opened(book.directory, program.identity, resume=book.resume, keep=book.keep)
+    with opened as store, _bar(book) as bar, signals.collected() as collected:
+        run = _begin(state, store, book.patience)
+        loop = _Loop(run, program, book, store)
         bar.update(run.epoch)
-        unended = (run.epoch + 1) * steps if run.done == steps else None
-
-        def last() -> Path | None:
-            return checkpoint.latest(store)
-
+        resumed_at = run.epoch * program.steps + run.done
+        # Such a checkpoint was saved before the end of its epoch, in which something failed.
+        unended = resumed_at if run.done == program.steps else None
         try:
-            while run.epoch < epochs and not run.stopped:
-                step = run.epoch * steps + run.done
-                if run.done < steps:  # else the end of this epoch failed, before it was resumed
-                    count = min(piece, steps - run.done)
-                    with _rescued(run, step, store):
-                        run.state, history = advance(run.state, step, count)
-                    inspect(run, history, step, last)
-                    run.gather(history)
-                    step += len(next(iter(history.values())))
-                done = run.done == steps
-                if done:
-                    with _rescued(run, step, store):
-                        means = run.close_epoch()
-                        if hook is not None:
-                            run.state = owned(hook(run.state))
-                        row = {"epoch": float(run.epoch), "step": float(step)} | means
-                        due = run.epoch % evaluate_every == 0
-                        if evaluate is not None and (due or run.epoch == epochs):
-                            found = evaluate(run.state).items()
-                            measured = {n: np.asarray(v, float) for n, v in found}
-                            faults.check_monitored(measured, monitor, step, last)
-                            row |= {f"eval/{name}": v.tolist() for name, v in measured.items()}
-                            if due:  # one at the end only is recorded: a longer run has it not
-                                run.compare(measured[monitor], patience)
-                        if log is not None and first:
-                            log(row)
-                        run.rows.append(row)  # the last, since the record of before shares them
-                    names = (*means, f"eval/{monitor}")
-                    bar.set_postfix({n: _shown(row[n]) for n in names if n in row}, refresh=False)
+            while run.epoch < book.epochs and not run.stopped:
+                step = loop.advance()
+                epoch_is_over = run.done == program.steps
+                if epoch_is_over:
+                    shown = loop.end_epoch(step)
+                    bar.set_postfix(shown, refresh=False)
                     bar.update()
-                caught = _agreed(signals)
-                ended = run.epoch == epochs or run.stopped
-                due = done and (ended or run.epoch % checkpoint_every == 0)
+                caught = signals.agreed(collected)
+                ended = run.epoch == book.epochs or run.stopped
+                due = epoch_is_over and (ended or run.epoch % book.checkpoint_every == 0)
                 if store is not None and (due or caught):
-                    checkpoint.save(store, step, run.record(), again=ended and step == unended)
+                    again = ended and step == unended
+                    checkpoint.save(store, step, run.record(), again=again)
                 if caught:
-                    raise _stopped(run, steps, caught, directory)
-        except (faults.NonFiniteError, checkpoint.SaveError) as error:
-            full = isinstance(error, checkpoint.SaveError)
-            error.fitted = run.fitted("not saved" if full else "not finite")
+                    raise _stopped(run, program.steps, caught, book.directory)
+        except faults.NonFiniteError as error:
+            error.fitted = run.fitted("not finite")
+            raise
+        except checkpoint.SaveError as error:
+            error.fitted = run.fitted("not saved")
             raise
     return run.fitted("early" if run.stopped else "epochs")
 
 
-@contextlib.contextmanager
-def _rescued(run: Run, step: int, store: checkpoint.Store | None) -> Iterator[None]:
-    """Where what is done here fails, the run before it, of `step` steps, is kept for a resume."""
-    record = run.record()
-    try:
-        yield
-    except faults.NonFiniteError:  # nothing to go on with
-        raise
-    except Exception as error:
-        leaves = jax.tree.leaves((record.state, record.best))
-        whole = not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
-        if store is not None and step and whole and jax.process_count() == 1:
-            try:
-                checkpoint.save(store, step, record)
-                error.add_note(f"fit: saved before step {step}; resume=True goes on there")
-            except checkpoint.SaveError as unsaved:
-                error.add_note(str(unsaved))
-        raise
+class _Loop(NamedTuple):
+    """The parts of a run's loop, which share the run, its program, the books and the store."""
+
+    run: Run
+    program: Program
+    book: Bookkeeping
+    store: checkpoint.Store | None
+
+    def advance(self) -> int:
+        """The next call of the program; returns the number of steps done in all."""
+        run, steps = self.run, self.program.steps
+        step = run.epoch * steps + run.done
+        if run.done == steps:  # the end of this epoch failed, before the run was resumed
+            return step
+        count = min(self.book.piece(steps), steps - run.done)
+        with self.rescued(step):
+            run.state, history = self.program.advance(run.state, step, count)
+        self.program.inspect(run, history, step, self.last)
+        run.gather(history)
+        return step + len(next(iter(history.values())))
+
+    def end_epoch(self, step: int) -> dict[str, str]:
+        """The hook, the evaluation and the log; returns what the progress bar shows."""
+        run, book = self.run, self.book
+        with self.rescued(step):
+            means = run.close_epoch()
+            if book.hook is not None:
+                run.state = owned(book.hook(run.state))
+            row = {"epoch": float(run.epoch), "step": float(step)} | means
+            row |= self.measured(step)
+            if book.log is not None and jax.process_index() == 0:
+                book.log(row)
+            run.rows.append(row)  # the last, since the record of before shares them
+        return {n: _shown(row[n]) for n in (*means, f"eval/{book.monitor}") if n in row}
+
+    def measured(self, step: int) -> dict[str, Any]:
+        """What the evaluation finds, if one is due, and whether it is the best so far."""
+        run, book = self.run, self.book
+        due = run.epoch % book.evaluate_every == 0
+        if self.program.evaluate is None or not (due or run.epoch == book.epochs):
+            return {}
+        found = self.program.evaluate(run.state).items()
+        measured = {name: np.asarray(value, float) for name, value in found}
+        faults.check_monitored(measured, book.monitor, step, self.last)
+        if due:  # one at the end only is recorded: a longer run has it not
+            run.compare(measured[book.monitor], book.patience)
+        return {f"eval/{name}": value.tolist() for name, value in measured.items()}
+
+    def last(self) -> Path | None:
+        """Path of the last good checkpoint."""
+        return checkpoint.latest(self.store)
+
+    @contextlib.contextmanager
+    def rescued(self, step: int) -> Iterator[None]:
+        """Where what is done inside fails, the run before it is saved, at `step`, for a resume."""
+        store, record = self.store, self.run.record()
+        try:
+            yield
+        except faults.NonFiniteError:  # nothing to go on with
+            raise
+        except Exception as error:
+            leaves = jax.tree.leaves((record.state, record.best))
+            whole = not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
+            if store is not None and step and whole and jax.process_count() == 1:
+                try:
+                    checkpoint.save(store, step, record)
+                    error.add_note(f"fit: saved before step {step}; resume=True goes on there")
+                except checkpoint.SaveError as unsaved:
+                    error.add_note(str(unsaved))
+            raise
 
 
 def owned(state: Any) -> Any:
-    """A copy: the program gives the buffers of its input back, so nobody else may hold them."""
+    """A copy: a program reuses the buffers of its input, so no one else may hold them."""
     return jax.tree.map(jnp.copy, state)
 
 
@@ -278,29 +316,6 @@ def chosen(whether: Any, new: Any, old: Any) -> Any:
         return jnp.where(jnp.broadcast_to(whether.reshape(shape), new.shape), new, old)
 
     return jax.tree.map(choose, new, old)
-
-
-def _check_options(
-    *,
-    epochs: int,
-    patience: int | None,
-    evaluate: Any,
-    evaluate_every: int,
-    monitor: str,
-    directory: Any,
-    keep: int,
-    checkpoint_every: int,
-    resume: bool,
-    chunk: int,
-) -> None:
-    every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
-    at_least_one("fit", epochs=epochs, patience=patience, **every, keep=keep, chunk=chunk)
-    if patience is not None and evaluate is None:
-        raise wrong("fit: patience", patience, "evaluate beside it", "give evaluate=...")
-    if resume and directory is None:
-        raise wrong("fit: resume", resume, "a directory to resume from", "give directory=...")
-    if monitor == "elbo":
-        raise wrong("fit: monitor", "'elbo'", "what is minimised", "monitor 'loss', its negative")
 
 
 def _begin(state: Any, store: checkpoint.Store | None, patience: int | None) -> Run:
@@ -320,35 +335,17 @@ def _begin(state: Any, store: checkpoint.Store | None, patience: int | None) -> 
     return run
 
 
-def _piece(steps: int, chunk: int) -> int:
-    """Steps of a call: an even part of the epoch where there is one, so as to compile once."""
-    parts = -(-steps // chunk)
-    even = (n for n in range(parts, min(2 * parts, steps) + 1) if steps % n == 0)
-    return steps // next(even, parts) if parts > 1 else steps
-
-
-def _agreed(signals: list[int]) -> list[int]:
-    """The signals that any process of the run has had: all stop at the same step."""
-    if jax.process_count() == 1:
-        return list(signals)  # one that comes from now on is for the next look
-    from jax.experimental import multihost_utils
-
-    mine = np.array([signal.SIGINT in signals, signal.SIGTERM in signals])
-    had: Any = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 2).any(axis=0)
-    found = {signal.SIGINT: had[0], signal.SIGTERM: had[1]}
-    return [int(number) for number, yes in found.items() if yes]
-
-
-def _stopped(run: Run, steps: int, signals: list[int], directory: Any) -> BaseException:
-    terminated = signal.SIGTERM in signals
-    where = (
-        f"in epoch {run.epoch + 1} (step {run.done} of {steps})"
-        if run.done
-        else (f"after epoch {run.epoch}")
-    )
+def _stopped(run: Run, steps: int, caught: list[int], directory: Any) -> BaseException:
+    """The error that ends a run for a signal."""
+    if run.done:
+        where = f"in epoch {run.epoch + 1} (step {run.done} of {steps})"
+    else:
+        where = f"after epoch {run.epoch}"
     saved = f"; resume=True continues from {directory}" if directory is not None else ""
-    message = f"fit: stopped by {'SIGTERM' if terminated else 'Ctrl-C'} {where}{saved}"
-    return (Terminated if terminated else Interrupted)(message, run.fitted("interrupted"))
+    fitted = run.fitted("interrupted")
+    if signal.SIGTERM in caught:
+        return Terminated(f"fit: stopped by SIGTERM {where}{saved}", fitted)
+    return Interrupted(f"fit: stopped by Ctrl-C {where}{saved}", fitted)
 
 
 def _shown(value: Any) -> str:
@@ -360,35 +357,10 @@ def _shown(value: Any) -> str:
     return f"{found.mean():.4g} ({found.std():.2g})" if len(found) else "nan"
 
 
-def _bar(epochs: int, progress: bool) -> Any:
+def _bar(book: Bookkeeping) -> Any:
     from tqdm import tqdm  # lazily: importing the library stays light
 
     # A terminal redraws the line; a log file or a notebook gets a line now and then.
     often = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=epochs, unit="epoch", disable=not progress, mininterval=often)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of raising; a second Ctrl-C raises at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def handler(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-        again = "; Ctrl-C again stops at once" * (number == signal.SIGINT)
-        with contextlib.suppress(RuntimeError):  # it came while something else was printed
-            print(f"\nstopping after the steps under way{again}", file=sys.stderr)
-
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
-    for unheeded in caught:  # while the last checkpoint was written, say: the run is done
-        signal.raise_signal(unheeded)
+    hidden = not book.progress or jax.process_index() != 0
+    return tqdm(total=book.epochs, unit="epoch", disable=hidden, mininterval=often)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vaejax.errors import wrong
@@ -9,12 +10,22 @@ from vaejax.types import Array, Key, StepOrder
 
 
 def shuffled(size: int, batch_size: int) -> StepOrder:
-    """`indices(key, step) -> [batch_size]`: each epoch visits the examples in a new random order.
+    """An order in which each epoch visits the examples in a new random order.
 
-    An epoch is `size // batch_size` steps; what is left over is dropped, others each epoch. The
-    order is a keyed permutation evaluated only where it is needed (a Feistel network with cycle
-    walking), so that no step sorts the data set and none depends on the one before.
-    Black and Rogaway, 2002, Ciphers with arbitrary finite domains.
+    An epoch is `size // batch_size` steps. The examples that are left over are not seen in that
+    epoch; they are others in each. The order is a keyed permutation evaluated only where it is
+    needed (a Feistel network with cycle walking). So no step sorts the data set, and none depends
+    on the one before.
+
+    Args:
+      size: how many examples there are.
+      batch_size: examples of a step.
+    Returns:
+      `indices(key, step) -> [batch_size]`, int32, from 0 to size - 1.
+    Raises:
+      ValueError: unless batch_size is from 1 to size.
+    References:
+      Black and Rogaway, 2002, Ciphers with arbitrary finite domains.
     """
     if not 1 <= batch_size <= size:
         fix = "lower it; one example alone needs a leading axis: x[None]"
@@ -29,8 +40,35 @@ def shuffled(size: int, batch_size: int) -> StepOrder:
     return indices
 
 
+def order_of(indices: StepOrder | None, key: Key, size: int, batch_size: int) -> StepOrder:
+    """The order of a run: the caller's `indices`, once checked, or `shuffled`.
+
+    Raises ValueError for a batch larger than the data, for indices that are not one batch, and for
+    those beyond the data: JAX would read the last example for them, and say nothing.
+    """
+    by_default = shuffled(size, batch_size)
+    if indices is None:
+        return by_default
+    chosen = np.asarray(indices(key, jnp.zeros((), jnp.int32)))
+    if chosen.shape != (batch_size,):
+        fix = "give fit and indices one batch_size, which also says how many steps an epoch has"
+        raise wrong("fit: indices", f"shape {chosen.shape}", f"({batch_size},)", fix)
+    if chosen.min() < 0 or chosen.max() >= size:
+        got, fix = f"{chosen.min()} to {chosen.max()}", "make them for the data that fit is given"
+        raise wrong("fit: indices", got, f"0 to {size - 1}, the examples", fix)
+    return indices
+
+
 def permute(key: Key, positions: Array, size: int) -> Array:
-    """The entries at `positions` `[k]` of a random permutation of 0..size-1: int32 `[k]`."""
+    """Some entries of a random permutation of 0..size-1.
+
+    Args:
+      key: which permutation.
+      positions: the places whose entries are asked for, integers `[k]`.
+      size: the length of the permutation.
+    Returns:
+      int32 `[k]`.
+    """
     half = max(3, -(-(size - 1).bit_length() // 2))
     mask = jnp.uint32((1 << half) - 1)
     rounds = jax.random.bits(key, (8,), jnp.uint32)
@@ -46,7 +84,7 @@ def permute(key: Key, positions: Array, size: int) -> Array:
         index = jnp.where(outside, shuffle(index), index)
         return index, index >= size
 
-    # Whoever lands outside walks on along its cycle until it is inside: still a permutation.
+    # An index that lands outside goes on along its cycle until it is inside: still a permutation.
     start = positions.astype(jnp.uint32), jnp.ones_like(positions, bool)
     inside, _ = lax.while_loop(lambda state: jnp.any(state[1]), walk, start)
     return inside.astype(jnp.int32)

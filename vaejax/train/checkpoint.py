@@ -1,8 +1,8 @@
-"""Checkpoints of a run on disk, written by Orbax, checked on the way back in.
+"""Checkpoints of a run on disk, written by Orbax, checked when they are read.
 
 A checkpoint is a directory named by its step. Beside the arrays it keeps a description of them, a
-checksum, and what identifies the run, so that another model's, another run's or a damaged
-checkpoint is refused in words and never loaded in part.
+checksum, and what identifies the run. So a checkpoint that is damaged, or that belongs to another
+model or another run, is refused with a message and never loaded in part.
 """
 
 import contextlib
@@ -20,11 +20,31 @@ from vaejax.errors import wrong
 from vaejax.trees import differences, digest
 from vaejax.types import Key
 
+__all__ = [
+    "Record",
+    "SaveError",
+    "Store",
+    "check_space",
+    "key_words",
+    "latest",
+    "load",
+    "opened",
+    "restore",
+    "save",
+    "signature",
+]
+
 _FORMAT = 2  # of what a checkpoint holds; 1 had whole epochs only, and no such entry
 
 
 class Record(NamedTuple):
-    """What is saved: the current and the best train state, and plain values that JSON can hold."""
+    """What is saved of a run.
+
+    Args:
+      state: the current train state.
+      best: the best train state so far.
+      progress: plain values that JSON can hold.
+    """
 
     state: Any
     best: Any
@@ -32,7 +52,13 @@ class Record(NamedTuple):
 
 
 class Store(NamedTuple):
-    """An open checkpoint directory: `path`, Orbax `manager`, and the `run` it belongs to."""
+    """An open directory of checkpoints.
+
+    Args:
+      path: where it is.
+      manager: Orbax's CheckpointManager.
+      run: what identifies the run that it belongs to, values that JSON can hold.
+    """
 
     path: Path
     manager: Any
@@ -40,9 +66,9 @@ class Store(NamedTuple):
 
 
 class SaveError(OSError):
-    """A checkpoint that could not be written: a full disk, say. Those before it are whole.
+    """A checkpoint that could not be written, on a full disk for instance.
 
-    `fitted`: all there was, where `fit` raised it.
+    Those before it are whole. `fitted` holds all there was, where `fit` raised it.
     """
 
     fitted: Any = None
@@ -52,11 +78,19 @@ class SaveError(OSError):
 def opened(
     path: str | Path | None, run: dict[str, Any], *, resume: bool, keep: int = 2
 ) -> Iterator[Store | None]:
-    """A directory for a run's checkpoints while it is needed, or None where `path` is None.
+    """A directory for a run's checkpoints, open inside a `with`.
 
-    The newest `keep` checkpoints stay. `run` identifies the run (JSON values); a checkpoint that
-    says otherwise is refused later. Raises FileExistsError where the directory holds a run already
-    and `resume` is false, OSError where nothing can be written there.
+    Args:
+      path: the directory, which is made if it is missing; None for no checkpoints.
+      run: what identifies the run, values that JSON can hold. A checkpoint that says otherwise is
+        refused by `restore`.
+      resume: whether the directory may hold a run already.
+      keep: how many of the newest checkpoints stay.
+    Returns:
+      A context that gives a Store, or None where `path` is None.
+    Raises:
+      FileExistsError: where the directory holds a run already and `resume` is false.
+      OSError: where nothing can be written there.
     """
     if path is None:
         yield None
@@ -81,10 +115,16 @@ def opened(
 
 
 def save(store: Store, step: int, record: Record, *, again: bool = False) -> None:
-    """Write one checkpoint; it counts only once it is complete (a rename at the end).
+    """Write one checkpoint. It counts only once it is complete: it is renamed at the end.
 
-    One of that step that is there already stays, or gives way where `again` is true.
-    Raises SaveError where it cannot be written; those before it stay as they were.
+    Args:
+      store: where to.
+      step: its name, the number of steps done.
+      record: what is saved.
+      again: whether a checkpoint of that step that is there already is replaced; by default it
+        stays.
+    Raises:
+      SaveError: where it cannot be written; those before it stay as they were.
     """
     import orbax.checkpoint as ocp
 
@@ -108,7 +148,14 @@ def save(store: Store, step: int, record: Record, *, again: bool = False) -> Non
 
 
 def check_space(store: Store, like: Record) -> None:
-    """Raise SaveError where not even one checkpoint would fit, before any work is lost."""
+    """Look before any work is done whether there is room for a checkpoint.
+
+    Args:
+      store: where checkpoints go.
+      like: a record of the same size.
+    Raises:
+      SaveError: where not even one would fit.
+    """
     needed, free = _size_of(_arrays(like)), shutil.disk_usage(store.path).free
     if free < needed:
         got, fix = f"{free / 1e6:.0f} MB free", "make room, or use another directory"
@@ -122,11 +169,16 @@ def check_space(store: Store, like: Record) -> None:
 
 
 def restore(store: Store, *, like: Record) -> Record | None:
-    """The newest good checkpoint, in the structure of `like`; None where there is none yet.
+    """The newest good checkpoint. A damaged one is renamed, with a warning, for the one before it.
 
-    One that is damaged is renamed, with a warning, and the one before it serves.
-    Raises ValueError for one of another run or another model (with the differing entries), or
-    where all are damaged.
+    Args:
+      store: where checkpoints lie.
+      like: a record of the same structure, shapes and types.
+    Returns:
+      A Record in the structure of `like`; None where there is no checkpoint yet.
+    Raises:
+      ValueError: for one of another run or another model, with the entries that differ; and where
+        all are damaged.
     """
     found: Record | None = None
     damaged: dict[int, str] = {}
@@ -183,10 +235,17 @@ def _restored(store: Store, step: int, like: Record) -> Record:
 def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
     """Parameters from the newest checkpoint in a run's directory, for use without the run.
 
-    `like`: parameters of the model that they are for (`model.init(...)`), whose structure, shapes
-    and types must agree; `best`: those with the lowest monitored value instead of the last.
-    Raises FileNotFoundError where there is no checkpoint, ValueError for another model's or one
-    whose arrays do not match their checksum.
+    Args:
+      path: the directory that `fit` was given.
+      like: parameters of the model that they are for (`model.init(...)`), whose structure, shapes
+        and types must agree.
+      best: whether those with the lowest monitored value are meant instead of the last.
+    Returns:
+      Parameters in the structure of `like`.
+    Raises:
+      FileNotFoundError: where there is no checkpoint.
+      ValueError: for a checkpoint of another model, and for one whose arrays do not match their
+        checksum.
     """
     import orbax.checkpoint as ocp
 
@@ -223,13 +282,25 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
 
 
 def latest(store: Store | None) -> Path | None:
-    """Path of the newest complete checkpoint of an open store, or None where there is none yet."""
+    """The newest complete checkpoint.
+
+    Args:
+      store: an open directory, or None.
+    Returns:
+      Its path, or None where there is none yet.
+    """
     step = None if store is None else store.manager.latest_step()
     return None if store is None or step is None else store.path / str(step)
 
 
 def signature(tree: Any) -> dict[str, str]:
-    """Names, types and shapes of a tree's arrays: `{"['params']['w']": "float32[784, 400]"}`."""
+    """Names, types and shapes of a tree's arrays.
+
+    Args:
+      tree: any tree of arrays.
+    Returns:
+      A dictionary such as `{"['params']['w']": "float32[784, 400]"}`.
+    """
     return {
         jax.tree_util.keystr(path): _type(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -237,7 +308,13 @@ def signature(tree: Any) -> dict[str, str]:
 
 
 def key_words(key: Key) -> list[int]:
-    """The words of a typed or raw PRNG key, as JSON can hold them."""
+    """The words of a PRNG key, as JSON can hold them.
+
+    Args:
+      key: a typed or raw key.
+    Returns:
+      A list of integers.
+    """
     return np.asarray(_without_keys(key)).ravel().tolist()
 
 

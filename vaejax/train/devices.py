@@ -1,7 +1,7 @@
 """Where arrays lie: a mesh of devices, batches split over it, parameters copied or sharded.
 
-`fit(..., mesh=devices.mesh())` is all that a run on several devices needs; the compiler inserts the
-communication. Several hosts: `jax.distributed.initialize()` first, then the same.
+A run on several devices needs only `fit(..., mesh=devices.mesh())`; the compiler inserts the
+communication. On several hosts call `jax.distributed.initialize()` first, then do the same.
 """
 
 from typing import Any
@@ -13,14 +13,31 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vaejax.errors import wrong
 from vaejax.types import Array, Key, Params, StepOrder
 
+__all__ = [
+    "AXIS",
+    "check_divides",
+    "copied",
+    "mesh",
+    "placed",
+    "put",
+    "sharded",
+    "split",
+    "splitting",
+]
+
 AXIS = "data"
 """Name of the axis of a mesh over which batches, members of a population and shards are split."""
 
 
 def mesh(count: int | None = None) -> Mesh:
-    """A mesh of the first `count` devices, by default of all (those of other hosts included).
+    """A mesh of some of the devices.
 
-    Raises ValueError where there are fewer.
+    Args:
+      count: how many, from the first on; by default all, those of other hosts included.
+    Returns:
+      A mesh with the one axis `AXIS`.
+    Raises:
+      ValueError: where there are fewer devices.
     """
     there = jax.devices()
     count = len(there) if count is None else count
@@ -33,25 +50,42 @@ def mesh(count: int | None = None) -> Mesh:
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The sharding of arrays whose leading axis, `[batch, ...]`, is split over a mesh's devices.
+    """The sharding of arrays whose leading axis is split over a mesh's devices.
 
-    Each of D devices then holds `[batch / D, ...]`; D has to divide the axis.
+    Args:
+      mesh: D devices, where D divides the axis.
+    Returns:
+      A sharding under which each device holds `[batch / D, ...]` of an array `[batch, ...]`.
     """
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def copied(mesh: Mesh) -> NamedSharding:
-    """The sharding of arrays, of any shape, of which each device of a mesh has a copy."""
+    """The sharding of arrays, of any shape, of which each device has a copy.
+
+    Args:
+      mesh: the devices.
+    Returns:
+      A sharding.
+    """
     return NamedSharding(mesh, PartitionSpec())
 
 
 def sharded(params: Params, mesh: Mesh, *, smallest: int = 2**12) -> Params:
     """Parameters with each large array split over the devices, so that each holds a part (FSDP).
 
-    An array of at least `smallest` entries is split along its longest axis that the devices divide;
-    others are copied. Given to `fit(..., mesh=mesh)`, the optimizer's moments lie likewise, and the
-    compiler gathers what a layer needs when it needs it.
-    Zhao et al., 2023, arXiv:2304.11277.
+    A large array is split along the longest of its axes that the devices divide; others are copied.
+    In `fit(..., mesh=mesh)` the optimizer's moments then lie likewise, and the compiler gathers the
+    parameters of a layer when it needs them.
+
+    Args:
+      params: the parameters.
+      mesh: the devices.
+      smallest: entries from which on an array counts as large; by default 4096.
+    Returns:
+      The parameters, laid on the devices.
+    References:
+      Zhao et al., 2023, arXiv:2304.11277.
     """
 
     def place(leaf: Any) -> Any:
@@ -66,7 +100,14 @@ def sharded(params: Params, mesh: Mesh, *, smallest: int = 2**12) -> Params:
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays that every process has whole, placed by a sharding, also over several processes."""
+    """Place arrays on devices, also on those of several processes.
+
+    Args:
+      tree: arrays that every process has whole.
+      sharding: where they go.
+    Returns:
+      The tree, placed.
+    """
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
@@ -81,7 +122,14 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def placed(tree: Any, mesh: Mesh) -> Any:
-    """A tree of which every leaf lies on the mesh: as it is where it does already, else copied."""
+    """Place those leaves of a tree on a mesh that do not lie there yet.
+
+    Args:
+      tree: arrays.
+      mesh: the devices.
+    Returns:
+      The tree: leaves that lie on the mesh as they are, others copied to each device.
+    """
 
     def place(leaf: Any) -> Any:
         there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
@@ -91,7 +139,14 @@ def placed(tree: Any, mesh: Mesh) -> Any:
 
 
 def splitting(order: StepOrder, mesh: Mesh) -> StepOrder:
-    """An order whose batches are split over the devices: what follows from them is, too."""
+    """An order whose batches are split over the devices, and with them all that follows.
+
+    Args:
+      order: `order(key, step) -> [batch]`.
+      mesh: the devices.
+    Returns:
+      The same order, its result sharded.
+    """
 
     def indices(key: Key, step: Array) -> Array:
         return jax.lax.with_sharding_constraint(order(key, step), split(mesh))
@@ -100,7 +155,15 @@ def splitting(order: StepOrder, mesh: Mesh) -> StepOrder:
 
 
 def check_divides(where: str, count: int, mesh: Mesh) -> None:
-    """Raise ValueError unless `count` batch entries or members divide over the mesh's devices."""
+    """Refuse what cannot be split evenly over the devices.
+
+    Args:
+      where: the function and the argument, for the message.
+      count: entries of a batch, or members.
+      mesh: the devices.
+    Raises:
+      ValueError: where the devices do not divide the count.
+    """
     if count % mesh.size:
         down, up = count // mesh.size * mesh.size, -(-count // mesh.size) * mesh.size
         fix = f"take {up}" + (f" or {down}" if down else "") + ", or another number of devices"

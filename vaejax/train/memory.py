@@ -18,16 +18,35 @@ from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
+__all__ = ["accumulate", "rematerialize"]
+
 
 def rematerialize(model: Model) -> Model:
     """The model whose `encode` and `decode` keep no activations for the gradient.
 
-    Both run again in the backward pass (`jax.checkpoint`), so that between the two passes only
-    what goes in and what comes out is stored: the same numbers and gradients for about a third more
-    work. It pays for deep networks, where activations outweigh parameters. A network inside the
-    Distribution (the `Partial` of an autoregressive decoder, a flow, a link of a `Chain`) does the
-    same at each of its calls. For `mixed_precision` too: `rematerialize(mixed_precision(model))`.
-    Chen et al., 2016, Training deep nets with sublinear memory cost, arXiv:1604.06174.
+    Both run again in the backward pass (`jax.checkpoint`). Between the two passes only their inputs
+    and outputs are stored. Numbers and gradients are the same, for about a third more work. It pays
+    for deep networks, where activations outweigh parameters.
+
+    A network inside the Distribution (the `Partial` of an autoregressive decoder, a flow, a link of
+    a `Chain`) does the same at each of its calls. It goes with mixed precision:
+    `rematerialize(mixed_precision(model))`.
+
+    Args:
+      model: the Model.
+    Returns:
+      A Model with the same parameters.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import autoencoder, heads
+      >>> from vaejax.train.memory import rematerialize
+      >>> model = rematerialize(autoencoder(heads.Code(2), heads.FixedNormal((3,), 1.0)))
+      >>> params = model.init(jax.random.key(0), jnp.zeros(3))
+      >>> model.encode(params, jnp.zeros(3)).mean.shape
+      (2,)
+
+    References:
+      Chen et al., 2016, Training deep nets with sublinear memory cost, arXiv:1604.06174.
     """
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
@@ -42,25 +61,31 @@ def rematerialize(model: Model) -> Model:
 def accumulate(loss: Loss, parts: int) -> Loss:
     """The same loss, its gradient accumulated over parts of the batch: memory for one part.
 
-    `L = sum_p W_p L_p / sum_p W_p`, W_p the weights of part p (1/parts each where there are none):
-    the mean of the whole batch, and the gradient and every metric averaged likewise. Under
+    `L = sum_p W_p L_p / sum_p W_p`, W_p the weights of part p (1/parts each where there are none).
+    This is the mean of the whole batch; the gradient and every metric are averaged likewise. Under
     `value_and_grad` each part's value and gradient come from one pass, in a `lax.scan`, and the
-    backward pass hands out the gradient that is stored: no part is computed twice.
+    backward pass hands out the gradient that is stored. So no part is computed twice.
 
-    `loss`: a mean over the batch, deterministic or not; `parts`: how many, a divisor of the batch's
-    size. Part p holds the examples p, p + parts, p + 2 parts, ... (so that a batch sharded over
-    devices stays where it is) and its key is `fold_in(key, p)`; one part is the loss itself.
+    Part p holds the examples p, p + parts, p + 2 parts, ... (so that a batch sharded over devices
+    stays where it is) and its key is `fold_in(key, p)`. One part is the loss itself.
 
     - A term of the whole batch (total correlation, MMD, batch top-k) sees one part, as it would see
-      a smaller batch: its value then is another. So is a metric that is no mean, such as a ratio.
-    - Only the gradient of the loss by the parameters is there: any other, of a metric or by the
+      a smaller batch; its value is then another. So is a metric that is no mean, such as a ratio.
+    - Only the gradient of the loss by the parameters is there. Any other, of a metric or by the
       batch, is NaN. Differentiate in reverse (`jax.grad`), not forward.
-    - `optax.MultiSteps(optimizer, k)` accumulates over k *steps* instead: for a stream whose
-      batches are all that fits. It counts k steps for one update, keeps a gradient in its state,
-      and takes the plain mean of the k, whatever their weights. Here a step is an update, so that
-      schedules, epochs and the optimizer's state are those of the whole batch.
+    - `optax.MultiSteps(optimizer, k)` accumulates over k *steps* instead, for a stream whose
+      batches are as large as memory allows. It counts k steps for one update, keeps a gradient in
+      its state, and takes the plain mean of the k, whatever their weights. Here a step is an
+      update, so that schedules, epochs and the optimizer's state are those of the whole batch.
 
-    Raises ValueError for parts < 1, and where parts does not divide the batch.
+    Args:
+      loss: a mean over the batch, deterministic or not.
+      parts: how many, a divisor of the batch's size.
+    Returns:
+      A Loss.
+    Raises:
+      ValueError: for parts < 1; and, when the loss is called, where parts does not divide the
+        batch.
     """
     at_least_one("accumulate", parts=parts)
     if parts == 1:
@@ -148,7 +173,7 @@ def _split(tree: Any, parts: int) -> Any:
 
 
 def _weighed(share: Array, value: Array) -> Array:
-    """A part's share of a mean: nothing where all of it is masked, whose own mean is 0 / 0."""
+    """A part's share of a mean: 0 where all of it is masked, since its own mean is then 0 / 0."""
     return jnp.where(share > 0, share.astype(_at_least_float32(value)) * value, 0)
 
 
@@ -158,6 +183,3 @@ def _at_least_float32(value: Any) -> Any:
 
 def _is_float(value: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(value), jnp.floating)
-
-
-__all__ = ["accumulate", "rematerialize"]

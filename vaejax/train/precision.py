@@ -13,31 +13,49 @@ from vaejax.model import Model
 from vaejax.networks.autoregressive import Autoregressive
 from vaejax.types import Key, Params
 
+__all__ = ["mixed_precision"]
+
 
 def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
     """The model with `encode` and `decode` computed in `dtype`, and everything else in float32.
 
-    Parameters and inputs are cast on entry, and the arrays of the Distribution that comes out are
-    float32, so that sampling, log-densities, losses and sums over the batch are. Parameters stay
-    the caller's, float32, and their gradients arrive in float32: optimizers, checkpoints and `init`
-    are what they were, and the same parameters serve the model itself. The prior is left alone.
+    Parameters and inputs are cast on entry. The arrays of the Distribution that comes out are
+    float32, and so are samples, log-densities, losses and sums over the batch. Parameters stay the
+    caller's, in float32, and their gradients arrive in float32. So optimizers, checkpoints and
+    `init` are as before, and the same parameters serve the model itself. The prior is left alone.
 
-    `dtype`: bfloat16, or float32, which changes nothing. bfloat16 has float32's exponents and needs
-    no loss scaling; float16 does, which is not here, so that it is refused. It pays where the
-    device multiplies bfloat16 faster (GPU, TPU). **On a CPU it is slower**: it is never a default.
+    It pays where the device multiplies bfloat16 faster (GPU, TPU). **On a CPU it is slower**, which
+    is why it is never a default.
 
     - A network inside the Distribution (the `Partial` of an autoregressive decoder, a flow, a link
       of a `Chain`) also computes in `dtype` and returns float32. Sampling an `Autoregressive`
       distribution step by step stays in float32: its sums of many small terms would stall.
-    - bfloat16 has 8 significant bits. A likelihood that resolves more than 1/256 of its mean (a
-      DiscretizedLogistic of 256 levels, a Normal with a small floor) cannot be followed.
-    - What is put around the result stays in float32, as learned priors and flow posteriors may:
-      `vamp_prior(mixed_precision(model), 500)`. Vector quantisation has to, since it compares
-      entries exactly: `quantize(mixed_precision(model), entries=512)`; and `rematerialize`.
+    - bfloat16 has 8 significant bits. It cannot follow a likelihood that resolves more than 1/256
+      of its mean (a DiscretizedLogistic of 256 levels, a Normal with a small floor).
+    - Functions that wrap the result stay in float32: learned priors and flow posteriors may, as in
+      `vamp_prior(mixed_precision(model), 500)`; so may `rematerialize`. Vector quantisation has to,
+      since it compares entries exactly: `quantize(mixed_precision(model), entries=512)`.
 
-    Raises ValueError for another dtype, and at `encode` for a vector-quantised model.
-    Micikevicius et al., 2018, Mixed precision training, arXiv:1710.03740; bfloat16: Kalamkar et
-    al., 2019, arXiv:1905.12322.
+    Args:
+      model: the Model.
+      dtype: bfloat16, or float32, which changes nothing. bfloat16 has float32's exponents and needs
+        no loss scaling. float16 needs it, and there is none here, so float16 is refused.
+    Returns:
+      A Model with the same parameters.
+    Raises:
+      ValueError: for another dtype; and, at `encode`, for a vector-quantised model.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import autoencoder, heads
+      >>> from vaejax.train.precision import mixed_precision
+      >>> model = mixed_precision(autoencoder(heads.Code(2), heads.FixedNormal((3,), 1.0)))
+      >>> params = model.init(jax.random.key(0), jnp.zeros(3))
+      >>> print(model.encode(params, jnp.zeros(3)).mean.dtype)
+      float32
+
+    References:
+      Micikevicius et al., 2018, Mixed precision training, arXiv:1710.03740.
+      Kalamkar et al., 2019, on bfloat16, arXiv:1905.12322.
     """
     _check(dtype)
 
@@ -45,8 +63,8 @@ def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
         """`function(*args)` in `dtype`, what it returns in float32."""
         given = jax.tree.leaves((args, options))
         args, options = jax.tree.map(lambda leaf: _cast(leaf, dtype), (args, options))
-        # What a function hands through, such as the parameters of a network inside a distribution
-        # or the known pixels of an image, comes out as it came in and not rounded.
+        # A leaf that a function only hands through, such as a parameter of a network inside a
+        # distribution or a known pixel of an image, comes out as it came in and not rounded.
         handed = dict(zip(map(id, jax.tree.leaves((args, options))), given, strict=True))
 
         def wide(tree: Any) -> Any:
@@ -100,6 +118,3 @@ def _check(dtype: Any) -> None:
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
         fix = "use jnp.bfloat16"
         raise wrong("mixed_precision: dtype", jnp.dtype(dtype), "bfloat16 or float32", fix)
-
-
-__all__ = ["mixed_precision"]

@@ -1,6 +1,6 @@
 """Deterministic autoencoders: their losses, and what belongs to each kind."""
 
-from vaejax.families.autoencoders import contraction, score, sparsity, stacked
+from vaejax.families.autoencoders import contraction, dictionaries, score, sparsity, stacked
 from vaejax.families.autoencoders._losses import (
     batch_top_k,
     contractive,
@@ -17,6 +17,7 @@ __all__ = [
     "contractive",
     "corrupted",
     "denoising",
+    "dictionaries",
     "higher_order_contractive",
     "reconstruction",
     "score",

@@ -1,8 +1,8 @@
 """Losses of deterministic autoencoders: the reconstruction, and what forces structure on the code.
 
-The code is z = f(x), the distortion D = -log p(x|z): squared error over 2 scale^2 under a Normal,
-cross-entropy under a Bernoulli, summed over the event, in nats. Each loss is D averaged over the
-batch, and one thing more:
+The code is z = f(x), and the distortion is D = -log p(x|z). Under a Normal it is the squared error
+over 2 scale^2, under a Bernoulli the cross-entropy; it is summed over the event, in nats. Each loss
+is D averaged over the batch, and one thing more:
 
 | loss | what forces structure |
 | --- | --- |
@@ -13,8 +13,8 @@ batch, and one thing more:
 | `contractive` | weight * |df/dx|_F^2 |
 | `higher_order_contractive` | that, and how much df/dx changes nearby |
 
-Corruptions are in `corruption`, penalties in `sparsity`, norms of Jacobians in `contraction`; a
-prior on the code instead makes it a VAE (`objectives.elbo`).
+Corruptions are in `corruption`, penalties in `sparsity`, norms of Jacobians in `contraction`. With
+a prior on the code in their place the model is a VAE (`objectives.elbo`).
 """
 
 import math
@@ -30,17 +30,38 @@ from vaejax.batch import batch_mean, over_batch
 from vaejax.distributions import Delta, SparseDelta
 from vaejax.errors import at_least_one, concrete, takes, wrong
 from vaejax.families.autoencoders import sparsity
+from vaejax.families.autoencoders.contraction import Norm
+from vaejax.families.autoencoders.sparsity import Penalty
 from vaejax.model import Draw, Model, draw, terms
 from vaejax.objectives import Schedule, schedule
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
 
-def reconstruction(model: Model, *, draw: Callable[..., Any] = draw) -> Loss:
-    """The distortion alone, D = -log p(x | z = f(x)), averaged over the batch, nats per example.
+def reconstruction(model: Model, *, draw: Callable[..., Draw] = draw) -> Loss:
+    """The distortion alone, averaged over the batch.
 
-    `draw`: how a Draw is made. The metric is `distortion`. Warns, while tracing, of a code larger
-    than x: nothing then keeps the autoencoder from the identity, which reconstructs everything and
-    has learned nothing. Rumelhart, Hinton and Williams, 1986; Hinton and Salakhutdinov, 2006.
+    `D = -log p(x | z = f(x))`.
+
+    While it is traced it warns (UserWarning) of a code larger than x: nothing then keeps the
+    autoencoder from the identity, which reconstructs everything and has learned nothing.
+
+    Args:
+      model: an autoencoder.
+      draw: how a Draw is made; by default as `vaejax.draw` makes it.
+    Returns:
+      The Loss, nats per example; its metric is `distortion`.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import Batch, autoencoder, autoencoders, heads
+      >>> model = autoencoder(heads.Code(2), heads.FixedNormal(3, 1.0))
+      >>> params = model.init(jax.random.key(0), jnp.ones(3))
+      >>> loss = jax.jit(autoencoders.reconstruction(model))
+      >>> value, metrics = loss(params, jax.random.key(1), Batch(jnp.ones((5, 3))), 0)
+      >>> value.shape, list(metrics)
+      ((), ['distortion'])
+
+    References:
+      Rumelhart, Hinton and Williams, 1986. Hinton and Salakhutdinov, 2006.
     """
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Array:
@@ -56,31 +77,52 @@ def reconstruction(model: Model, *, draw: Callable[..., Any] = draw) -> Loss:
     return loss
 
 
-def denoising(model: Model, *, corrupt: Callable[[Key, Any], Any]) -> Loss:
-    """The distortion of the clean x given the code of a corrupted one, nats per example.
+def denoising(model: Model, *, corrupt: Transform) -> Loss:
+    """The distortion of the clean x given the code of a corrupted one.
 
     `D = -log p(x | z = f(x~))`, `x~ ~ corrupt(key, x)`, drawn anew for every example and step.
 
-    `corrupt`: a pure function of one example, such as `corruption.masking(0.5)`; the metric is
-    `distortion`. Raises ValueError for a corrupted example of another shape.
-    Vincent, Larochelle, Bengio and Manzagol, 2008, Extracting and composing robust features with
-    denoising autoencoders; 2010, JMLR 11.
+    Args:
+      model: an autoencoder.
+      corrupt: a pure function `(key, x)` of one example, such as `corruption.masking(0.5)`. At a
+        corrupted example of another shape the loss raises ValueError.
+    Returns:
+      The Loss, nats per example; its metric is `distortion`.
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vaejax import Batch, autoencoder, autoencoders, corruption, heads
+      >>> model = autoencoder(heads.Code(2), heads.FixedNormal(3, 1.0))
+      >>> params = model.init(jax.random.key(0), jnp.ones(3))
+      >>> loss = autoencoders.denoising(model, corrupt=corruption.masking(0.5))
+      >>> value, _ = jax.jit(loss)(params, jax.random.key(1), Batch(jnp.ones((5, 3))), 0)
+      >>> value.shape
+      ()
+
+    References:
+      Vincent, Larochelle, Bengio and Manzagol, 2008, Extracting and composing robust features with
+      denoising autoencoders; 2010, JMLR 11.
     """
     return reconstruction(model, draw=corrupted(corrupt))
 
 
-def corrupted(
-    corrupt: Callable[[Key, Any], Any], *, draw: Callable[..., Any] = draw
-) -> Callable[..., Any]:
+def corrupted(corrupt: Transform, *, draw: Callable[..., Draw] = draw) -> Callable[..., Draw]:
     """A `draw` whose encoder sees `corrupt(key, x)` while the Draw's x stays the clean target.
 
     For any loss that takes a draw: `objectives.elbo(model, draw=corrupted(...))` is a denoising
-    VAE (Im et al., 2017, arXiv:1511.06406). Raises ValueError for a corrupted x of another shape,
-    TypeError for a `corrupt` that does not take a key and an x.
+    VAE. A `corrupt` that does not take a key and an x is a TypeError at once. A corrupted x of
+    another shape is a ValueError when the draw is made.
+
+    Args:
+      corrupt: a pure function `(key, x)` of one example.
+      draw: how a Draw is made from the corrupted x; by default as `vaejax.draw` makes it.
+    Returns:
+      A function with the arguments of `vaejax.draw`, without `given`.
+    References:
+      Im et al., 2017, arXiv:1511.06406.
     """
     takes("denoising: corrupt", corrupt, "key, x", "call it: corruption.masking(0.5)")
 
-    def corrupted_draw(model: Model, params: Params, key: Key, x: Any, c: Any = ()) -> Any:
+    def corrupted_draw(model: Model, params: Params, key: Key, x: Any, c: Any = ()) -> Draw:
         corrupt_key, draw_key = jax.random.split(key)
         given = corrupt(corrupt_key, x)
         got, expected = (jax.tree.map(jnp.shape, v) for v in (given, x))
@@ -95,18 +137,27 @@ def corrupted(
 def sparse(
     model: Model,
     *,
-    penalty: Callable[..., Array],
+    penalty: Penalty,
     weight: Schedule,
-    draw: Callable[..., Any] = draw,
+    draw: Callable[..., Draw] = draw,
 ) -> Loss:
-    """The distortion and a penalty on the codes of the batch, D + weight Omega(z).
+    """The distortion and a penalty on the codes of the batch.
 
-    `penalty(z, w) -> ()`: of codes `[batch, latent]` and the examples' weights `[batch]` or `()`:
-    `sparsity.l1`, `sparsity.kl(rho)`, `sparsity.squared(rho)`; `weight`: a number or a schedule of
-    the step; `draw`: how a Draw is made. The metrics are `distortion` (nats per example),
-    `penalty` (Omega), `active` (share of the code's entries that are not zero) and `activation`
-    (their mean). Raises ValueError for a penalty that is not one number.
-    Lee, Ekanadham and Ng, 2007, Sparse deep belief net model for visual area V2; Ng, 2011.
+    `D + weight Omega(z)`.
+
+    A penalty that is not one number is a ValueError when the loss is called.
+
+    Args:
+      model: an autoencoder.
+      penalty: `(z, w) -> ()`, of codes `[batch, latent]` and the examples' weights, `[batch]` or
+        `()`: `sparsity.l1`, `sparsity.kl(rho)` or `sparsity.squared(rho)`.
+      weight: a number, or a schedule of the step.
+      draw: how a Draw is made; by default as `vaejax.draw` makes it.
+    Returns:
+      The Loss. Its metrics are `distortion` (nats per example), `penalty` (Omega), `active` (the
+      share of the code's entries that are not zero) and `activation` (the mean of the entries).
+    References:
+      Lee, Ekanadham and Ng, 2007, Sparse deep belief net model for visual area V2. Ng, 2011.
     """
     takes("sparse: penalty", penalty, "z, weight", "call it: sparsity.kl(0.05)")
 
@@ -130,15 +181,21 @@ def sparse(
 def batch_top_k(model: Model, *, k: int) -> Loss:
     """The distortion of codes of which the whole batch keeps its `k batch` largest entries.
 
-    `D = -log p(x|z)`, `z_ij = f(x_i)_j` if it is among the `k batch` largest of the batch, else 0:
-    an example that is harder gets more active units than another, k in the mean.
+    `D = -log p(x|z)`, `z_ij = f(x_i)_j` if it is among the `k batch` largest of the batch, else 0.
 
-    `model`: ends its encoder with a code that is not sparse yet, `heads.Code(n, nn.relu)`;
-    `k`: 1 to the code's size. Masked examples are no part of the batch. The metrics are
-    `distortion` (nats per example), `active` (share of the code's entries that are not zero) and
-    `threshold`, the smallest activation kept (0 where none is above it). An example alone is coded
-    by `sparsity.thresholded(model, theta)`. Raises ValueError for a k outside the code's size.
-    Bussmann, Leask and Nanda, 2024, BatchTopK sparse autoencoders, arXiv:2412.06410.
+    So a harder example gets more active units than another, and k is their mean. Masked examples
+    are no part of the batch. An example alone is coded by `sparsity.thresholded(model, theta)`. A k
+    outside the code's size is a ValueError when the loss is called.
+
+    Args:
+      model: its encoder ends with a code that is not sparse yet, `heads.Code(n, nn.relu)`.
+      k: active units per example in the mean, 1 to the code's size.
+    Returns:
+      The Loss. Its metrics are `distortion` (nats per example), `active` (the share of the code's
+      entries that are not zero) and `threshold` (the smallest activation kept; 0 where none is
+      above it).
+    References:
+      Bussmann, Leask and Nanda, 2024, BatchTopK sparse autoencoders, arXiv:2412.06410.
     """
 
     def code(params: Params, key: Key, x: Any, c: Any) -> Array:
@@ -165,18 +222,27 @@ def batch_top_k(model: Model, *, k: int) -> Loss:
 def contractive(
     model: Model,
     *,
-    norm: Callable[..., Array],
+    norm: Norm,
     weight: Schedule,
-    draw: Callable[..., Any] = draw,
+    draw: Callable[..., Draw] = draw,
 ) -> Loss:
-    """The distortion and the squared norm of the encoder's Jacobian, D + weight |df/dx|_F^2.
+    """The distortion and the squared norm of the encoder's Jacobian.
 
-    `norm(model, params, key, x, c) -> ()`: `contraction.closed_form` (an encoder of one layer),
-    `contraction.exact` (small codes) or `contraction.hutchinson(probes)` (an unbiased estimate);
-    `weight`: a number or a schedule of the step; `draw`: how a Draw is made. The metrics are
-    `distortion` (nats per example) and `jacobian_NAME`, the mean of |df/dx|_F^2, which says by its
-    name what computed it. Rifai, Vincent, Muller, Glorot and Bengio, 2011, Contractive
-    auto-encoders: explicit invariance during feature extraction.
+    `D + weight |df/dx|_F^2`.
+
+    Args:
+      model: an autoencoder.
+      norm: `(model, params, key, x, c) -> ()`: `contraction.closed_form` (an encoder of one layer),
+        `contraction.exact` (small codes) or `contraction.hutchinson(probes)` (an unbiased
+        estimate).
+      weight: a number, or a schedule of the step.
+      draw: how a Draw is made; by default as `vaejax.draw` makes it.
+    Returns:
+      The Loss. Its metrics are `distortion` (nats per example) and `jacobian_NAME`, the mean of
+      |df/dx|_F^2, where NAME is that of the norm.
+    References:
+      Rifai, Vincent, Muller, Glorot and Bengio, 2011, Contractive auto-encoders: explicit
+      invariance during feature extraction.
     """
     takes("contractive: norm", norm, *_NORM)
 
@@ -196,26 +262,36 @@ def contractive(
 def higher_order_contractive(
     model: Model,
     *,
-    norm: Callable[..., Array],
+    norm: Norm,
     weight: Schedule,
     curvature: Schedule,
     scale: float,
     samples: int = 1,
-    draw: Callable[..., Any] = draw,
+    draw: Callable[..., Draw] = draw,
 ) -> Loss:
     """The contractive loss, and how much the Jacobian changes nearby: CAE+H.
 
     `D + weight |J(x)|_F^2 + curvature E_e |J(x) - J(x + e)|_F^2`, `e ~ N(0, scale^2 I)`, J = df/dx.
 
-    For small scale the expectation is `scale^2 |d^2f/dx^2|_F^2`, the Hessian's squared norm, got
+    For small scale the expectation is `scale^2 |d^2f/dx^2|_F^2`, the Hessian's squared norm, found
     without second derivatives.
 
-    `norm`, `weight`, `draw`: as for `contractive`; `curvature`: a number or a schedule of the step;
-    `scale`: standard deviation of e, in units of x; `samples`: draws of e per example. The metrics
-    are `distortion` (nats per example), `jacobian_NAME` and `curvature_NAME`, the means of the two
-    squared norms, named after `norm`. Raises ValueError for scale <= 0 or samples < 1.
-    Rifai, Mesnil, Vincent, Muller, Bengio, Dauphin and Glorot, 2011, Higher order contractive
-    auto-encoder, ECML.
+    Args:
+      model: an autoencoder.
+      norm: as for `contractive`; here it is called with `shift=e` too.
+      weight: of the Jacobian: a number, or a schedule of the step.
+      curvature: the weight of its change: a number, or a schedule of the step.
+      scale: the standard deviation of e, in units of x.
+      samples: draws of e per example.
+      draw: how a Draw is made; by default as `vaejax.draw` makes it.
+    Returns:
+      The Loss. Its metrics are `distortion` (nats per example), `jacobian_NAME` and
+      `curvature_NAME`, the means of the two squared norms, where NAME is that of the norm.
+    Raises:
+      ValueError: for a scale that is not positive and finite, or samples below 1.
+    References:
+      Rifai, Mesnil, Vincent, Muller, Bengio, Dauphin and Glorot, 2011, Higher order contractive
+      auto-encoder, ECML.
     """
     at_least_one("higher_order_contractive", samples=samples)
     takes("higher_order_contractive: norm", norm, *_NORM)
@@ -244,15 +320,17 @@ def higher_order_contractive(
     return loss
 
 
-_plainly = draw
+_plainly = draw  # the default, under a name that the argument `draw` does not hide
+# What `takes` says of a norm: its arguments, and what to pass.
 _NORM = "model, params, key, x, c", "pass contraction.closed_form, or call it: hutchinson(1)"
 
 
-def _name(norm: Callable[..., Any]) -> str:
+def _name(norm: Norm) -> str:
     """What a norm is called in the metrics; a `partial` by the function in it."""
-    while isinstance(norm, partial):
-        norm = norm.func
-    return getattr(norm, "__name__", type(norm).__name__)
+    function: Any = norm
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _warn_of_identity(d: Draw) -> None:

@@ -1,10 +1,9 @@
 """How much an encoder's code changes with its input: norms, spectrum and directions of df/dx.
 
-f(x) is the mean of q(z|x), flattened, with layer noise off; J = df/dx has a row for each entry of
-the code and a column for each entry of x, in units of the code per unit of x; an x of several
-arrays is the vector of all of them. The norms have one interface,
-`norm(model, params, key, x, c, shift=None) -> ()`, and each has a name, by which
-`autoencoders.contractive` says what computed its metric:
+f(x) is the mean of q(z|x), flattened, with layer noise off. J = df/dx has a row for each entry of
+the code and a column for each entry of x, in units of the code per unit of x. An x of several
+arrays is the vector of all of them. All norms are called in one way (`Norm`). Each has a name, and
+`autoencoders.contractive` calls its metric after it:
 
 | norm | for | cost, of passes through the encoder |
 | --- | --- | --- |
@@ -14,7 +13,7 @@ arrays is the vector of all of them. The norms have one interface,
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,14 @@ from vaejax.model import Model
 from vaejax.networks import kernels
 from vaejax.types import Array, Key, Params, Transform
 
-Norm = Callable[..., Array]
-"""`norm(model, params, key, x, c=(), *, shift=None) -> ()`, see `closed_form`."""
+
+class Norm(Protocol):
+    """What measures df/dx at one example."""
+
+    def __call__(
+        self, model: Model, params: Params, key: Key, x: Any, c: Any = (), /, *, shift: Any = None
+    ) -> Array:
+        """|J(x)|_F^2, `()`, or |J(x) - J(x + shift)|_F^2; key: of what is random in the norm."""
 
 
 def closed_form(
@@ -39,15 +44,25 @@ def closed_form(
 
     `|J(x)|_F^2 = sum_j s'(a_j)^2 |W_j|^2`, `a = W x + b`; with a shift e the norm of a difference,
     `|J(x) - J(x + e)|_F^2 = sum_j (s'(a_j) - s'(a~_j))^2 |W_j|^2`, `a~ = W (x + e) + b`.
+
     s need not be named: s'(a_j) = dz_j/db_j, one derivative along the bias.
 
-    x: one example of any shape; c: its condition; key: not used; shift: None, or e in the shape of
-    x. Returns `()`, squared units of the code per squared unit of x.
-    Raises ValueError, while tracing, where the encoder has other parameters than one kernel
-    `[size of x, size of z]` and its bias. That s is elementwise (no softmax, no normalisation) and
-    that the layer sees x itself, not scaled or clipped, cannot be seen there: it is for the caller.
-    Rifai, Vincent, Muller, Glorot and Bengio, 2011, Contractive auto-encoders: explicit invariance
-    during feature extraction, ICML.
+    An encoder with other parameters than one kernel `[size of x, size of z]` and its bias is a
+    ValueError while it is traced. The caller has to keep two conditions that the parameters do not
+    show: s is elementwise (no softmax, no normalisation), and the layer sees x itself, not scaled
+    or clipped.
+
+    Args:
+      model, params: an autoencoder and its parameters.
+      key: not used.
+      x: one example of any shape.
+      c: its condition; by default none.
+      shift: e in the shape of x; by default the norm is of J(x) alone.
+    Returns:
+      The squared norm, `()`, in squared units of the code per squared unit of x.
+    References:
+      Rifai, Vincent, Muller, Glorot and Bengio, 2011, Contractive auto-encoders: explicit
+      invariance during feature extraction, ICML.
     """
     kernel, slopes = _one_layer(model, params, x, c)
     slope = slopes(x) if shift is None else slopes(x) - slopes(jax.tree.map(jnp.add, x, shift))
@@ -60,9 +75,17 @@ def exact(
 ) -> Array:
     """|df/dx|_F^2 of any encoder from its whole Jacobian, `sum_ij J_ij^2`.
 
-    Arguments and units as for `closed_form`; with a shift e, `|J(x) - J(x + e)|_F^2`. The Jacobian
-    is made row by row or column by column, whichever are fewer, and held in memory: under `vmap`,
-    batch times size of z times size of x numbers.
+    The Jacobian is made row by row or column by column, whichever are fewer. It is held in memory:
+    under `vmap`, batch times size of z times size of x numbers.
+
+    Args:
+      model, params: an autoencoder and its parameters.
+      key: not used.
+      x: one example of any shape.
+      c: its condition; by default none.
+      shift: e in the shape of x, for `|J(x) - J(x + e)|_F^2`; by default the norm of J(x) alone.
+    Returns:
+      The squared norm, `()`, in squared units of the code per squared unit of x.
     """
     f, flat, _ = _encoder(model, params, x, c)
     return jnp.sum(_jacobian(_shifted(f, shift), flat) ** 2)
@@ -75,9 +98,15 @@ def hutchinson(probes: int = 1) -> Norm:
     E[v v^T] = I; its variance is `2/P (|J J^T|_F^2 - sum_i |J_i|^4)`, 0 where the rows J_i of J are
     orthogonal. With a shift e, of J(x) - J(x + e) in place of J.
 
-    Returns a norm as `closed_form` is, which uses its key, called `hutchinson`. What is compiled
-    for it is found again by the function: keep it. Raises ValueError for probes < 1.
-    Hutchinson, 1989, A stochastic estimator of the trace of the influence matrix.
+    Fewer than one probe is a ValueError. JAX finds a compiled program again by the function that it
+    was compiled for: make the norm once and keep it.
+
+    Args:
+      probes: random projections per example.
+    Returns:
+      A Norm called `hutchinson`, which uses its key.
+    References:
+      Hutchinson, 1989, A stochastic estimator of the trace of the influence matrix.
     """
     at_least_one("hutchinson", probes=probes)
 
@@ -103,13 +132,20 @@ def squared_norms(
     transform: Transform | None = None,
     batch_size: int = 100,
 ) -> np.ndarray:
-    """|df/dx|_F^2 of every example, `[n]`: its mean, or that of its root, is the average norm.
+    """|df/dx|_F^2 of every example: its mean, or that of its root, is the average norm.
 
-    `data`: a Batch, or the x of one, `[n, ...]`, stored data if a `transform(key, x)` is given
-    (drawn once per example); `norm`: `closed_form`, `exact` or `hutchinson(probes)`, of which the
-    root is biased. `batch_size` examples are held in memory at a time.
-    The norms of rows of weight 0 may be anything. Raises ValueError where another norm, or the code
-    that it is of, is not finite, with the example's index.
+    Args:
+      model, params: an autoencoder and its parameters.
+      key: of the transform and the norm.
+      data: a Batch, or the x of one, `[n, ...]`. The norms of rows of weight 0 may be anything.
+      norm: `closed_form`, `exact` or `hutchinson(probes)`, of which the root is biased.
+      transform: of stored data, drawn once per example; by default none.
+      batch_size: examples that are held in memory at a time.
+    Returns:
+      The squared norms, `[n]`, in squared units of the code per squared unit of x.
+    Raises:
+      ValueError: where a norm of a row that counts, or the code that it is of, is not finite, with
+        the example's index.
     """
     batch = checked_batch("squared_norms", key, data, batch_size=batch_size)
     options = norm, model
@@ -118,22 +154,42 @@ def squared_norms(
 
 
 def singular_values(model: Model, params: Params, x: Any, c: Any = ()) -> Array:
-    """The singular values of J = df/dx at one example, falling: `[min(size of z, size of x)]`.
+    """The singular values of J = df/dx at one example, from the largest to the smallest.
 
     Their squares add up to |J|_F^2. A contractive code has few large ones: it changes along the
-    directions in which the data vary and hardly along others (Rifai et al., 2011, ICML).
+    directions in which the data vary and hardly along others.
+
+    Args:
+      model, params: an autoencoder and its parameters.
+      x: one example of any shape.
+      c: its condition; by default none.
+    Returns:
+      The singular values, `[min(size of z, size of x)]`, in units of the code per unit of x.
+    References:
+      Rifai, Vincent, Muller, Glorot and Bengio, 2011, ICML.
     """
     f, flat, _ = _encoder(model, params, x, c)
     return jnp.linalg.svd(_jacobian(f, flat), compute_uv=False)
 
 
 def tangents(model: Model, params: Params, x: Any, c: Any = (), *, count: int) -> Any:
-    """The directions of x in which the code changes most: `[count, *shape of x]`, of norm 1.
+    """The directions of x in which the code changes most.
 
-    The leading right singular vectors of J = df/dx, which a contractive autoencoder makes the
-    tangents of the data's manifold at x. They are orthogonal, in the order of `singular_values`;
-    their signs are arbitrary. Raises ValueError unless 1 <= count <= min(size of z, size of x).
-    Rifai, Dauphin, Vincent, Bengio and Muller, 2011, The manifold tangent classifier, NIPS.
+    They are the leading right singular vectors of J = df/dx, which a contractive autoencoder makes
+    the tangents of the data's manifold at x. They are orthogonal, of norm 1, in the order of
+    `singular_values`; their signs are arbitrary.
+
+    Args:
+      model, params: an autoencoder and its parameters.
+      x: one example of any shape.
+      c: its condition; by default none.
+      count: how many directions, 1 to min(size of z, size of x).
+    Returns:
+      The directions, `[count, *shape of x]`.
+    Raises:
+      ValueError: for another count.
+    References:
+      Rifai, Dauphin, Vincent, Bengio and Muller, 2011, The manifold tangent classifier, NIPS.
     """
     f, flat, unravel = _encoder(model, params, x, c)
     J = _jacobian(f, flat)
@@ -146,9 +202,15 @@ def tangents(model: Model, params: Params, x: Any, c: Any = (), *, count: int) -
 def saturation(z: Any, *, margin: float = 0.05) -> float:
     """The share of a sigmoid code's units that are saturated: within `margin` of 0 or of 1.
 
-    z `[n, latent]`: codes in [0, 1]. Returns the mean over units and examples, in [0, 1].
-    Raises ValueError for codes elsewhere or not finite, and for a margin outside (0, 1/2).
-    Rifai, Vincent, Muller, Glorot and Bengio, 2011, ICML (with 0.05).
+    Args:
+      z: codes in [0, 1], `[n, latent]`.
+      margin: inside (0, 1/2).
+    Returns:
+      The mean over units and examples, in [0, 1].
+    Raises:
+      ValueError: for codes elsewhere or not finite, and for another margin.
+    References:
+      Rifai, Vincent, Muller, Glorot and Bengio, 2011, ICML (with 0.05).
     """
     z = np.asarray(z)
     if not 0 < margin < 0.5:
@@ -187,7 +249,9 @@ def _shifted(f: Callable[[Array], Array], shift: Any) -> Callable[[Array], Array
 def _jacobian(f: Callable[[Array], Array], flat: Array) -> Array:
     """df/dx as a matrix `[size of f, size of x]`, by the side that takes fewer passes."""
     size = jax.eval_shape(f, flat).size
-    return (jax.jacrev if size <= flat.size else jax.jacfwd)(f)(flat)
+    if size <= flat.size:
+        return jax.jacrev(f)(flat)
+    return jax.jacfwd(f)(flat)
 
 
 def _one_layer(
@@ -195,16 +259,16 @@ def _one_layer(
 ) -> tuple[Array, Callable[[Any], Array]]:
     """The kernel of the only layer, and s'(a) as a function of x."""
     encoder = params.get("encoder", {}) if isinstance(params, Mapping) else {}
-    weights, found = flatten_dict(encoder), list(kernels(encoder))
+    weights, paths = flatten_dict(encoder), list(kernels(encoder))
     f, flat, _ = _encoder(model, params, x, c)
-    size = jax.eval_shape(f, flat).size
-    bias = (*found[0][:-1], "bias") if found else ()
-    expected = (flat.size, size)
-    if set(weights) != {*found[:1], bias} or weights[found[0]].shape != expected:
+    expected = (flat.size, jax.eval_shape(f, flat).size)
+    path = paths[0] if paths else ()
+    bias = (*path[:-1], "bias")
+    if set(weights) != {path, bias} or weights[path].shape != expected:
         shapes = {"/".join(path): jnp.shape(leaf) for path, leaf in weights.items()}
         got = shapes or f"a {type(params).__name__} without an encoder"
         fix = "use contraction.exact or contraction.hutchinson(probes)"
-        one = f"an encoder of one dense layer, kernel {expected} and bias ({size},)"
+        one = f"an encoder of one dense layer, kernel {expected} and bias ({expected[1]},)"
         raise wrong("closed_form: params['encoder']", got, one, fix)
 
     def slopes(x: Any) -> Array:
@@ -215,10 +279,11 @@ def _one_layer(
 
         return jax.jvp(f, (weights[bias],), (jnp.ones_like(weights[bias]),))[1]
 
-    return weights[found[0]], slopes
+    return weights[path], slopes
 
 
 __all__ = [
+    "Norm",
     "closed_form",
     "exact",
     "hutchinson",

@@ -6,10 +6,12 @@
     params = classify.init(key, x[0]) | {"model": pretrained.params}
     fit(classification(classify), adam, params, Batch(x, y=y), ...)
 
-A level is any Model whose x is the code of the level below. Hinton and Salakhutdinov, 2006,
-Reducing the dimensionality of data with neural networks; Bengio, Lamblin, Popovici and Larochelle,
-2007, Greedy layer-wise training of deep networks; Vincent et al., 2010, Stacked denoising
-autoencoders.
+A level is any Model whose x is the code of the level below.
+
+References:
+  Hinton and Salakhutdinov, 2006, Reducing the dimensionality of data with neural networks.
+  Bengio, Lamblin, Popovici and Larochelle, 2007, Greedy layer-wise training of deep networks.
+  Vincent et al., 2010, Stacked denoising autoencoders.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +29,7 @@ from vaejax import evaluate
 from vaejax.batch import as_batch, batch_mean, over_batch, size_of
 from vaejax.distributions import Categorical
 from vaejax.errors import at_least_one, takes, wrong
-from vaejax.model import Model, deterministic, draw
+from vaejax.model import Draw, Model, deterministic, draw
 from vaejax.train import NonFiniteError, make_train
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
@@ -35,8 +37,10 @@ from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 class Pretrained(NamedTuple):
     """What `pretrain` returns.
 
-    `params`: of `stack(levels)`, a tuple of each level's; `history`: for each level the metrics of
-    every step, `[steps]` by name, in nats per example of that level.
+    Args:
+      params: those of `stack(levels)`, a tuple of each level's.
+      history: for each level the metrics of every step, `[steps]` by name, in nats per example of
+        that level.
     """
 
     params: tuple[Params, ...]
@@ -46,13 +50,17 @@ class Pretrained(NamedTuple):
 def stack(levels: Sequence[Model]) -> Model:
     """One deep Model of several: the encoders upwards, the decoders downwards.
 
-    `q(z|x) = q_L(z | m_{L-1})`, `m_l = E[q_l(. | m_{l-1})]`, `m_0 = x`, and the other way with the
-    means of the decoders; the prior is the top level's.
+    `q(z|x) = q_L(z | m_{L-1})`, `m_l = E[q_l(. | m_{l-1})]`, `m_0 = x`.
 
-    `levels`: from the data upwards, each a Model whose x is the code of the one below, tied,
-    convolutional or with a condition c, which goes to every level. The parameters are a tuple of
-    the levels' own. Raises ValueError without a level, and at `init` for a level that decodes to
-    another shape than the code below it.
+    Downwards it goes the same way, with the means of the decoders. The prior is the top level's. A
+    level that decodes to another shape than the code below it is a ValueError at `init`; no level
+    at all, and one Model in place of several, are errors at once.
+
+    Args:
+      levels: from the data upwards, each a Model whose x is the code of the one below. They may be
+        tied, convolutional, or have a condition c, which goes to every level.
+    Returns:
+      The Model; its parameters are a tuple of the levels' own.
     """
     levels = _levels("stack", levels)
     at_least_one("stack", levels=len(levels))
@@ -100,16 +108,25 @@ def pretrain(
     `params_l = argmin loss(level_l)` on `x_l = evaluate.codes(level_{l-1}, ..., x_{l-1})`, by
     `train.make_train`, jitted.
 
-    - `levels`: as for `stack`; `data`: a Batch, or the x of one, `[n, ...]`, labels not used, its
-      conditions and weights those of every level;
-    - `loss`: a function from Model to Loss, such as `autoencoders.reconstruction` or
-      `partial(autoencoders.denoising, corrupt=...)`, or one for each level;
-    - `optimizer`, `steps`, `batch_size`: of each level, the optimizer's state starting afresh;
-    - `transform(key, x)`: of stored data, at the bottom only: anew at every step there, once per
-      example for the codes.
-
-    Raises ValueError for no level, counts below 1, or losses not as many as levels; NonFiniteError
-    for a loss that becomes infinite or NaN, naming the level. Bengio et al., 2007.
+    Args:
+      levels: as for `stack`.
+      key: of the parameters, the training and the transform.
+      data: a Batch, or the x of one, `[n, ...]`. Its labels are not used; its conditions and
+        weights are those of every level.
+      loss: a function from Model to Loss, such as `autoencoders.reconstruction` or
+        `partial(autoencoders.denoising, corrupt=...)`; or one for each level.
+      optimizer: of each level; its state starts afresh at each.
+      steps, batch_size: of each level.
+      transform: of stored data, at the bottom only: drawn anew at every step there, and once per
+        example for the codes. By default none.
+    Returns:
+      The Pretrained.
+    Raises:
+      ValueError: for no level, counts below 1, or losses not as many as levels.
+      TypeError: for one Model in place of levels, or a Loss in place of a function that makes it.
+      NonFiniteError: for a loss that becomes infinite or NaN, naming the level.
+    References:
+      Bengio, Lamblin, Popovici and Larochelle, 2007.
     """
     levels = _levels("pretrain", levels)
     losses = (loss,) * len(levels) if callable(loss) else tuple(loss)
@@ -145,11 +162,18 @@ def classifier(model: Model, classes: int) -> Model:
 
     `p(y|z) = Categorical(softmax(W z + b))`, y an integer `()` from 0 to `classes - 1`.
 
-    The parameters are `{"model": ..., "classes": ...}`, the first those of `model`, so that a
-    classifier starts from pretrained ones by `classify.init(key, x) | {"model": pretrained}`.
-    The decoder's parameters among them are not used and get a gradient of zero, which plain
-    optimizers leave in place (weight decay does not). Raises ValueError for fewer than two classes
-    or a number that is no integer.
+    The parameters are `{"model": ..., "classes": ...}`, of which the first are those of `model`. So
+    a classifier starts from pretrained ones by `classify.init(key, x) | {"model": pretrained}`.
+    The decoder of `model` is not used. Its parameters get a gradient of zero, so plain optimizers
+    leave them as they are (weight decay does not).
+
+    Args:
+      model: whose encoder gives the code z.
+      classes: how many, 2 or more; labels count from 0.
+    Returns:
+      The Model of labels.
+    Raises:
+      ValueError: for fewer than two classes, or a number that is no integer.
     """
     if not isinstance(classes, Integral) or classes < 2:
         expected = "2 or more, an integer"
@@ -174,17 +198,25 @@ def classifier(model: Model, classes: int) -> Model:
     return Model(jax.jit(init), prior, encode, decode)
 
 
-def classification(model: Model, *, draw: Callable[..., Any] = draw) -> Loss:
-    """The cross-entropy -log p(y | z), z ~ q(z|x), of a `classifier`, nats per labelled example.
+def classification(model: Model, *, draw: Callable[..., Draw] = draw) -> Loss:
+    """The cross-entropy of a `classifier`.
+
+    `-log p(y | z)`, `z ~ q(z|x)`.
 
     Examples with label -1 are not counted, whatever their x; without a labelled one the loss and
-    its gradient are 0. (`mean_loss` weighs batches by their examples, labelled or not: `error_rate`
-    by the labelled.)
+    its gradient are 0. Other labels that are no class make the loss infinite, which `fit` reports.
+    A batch without labels, or with labels that are not one integer per example, is a ValueError.
 
-    `draw`: how a Draw is made (`autoencoders.corrupted(...)` classifies corrupted inputs). The
-    metrics are `cross_entropy` and `error`, the share of labelled examples whose likeliest class is
-    wrong. Other labels that are no class make the loss infinite, which `fit` reports. Raises
-    ValueError for a batch without labels, or labels that are not one integer per example.
+    `mean_loss` weighs batches by all their examples, labelled or not; `error_rate` counts the
+    labelled alone.
+
+    Args:
+      model: a `classifier`.
+      draw: how a Draw is made (`autoencoders.corrupted(...)` classifies corrupted inputs); by
+        default as `vaejax.draw` makes it.
+    Returns:
+      The Loss, nats per labelled example. Its metrics are `cross_entropy` and `error`, the share of
+      labelled examples whose likeliest class is wrong.
     """
 
     def example(params: Params, key: Key, x: Any, known: Any) -> tuple[Array, Array]:
@@ -219,12 +251,22 @@ def error_rate(
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> float:
-    """The share of labelled examples to which a `classifier` gives a wrong class, in [0, 1].
+    """The share of labelled examples to which a `classifier` gives a wrong class.
 
-    The class is the likeliest under p(y | z = E[q(z|x)]), and the share one of the weights where
-    there are any. `data`: Batch(x, y=labels), -1 for unlabelled ones; neither they nor examples of
-    weight 0 are counted, whatever their x; the rest is as in `evaluate.codes`. Raises ValueError
-    where nothing is counted, and where what is has a label that is no class or no finite logits.
+    The class is the likeliest under p(y | z = E[q(z|x)]).
+
+    Args:
+      model, params: a `classifier` and its parameters.
+      key: of the transform, which alone uses it.
+      data: Batch(x, y=labels), -1 for unlabelled examples. Neither they nor examples of weight 0
+        are counted, whatever their x. Where there are weights, the share is one of weights.
+      transform: of stored data, drawn once per example; by default none.
+      batch_size: examples that are held in memory at a time.
+    Returns:
+      The share, in [0, 1].
+    Raises:
+      ValueError: where nothing is counted, and where an example that counts has a label that is no
+        class, or logits that are not finite.
     """
     data = evaluate.checked_batch("error_rate", key, data, batch_size=batch_size)
     y = np.asarray(_labels("error_rate", data))

@@ -1,0 +1,220 @@
+"""The VAE of images that several recipes train: its options, its networks, what it sees."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from experiments.common import figures
+from experiments.common.flow import Trained
+from experiments.common.images import both_splits, check_unit_interval, drawable
+from vaejax import data, evaluate, heads, networks, plot
+from vaejax.distributions import Normal
+from vaejax.errors import wrong
+from vaejax.model import Model, autoencoder
+from vaejax.types import Batch, Key, Transform
+
+__all__ = [
+    "LABELS",
+    "XAVIER",
+    "Images",
+    "Network",
+    "build",
+    "check_images",
+    "load",
+    "measured",
+    "note",
+    "pictures",
+    "seen_as",
+    "seen_by",
+    "standard_normal",
+    "transform_for",
+]
+
+XAVIER = nn.initializers.xavier_uniform()
+
+
+@dataclass(frozen=True)
+class Network:
+    """The networks and distributions of a VAE of images."""
+
+    network: Literal["mlp", "conv"] = "mlp"  # dense layers; or convolutions, for images of any size
+    hidden: tuple[int, ...] = (300,)  # units (mlp) or channels (conv) of the encoder's layers
+    activation: Literal["relu", "tanh"] = "relu"  # nonlinearity of the hidden layers
+    latent: int = 10  # latent dimensions
+    # p(x|z): bernoulli binarises anew at each step, the normals see dequantised pixels in [0, 1]
+    likelihood: Literal[
+        "bernoulli", "fixed_normal", "shared_normal", "normal", "discretized_logistic"
+    ] = "fixed_normal"
+    scale: float = 0.2  # standard deviation of fixed_normal, floor of that of normal (white = 1)
+    posterior: Literal["diagonal", "full_covariance"] = "diagonal"  # covariance of q(z|x)
+
+
+class Images(NamedTuple):
+    """Images as they are stored, and as a model sees them.
+
+    Args:
+      train, test: Batches of stored images.
+      transform: stored images to what the likelihood sees.
+      first: one image as the model sees it, from which its parameters get their shapes.
+      mean: the mean image as the model sees it, where the decoder's biases start.
+    """
+
+    train: Batch
+    test: Batch
+    transform: Transform
+    first: Any
+    mean: np.ndarray
+
+
+def load(config: Any, recipe: str, key: Key, network: Any = None) -> Images:
+    """Both splits that `config` names, checked, as a VAE of images sees them.
+
+    Args:
+      config: with the options that `both_splits` reads.
+      recipe: its name, for error messages.
+      key: of the first images as the model sees them.
+      network: the options of the networks; by default the config's own.
+    Raises:
+      ValueError: for images that would train on nonsense.
+    """
+    return seen_as(network or config, *both_splits(config, recipe), key)
+
+
+def seen_as(network: Any, images: Batch, test: Batch, key: Key) -> Images:
+    """Images of both splits, checked, as such a network sees them; `key`: of the first ones."""
+    check_images(network, images.x)
+    transform = transform_for(network, images.x)
+    seen = seen_by(transform, key, images.x)
+    return Images(images, test, transform, seen[0], np.asarray(seen.mean(axis=0)))
+
+
+def seen_by(transform: Transform, key: Key, images: Any) -> Any:
+    """The first images as the model sees them, from which it starts."""
+    few = images[:2000]
+    return jax.vmap(transform)(jax.random.split(key, len(few)), few)
+
+
+def build(config: Any, shape: tuple[int, ...], mean: Any) -> Model:
+    """The model for data of `shape`; `mean`, in [0, 1], is where the decoder's biases start."""
+    activation: Any = getattr(nn, config.activation)
+    encoder: nn.Module
+    decoder: nn.Module
+    if config.network == "mlp":
+        layers = partial(networks.MLP, activation=activation, kernel_init=XAVIER)
+        encoder, decoder, start = layers(config.hidden), layers(config.hidden[::-1]), mean
+    else:
+        encoder = networks.ConvEncoder(config.hidden, activation)
+        decoder = networks.ConvDecoder(shape, (*config.hidden[::-1], 16), activation)
+        start = mean.mean(axis=(0, 1))  # one bias per channel, shared by all pixels
+    posterior = {"diagonal": heads.Normal, "full_covariance": heads.FullNormal}[config.posterior]
+    likelihood = {
+        "bernoulli": lambda: heads.Bernoulli(shape, bias_init=heads.logit_of(start)),
+        "fixed_normal": lambda: heads.FixedNormal(shape, config.scale),
+        "shared_normal": lambda: heads.SharedNormal(shape),
+        "normal": lambda: heads.Normal(shape, floor=config.scale),
+        "discretized_logistic": lambda: heads.DiscretizedLogistic(shape),
+    }[config.likelihood]()
+    return autoencoder(
+        nn.Sequential([encoder, posterior(config.latent)]),
+        nn.Sequential([decoder, likelihood]),
+        standard_normal(config.latent),
+    )
+
+
+def standard_normal(latent: int) -> Normal:
+    """The prior N(0, I) of so many latent dimensions."""
+    return Normal(jnp.zeros(latent), jnp.ones(latent))
+
+
+def transform_for(config: Any, x: Any) -> Transform:
+    """Stored pixels to what the likelihood sees: binarised, on the grid, or dequantised."""
+    if config.likelihood == "bernoulli":
+        return data.binarize
+    smooth = config.likelihood != "discretized_logistic" and x.dtype == np.uint8
+    return data.dequantize if smooth else data.scale
+
+
+def check_images(config: Any, x: Any) -> None:
+    """Refuse, before any work, what would train on nonsense."""
+    if config.network == "conv" and x.ndim != 4:
+        fix = "leave --network at mlp"
+        raise wrong("vae: --network conv", f"vectors {x.shape}", "images", fix)
+    bounded = x.ndim == 4 or config.likelihood == "bernoulli"
+    if bounded:
+        check_unit_interval("vae", x)
+
+
+LABELS = {
+    "beta": "beta, weight of the KL",
+    "learning_rate": "step size of Adam",
+    "adam_epsilon": "epsilon of Adam",
+    "scale": "scale of p(x|z) (white = 1)",
+    "elbo": "ELBO, nats per image",
+    "test_elbo_nats": "ELBO, nats per test image",
+    "test_nll_nats": "-log p(x), nats per test image",
+    "bound": "bound with K draws, nats per image",
+    "test_bound_nats": "bound with K draws, nats per test image",
+    "test_distortion_nats": "distortion, nats per test image",
+    "test_rate_nats": "rate, nats per test image",
+}
+"""What axes say of a VAE's options, of the ELBO in training, and of the numbers of `measured`."""
+
+
+def measured(
+    vae: Trained, keys: Key, x: Any, particles: int, transform: Transform | None = None
+) -> dict[str, Any]:
+    """The ELBO and its parts, -log p(x) by so many importance samples, their effective number.
+
+    Args:
+      vae: a trained Model.
+      keys: two, `[2]`.
+      x: test examples, or a Batch of them.
+      particles: importance samples per example.
+      transform: stored examples to what the model sees.
+    Returns:
+      Means over the examples, nats; the median of the effective sample size; what was measured on.
+    """
+    parts = evaluate.elbo_terms(vae.model, vae.params, keys[0], x, transform=transform)
+    likelihood = evaluate.log_likelihood(
+        vae.model, vae.params, keys[1], x, particles=particles, transform=transform
+    )
+    return {
+        "test_elbo_nats": float(parts["elbo"].mean()),
+        "test_nll_nats": float(-likelihood.log_px.mean()),
+        "test_nll_particles": particles,
+        "test_ess_median": float(np.median(likelihood.ess)),
+        "test_distortion_nats": float(parts["distortion"].mean()),
+        "test_rate_nats": float(parts["rate"].mean()),
+        "test_images": len(likelihood.log_px),
+    }
+
+
+def pictures(vae: Trained, keys: Key, images: Images) -> dict[str, Any]:
+    """The usual figures, and the ELBO in training; none of images that cannot be drawn.
+
+    Args:
+      vae: a trained Model whose history has the ELBO of both splits.
+      keys: two, `[2]`: of the test images as the model sees them, and of the samples.
+      images: of the recipe.
+    """
+    x = images.test.x
+    if not drawable(x):
+        return {}
+    seen = jax.vmap(images.transform)(jax.random.split(keys[0], len(x)), x)
+    curves = {"train": vae.history["elbo"], "test": vae.history["eval/elbo"]}
+    return {
+        **figures.vae(vae.model, vae.params, keys[1], seen, images.test.y),
+        "curves": plot.curves(curves, ylabel=LABELS["elbo"]),
+    }
+
+
+def note(config: Any) -> str:
+    """What the numbers of `measured` are."""
+    density = "a density of pixels in [0, 1], whose nats may have either sign"
+    kind = density if "normal" in config.likelihood else "a probability"
+    return f"nats per test image; p(x|z) is {kind}"

@@ -1,0 +1,110 @@
+"""Images of a recipe: both splits, checked; their mean; and what can be drawn."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from vaejax import data, train
+from vaejax.errors import at_least_one, wrong
+from vaejax.types import Batch
+
+__all__ = [
+    "FEW_IMAGES",
+    "SOME_IMAGES",
+    "Splits",
+    "both_splits",
+    "check_unit_interval",
+    "drawable",
+    "drawn_labels",
+    "mean_of",
+    "scaled",
+]
+
+FEW_IMAGES: dict[str, Any] = {"train_split": "train[:64]", "test_split": "test[:32]"}
+"""What `--smoke` reads."""
+
+SOME_IMAGES: dict[str, Any] = {"train_split": "train[:200]", "test_split": "test[:50]"}
+"""What it reads where every class has to be among them."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which images an experiment reads."""
+
+    # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE of images
+    dataset: str = "digits"
+    train_split: str = "train"  # images to train on, for instance train or train[:50000]
+    test_split: str = "test"  # images to report on
+
+
+def both_splits(
+    config: Any, recipe: str, *, labelled: bool = False, bounded: bool = False, **counts: int
+) -> tuple[Batch, Batch]:
+    """The examples to train on and those to report on, as `config` names them.
+
+    Args:
+      config: with `dataset`, `train_split` and `test_split`; its `batch_size` and `epochs`, where
+        it has them, are checked.
+      recipe: its name, for error messages.
+      labelled: whether labels are needed.
+      bounded: whether floats have to lie in [0, 1].
+      counts: other numbers of the config that have to be at least 1.
+    Returns:
+      Two Batches of stored examples, for instance uint8 images `[n, height, width, channels]`.
+    Raises:
+      ValueError: where a count is below 1, a batch is larger than the data, or labels are missing.
+    """
+    given = {n: getattr(config, n) for n in ("epochs", "batch_size") if hasattr(config, n)}
+    at_least_one(recipe, **(given | counts))
+    images = data.load(config.dataset, config.train_split)
+    test = data.load(config.dataset, config.test_split)
+    if "batch_size" in given:
+        train.shuffled(len(images.x), config.batch_size)  # refuses a batch larger than the data
+    if labelled and (isinstance(images.y, tuple) or isinstance(test.y, tuple)):
+        fix = "give a .npz with x and y"
+        raise wrong(f"{recipe}: --dataset", "no labels", "labelled images", fix)
+    if bounded:
+        check_unit_interval(recipe, images.x)
+    return images, test
+
+
+def scaled(images: Batch) -> np.ndarray:
+    """Images in [0, 1]: whole numbers from 0 to 255 divided, floats as they are."""
+    return np.asarray(data.scale(jax.random.key(0), images.x))
+
+
+def mean_of(images: Any) -> np.ndarray:
+    """The mean image, in [0, 1]: where the biases of a decoder's pixels start."""
+    return images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
+
+
+def drawable(images: Any) -> bool:
+    """Whether these are grey or coloured images `[n, height, width, 1 or 3]`."""
+    return images.ndim == 4 and images.shape[-1] in (1, 3)
+
+
+def check_unit_interval(recipe: str, images: Any) -> None:
+    """Raise ValueError unless the images hold whole numbers 0 to 255, or floats from 0 to 1."""
+    if images.dtype != np.uint8 and not 0 <= images.min() <= images.max() <= 1:
+        got = f"floats in [{images.min():.4g}, {images.max():.4g}]"
+        fix = "store uint8, or divide by the largest value"
+        raise wrong(f"{recipe}: --dataset", got, "[0, 1]", fix)
+
+
+def drawn_labels(images: Batch, labels: int, valid: int, seed: int) -> Batch:
+    """A balanced random set of so many labelled images.
+
+    The last `valid` images, which are kept for validation, are not among them.
+    """
+    rng = np.random.default_rng(seed)
+    y = images.y[: len(images.y) - valid]
+    each = labels // len(np.unique(y))
+    by_class = [rng.permutation(np.flatnonzero(y == label))[:each] for label in np.unique(y)]
+    if each < 1 or min(map(len, by_class)) < each:
+        got = f"{labels} of {len(by_class)} classes"
+        expected = "1 or more of each, and no more than there are outside validation"
+        raise wrong("stacked: --labels", got, expected, "change --labels or --valid")
+    chosen = np.concatenate(by_class)
+    return Batch(images.x[chosen], y=images.y[chosen])

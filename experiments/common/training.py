@@ -1,0 +1,180 @@
+"""Training with all that the options say: records, checkpoints, resume, devices."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.common.options import Options
+from experiments.common.processes import local, mesh
+from experiments.common.records import logs
+from vaejax import checkpoint, train
+from vaejax.errors import wrong
+from vaejax.train import population
+from vaejax.train.population import Make, Population
+from vaejax.trees import on_host
+from vaejax.types import Key, Loss, Metrics, Params
+
+__all__ = [
+    "LABELS",
+    "Row",
+    "falling_adam",
+    "fit",
+    "fit_many",
+    "keys",
+    "settings",
+    "stored",
+    "together",
+    "whole_run",
+]
+
+LABELS = {"learning_rate": "step size of Adam at the start", "loss": "loss, nats per example"}
+"""What axes say of what all recipes have."""
+
+Row = dict[str, Any]
+"""Numbers by name: of a member, or of a setting."""
+
+
+def keys(config: Any, count: int) -> Key:
+    """So many keys from the seed of the config, `[count]`; the same ones at every call."""
+    return jax.random.split(jax.random.key(config.seed), count)
+
+
+def together(losses: Mapping[str, Loss]) -> Loss:
+    """Several networks trained in one scalar, each as if alone, Adam being elementwise."""
+
+    def loss(params: Any, key: Any, batch: Any, step: Any) -> Any:
+        keys = dict(zip(losses, jax.random.split(key, len(losses)), strict=True))
+        values = {n: one(params[n], keys[n], batch, step)[0] for n, one in losses.items()}
+        return jnp.asarray(sum(values.values())), values
+
+    return loss
+
+
+def falling_adam(config: Any, size: int, **options: Any) -> optax.GradientTransformation:
+    """Adam, its step size falling from `learning_rate` to 0 along a cosine over all the epochs.
+
+    `config`: with `learning_rate`, `epochs` and `batch_size`; `size`: examples to train on.
+    `options`: of `optax.adam`.
+    """
+    steps = config.epochs * (size // config.batch_size)
+    return optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps), **options)
+
+
+def stored(folder: Path | None) -> Callable[[Params], Params] | None:
+    """`like -> params` that reads the checkpoints in a folder; None where there is none."""
+    return None if folder is None else lambda like: checkpoint.load(folder, like=like)
+
+
+def whole_run(
+    recipe: str, loss: Loss, rate: float, steps: int, batch_size: int
+) -> Callable[[Key, Params, Any], Params]:
+    """`(key, params, x) -> params`: a run without records, compiled once; ValueError if it fails.
+
+    Adam's step size falls from `rate` to 0 along a cosine.
+    """
+    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    run = jax.jit(train.make_train(loss, adam, steps=steps, batch_size=batch_size))
+
+    def fit(key: Key, params: Params, x: Any) -> Params:
+        state, history = run(key, params, x)
+        if not np.isfinite(history["loss"]).all():
+            fix = "lower --learning-rate"
+            raise wrong(f"{recipe}: training", "a loss not finite", "finite", fix)
+        return state.params
+
+    return fit
+
+
+def fit(
+    config: Options,
+    folder: Path,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    data: Any,
+    *,
+    evaluate: Callable[[Params, Key], Metrics] | None = None,
+    **how: Any,
+) -> train.Fitted:
+    """`train.fit` with all that the options say, its records and checkpoints in `folder`.
+
+    Over several devices, too, `evaluate` gets parameters that lie whole on one of this process's
+    own, and so do those returned: what is done with them needs no other device or process.
+    `how`: the other keyword arguments of `train.fit`: key, epochs, batch_size, transform, ...
+    """
+    over = mesh(config.devices)
+    folder.mkdir(exist_ok=True)
+    measure = evaluate
+    if over is not None and evaluate is not None:
+
+        def measure(params: Params, key: Key) -> Metrics:
+            return evaluate(local(params), key)
+
+    with logs(config, folder) as log:
+        fitted = train.fit(
+            loss,
+            optimizer,
+            params,
+            data,
+            evaluate=measure,
+            directory=folder / "checkpoints",
+            resume=config.resume,
+            mesh=over,
+            log=log,
+            progress=config.progress,
+            **how,
+        )
+    if over is None:
+        return fitted
+    state, best = (s._replace(params=local(s.params)) for s in (fitted.state, fitted.best))
+    return fitted._replace(state=state, best=best)
+
+
+def fit_many(
+    config: Options,
+    folder: Path,
+    make: Make,
+    init: Callable[[Row], tuple[Params, Key]],
+    hyper: Mapping[str, np.ndarray],
+    data: Any,
+    **how: Any,
+) -> Population:
+    """`population.fit` with all that the options say, its records and checkpoints in `folder`.
+
+    `init(hyper) -> (parameters, key of the run)`, of one member, gets its numbers. What is
+    returned lies on one device of this process. `how`: the other keyword arguments of
+    `population.fit`: epochs, batch_size, transform, evaluate, ...
+    """
+    starts = [init(setting) for setting in settings(hyper)]
+    params, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    over = mesh(config.devices)
+    folder.mkdir(exist_ok=True)
+    with logs(config, folder) as log:
+        found = population.fit(
+            make,
+            dict(hyper),
+            params,
+            data,
+            keys=keys,
+            directory=folder / "checkpoints",
+            resume=config.resume,
+            mesh=over,
+            log=log,
+            progress=config.progress,
+            **how,
+        )
+    if over is None:
+        return found
+    state, best = (s._replace(params=local(s.params)) for s in (found.state, found.best))
+    return found._replace(hyper=on_host(found.hyper), state=state, best=best)
+
+
+def settings(hyper: Mapping[str, np.ndarray]) -> list[Row]:
+    """The hyperparameters of each member, as plain numbers."""
+    members = zip(*(array.tolist() for array in hyper.values()), strict=True)
+    return [dict(zip(hyper, values, strict=True)) for values in members]

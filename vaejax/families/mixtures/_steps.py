@@ -1,0 +1,207 @@
+"""The E step, the M step and the bound that both raise."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vaejax.batch import over_data
+from vaejax.distributions import Bernoulli, Distribution, Mixture, MultivariateNormal, Normal
+from vaejax.errors import at_least_one, wrong
+from vaejax.families.mixtures._bernoulli import BERNOULLI
+from vaejax.families.mixtures._family import Family
+from vaejax.families.mixtures._gaussian import DIAGONAL, FULL
+from vaejax.types import Array
+
+
+class Expectation(NamedTuple):
+    """What the E step finds, for every example.
+
+    Args:
+      responsibilities: p(j|x), `[n, k]`; each row sums to 1.
+      log_px: log p(x), nats, `[n]`.
+    """
+
+    responsibilities: Array
+    log_px: Array
+
+
+def log_joint(mixture: Mixture, x: Array) -> Array:
+    """The joint log-density of one example and each component.
+
+    `log p(x, j) = log w_j + log p_j(x)`.
+
+    Args:
+      mixture: any Mixture, of k components.
+      x: one example, of the mixture's event shape.
+    Returns:
+      log p(x, j), nats, `[k]`.
+    Raises:
+      ValueError: where x has another shape.
+    """
+    expected, got = mixture.event_shape, jnp.shape(x)
+    if got != expected:
+        fix = "map it: jax.vmap(...), or take e_step, which expects a data set"
+        raise wrong("log_joint: x", f"shape {got}", f"one event {expected}", fix)
+    family = _family_of(mixture.components)
+    if family is None:
+        log_p = jax.vmap(lambda component: component.log_prob(x))(mixture.components)
+    else:
+        log_p = family.log_probs(mixture.components, x)
+    return jax.nn.log_softmax(mixture.logits) + log_p
+
+
+def responsibilities(mixture: Mixture, x: Array) -> Array:
+    """The posterior over the components of one example, p(j|x) = p(x, j) / p(x).
+
+    Args:
+      mixture: any Mixture, of k components.
+      x: one example, of the mixture's event shape.
+    Returns:
+      p(j|x), `[k]`, which sums to 1.
+    """
+    return jax.nn.softmax(log_joint(mixture, x))
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def e_step(mixture: Mixture, x: Array, *, batch_size: int = 1000) -> Expectation:
+    """The E step: q_nj = p(j|x_n), at which the bound is tight, and log p(x_n).
+
+    Args:
+      mixture: any Mixture, of k components.
+      x: the data set, `[n, ...]`.
+      batch_size: examples that are held in memory at a time, beside the result.
+    Returns:
+      The Expectation: responsibilities `[n, k]`, and log p(x), nats, `[n]`.
+    """
+    at_least_one("e_step", batch_size=batch_size, examples=len(x))
+
+    def example(index: Array) -> Expectation:
+        joint = log_joint(mixture, x[index])
+        return Expectation(jax.nn.softmax(joint), jax.nn.logsumexp(joint))
+
+    return over_data(example, len(x), batch_size)
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def elbo(mixture: Mixture, q: Array, x: Array, *, batch_size: int = 1000) -> Array:
+    """The bound on log p(x) of every example, at any q over the components.
+
+    `ELBO_n = sum_j q_nj (log w_j + log p_j(x_n) - log q_nj) = log p(x_n) - KL(q_n || p(j|x_n))`.
+
+    So it is log p(x_n) after the E step, and never above it.
+
+    Args:
+      mixture: any Mixture, of k components.
+      q: a row of probabilities for each example, `[n, k]`; 0 log 0 counts as 0.
+      x: the data set, `[n, ...]`.
+      batch_size: examples that are held in memory at a time.
+    Returns:
+      The bound, nats, `[n]`.
+    Raises:
+      ValueError: where q has another shape.
+    """
+    at_least_one("elbo", batch_size=batch_size, examples=len(x))
+    if jnp.shape(q) != (len(x), jnp.size(mixture.logits)):
+        expected = f"{(len(x), jnp.size(mixture.logits))}, a row for each example"
+        raise wrong("elbo: q", jnp.shape(q), expected, "take e_step(...).responsibilities")
+
+    def example(index: Array) -> Array:
+        joint, one = log_joint(mixture, x[index]), q[index]
+        inside = one > 0
+        return jnp.sum(jnp.where(inside, one * (joint - jnp.log(jnp.where(inside, one, 1))), 0))
+
+    return over_data(example, len(x), batch_size)
+
+
+@jax.jit
+def m_step(mixture: Mixture, x: Array, q: Array, *, floor: float = 1e-3) -> Mixture:
+    """The mixture of the same family that maximises the mean bound over the data at fixed q.
+
+    `w_j = N_j / n`, `N_j = sum_n q_nj`.
+
+    Each component's parameters are those of maximum likelihood on the data weighted by q_nj: the
+    weighted mean, and for Gaussians the weighted (co)variance about it. The weighted likelihood has
+    a single peak in each parameter that `floor` bounds, so the nearest allowed value is the
+    constrained maximum. A component that no example claims keeps its parameters.
+
+    Args:
+      mixture: of k Bernoulli, Normal or MultivariateNormal components.
+      x: the data set, `[n, ...]`.
+      q: a row of probabilities for each example, `[n, k]`.
+      floor: Bernoulli: probabilities stay in [floor, 1 - floor]. Normal: the smallest standard
+        deviation. MultivariateNormal: the smallest square root of an eigenvalue of the covariance.
+    Returns:
+      The mixture.
+    Raises:
+      TypeError: for components of another kind.
+    """
+    family = family_of(mixture)
+    flat = jnp.asarray(x, jnp.result_type(x, 1.0)).reshape(len(x), -1)
+    counts = q.sum(axis=0)
+    claimed = counts > 1e-30
+    share = (q / jnp.where(claimed, counts, 1)[None]).T  # [k, n], rows sum to 1
+    new = family.fitted(share, flat, floor)
+    old = mixture.components
+    new = jax.tree.map(lambda leaf, like: leaf.reshape(jnp.shape(like)), new, old)
+    return Mixture(jnp.log(jnp.maximum(counts, 1e-30) / len(x)), choose(claimed, new, old))
+
+
+def family_of(mixture: Mixture) -> Family:
+    """What EM has to know about the components of a mixture.
+
+    Args:
+      mixture: of Bernoulli, Normal or MultivariateNormal components.
+    Returns:
+      Their Family.
+    Raises:
+      TypeError: for components of another kind.
+    """
+    family = _family_of(mixture.components)
+    if family is None:
+        got = type(mixture.components).__name__
+        expected = "components Bernoulli, Normal or MultivariateNormal"
+        fix = "fit others by gradient: maximise Mixture.log_prob"
+        raise wrong("m_step: mixture", got, expected, fix, TypeError)
+    return family
+
+
+def choose(condition: Array, new: Distribution, old: Distribution) -> Distribution:
+    """The components `new` where the condition holds, else `old`.
+
+    Args:
+      condition: `[k]`, one for each component.
+      new, old: components of one shape.
+    Returns:
+      The components.
+    """
+
+    def one(a: Array, b: Array) -> Array:
+        return jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(one, new, old)
+
+
+def _family_of(components: Distribution) -> Family | None:
+    match components:
+        case Bernoulli():
+            return BERNOULLI
+        case Normal():
+            return DIAGONAL
+        case MultivariateNormal():
+            return FULL
+        case _:
+            return None
+
+
+__all__ = [
+    "Expectation",
+    "choose",
+    "e_step",
+    "elbo",
+    "family_of",
+    "log_joint",
+    "m_step",
+    "responsibilities",
+]

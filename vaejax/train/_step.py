@@ -1,0 +1,238 @@
+"""One update, and a scan of updates: the pure programs on which `fit` is built.
+
+Every random number of a run comes from `TrainState.key` and the step's number, so that cutting a
+run into chunks, or stopping and resuming it, changes no bit of the result.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from vaejax.batch import as_batch, over_examples, size_of
+from vaejax.train._order import shuffled
+from vaejax.trees import finite
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, StepOrder, Transform
+
+
+class TrainState(NamedTuple):
+    """All that a run is, between two of its steps.
+
+    Args:
+      params: the parameters.
+      opt_state: the optimizer's state.
+      key: the run's key, from which and from `step` every random number comes.
+      step: the number of steps done, int32 `()`.
+    """
+
+    params: Params
+    opt_state: Any
+    key: Any
+    step: Array
+
+
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def make_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, transform: Transform | None = None
+) -> tuple[Callable[[Key, Params], TrainState], Step]:
+    """One update as two pure functions: `init` makes the first state, `step` the next one.
+
+    An update whose loss, metrics or gradient are not finite is not made. The state then comes back
+    as it was, and its step is not counted. So a run stands still before the step that would have
+    ruined it, with all that is needed to look at it. `skipping` goes on to the next step instead.
+
+    Args:
+      loss: what is minimised.
+      optimizer: an Optax optimizer.
+      transform: `transform(key, x)`, of one example, turns stored data into what the loss sees
+        (binarised, dequantised or scaled), anew at every step; by default the loss sees the data.
+    Returns:
+      `init(key, params) -> TrainState` and `step(state, batch) -> (state, metrics)`. The metrics
+      are the loss and its named parts before the update, nats per example.
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from vaejax import train
+      >>> def loss(params, key, batch, step):
+      ...     return jnp.mean((batch.x - params["mean"]) ** 2), {}
+      >>> init, step = train.make_step(loss, optax.sgd(0.5))
+      >>> state = init(jax.random.key(0), {"mean": jnp.zeros(())})
+      >>> state, metrics = jax.jit(step)(state, jnp.full(4, 3.0))
+      >>> float(metrics["loss"]), float(state.params["mean"]), int(state.step)
+      (9.0, 3.0, 1)
+    """
+
+    def init(key: Key, params: Params) -> TrainState:
+        # Copies, since a donated state must not take the caller's arrays with it.
+        params, key = jax.tree.map(jnp.array, params), jnp.copy(key)
+        return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        grads, fine, metrics = gradient(loss, state, batch, transform=transform)
+        # The key stays outside: mapped over, `cond` reads it twice, as if it were used twice.
+        new = lax.cond(
+            fine,
+            lambda state: update(optimizer, state, grads),
+            lambda state: state,
+            state._replace(key=()),
+        )
+        return new._replace(key=state.key), metrics
+
+    return init, step
+
+
+def gradient(
+    loss: Loss, state: TrainState, batch: Any, *, transform: Transform | None = None
+) -> tuple[Params, Array, Metrics]:
+    """The first half of a step: the gradient.
+
+    Args:
+      loss: what is minimised.
+      state: the state before the step.
+      batch: a Batch, or the x of one, `[batch, ...]`.
+      transform: as for `make_step`.
+    Returns:
+      The gradient by the parameters; whether it, the loss and the metrics are finite, `()`; and the
+      metrics, nats per example.
+    """
+    key, batch = as_seen(state, batch, transform)
+    with_value = jax.value_and_grad(loss, has_aux=True)
+    (value, metrics), grads = with_value(state.params, key, batch, state.step)
+    return grads, finite((value, metrics, grads)), {"loss": value, **metrics}
+
+
+def update(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> TrainState:
+    """The second half of a step: the optimizer's update.
+
+    Args:
+      optimizer: an Optax optimizer.
+      state: the state before the step.
+      grads: the gradient by the parameters.
+    Returns:
+      The state after the step.
+    """
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, state.key, state.step + 1)
+
+
+def skipping(step: Step) -> Step:
+    """A step that leaves out an update that is not finite, counts it and goes on.
+
+    Args:
+      step: as `make_step` returns it.
+    Returns:
+      A step with one more metric, `skipped`: 1 where the update was left out, else 0.
+    """
+
+    def skip(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch)
+        skipped = (new.step == state.step).astype(jnp.float32)
+        return new._replace(step=state.step + 1), {**metrics, "skipped": skipped}
+
+    return skip
+
+
+def make_scan(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    indices: StepOrder,
+    transform: Transform | None = None,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Some updates as one pure program.
+
+    Jit it with the state donated. Any cutting of a run into such programs gives the same bits.
+
+    Args:
+      loss: what is minimised.
+      optimizer: an Optax optimizer.
+      steps: how many updates.
+      indices: `indices(key, step) -> [batch]` chooses the examples of a step, for instance
+        `shuffled(n, batch_size)`.
+      transform: as for `make_step`.
+    Returns:
+      `(state, data) -> (state, history)`. `data` is a Batch, or the x of one, on the device as it
+      is stored (uint8 stays uint8 until inside the step). `history` holds each metric for every
+      step, `[steps]`, nats per example.
+    """
+    return scan_of(make_step(loss, optimizer, transform=transform)[1], indices, steps)
+
+
+def make_train(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    batch_size: int = 128,
+    indices: StepOrder | None = None,
+    transform: Transform | None = None,
+) -> Callable[[Key, Params, Any], tuple[TrainState, Metrics]]:
+    """A whole run as one pure program. Jit it, `vmap` it over keys, or shard it.
+
+    Args:
+      loss: what is minimised.
+      optimizer: an Optax optimizer.
+      steps: how many updates.
+      batch_size: examples of a step, where `indices` is not given.
+      indices: as for `make_scan`; by default `shuffled(n, batch_size)`.
+      transform: as for `make_step`.
+    Returns:
+      `(key, params, data) -> (state, history)`, with `data` and `history` as for `make_scan`.
+    """
+    init, _ = make_step(loss, optimizer)
+
+    def train(key: Key, params: Params, data: Any) -> tuple[TrainState, Metrics]:
+        chosen = indices or shuffled(size_of(data), batch_size)
+        scan = make_scan(loss, optimizer, steps=steps, indices=chosen, transform=transform)
+        return scan(init(key, params), data)
+
+    return train
+
+
+_USES = {"noise": 0, "order": 1, "evaluation": 2}
+
+
+def key_for(key: Key, name: str) -> Key:
+    """The key for one use of a run's key, independent of those for other uses.
+
+    Args:
+      key: the run's key.
+      name: the use: "noise", "order" or "evaluation".
+    Returns:
+      A key.
+    """
+    return jax.random.fold_in(key, _USES[name])
+
+
+def scan_of(
+    step: Step, indices: StepOrder, steps: int
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """A scan of any step, as `make_scan` makes it of a loss and an optimizer."""
+
+    def scan(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        data = as_batch(data)
+        order_key = key_for(state.key, "order")
+
+        def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            chosen = indices(order_key, state.step)
+            return step(state, jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], data))
+
+        return lax.scan(body, state, length=steps)
+
+    return scan
+
+
+def as_seen(state: TrainState, batch: Any, transform: Transform | None) -> tuple[Key, Batch]:
+    """The key of a step's loss, and the batch as the loss sees it."""
+    batch = as_batch(batch)
+    step_key = jax.random.fold_in(key_for(state.key, "noise"), state.step)
+    transform_key, loss_key = jax.random.split(step_key)
+    if transform is not None:
+        batch = batch._replace(x=over_examples(transform, transform_key, batch.x))
+    return loss_key, batch
