@@ -111,6 +111,7 @@ def posterior_draws(key, x=X):
     return jax.vmap(lambda x, keys: jax.vmap(MODEL.encode(PARAMS, x).sample)(keys))(x, keys)
 
 
+@pytest.mark.statistics
 def test_interval_with_posterior_draws_holds_the_exact_value():
     """X is atypical of the model, so the tolerance is wide for these few temperatures."""
     draws = posterior_draws(jax.random.key(1))
@@ -131,12 +132,14 @@ def test_interval_with_posterior_draws_holds_the_exact_value():
         assert part in text
 
 
+@pytest.mark.statistics
 def test_draws_that_are_not_of_the_posterior_are_found_out():
     draws = np.zeros((20, 16, 2), np.float32) + 3.0
     found = sandwich(POOR, PARAMS, jax.random.key(2), X, posterior=draws, **SETTINGS)
     assert not found.converged and "draws given are not of the posterior" in found.problems[0]
 
 
+@pytest.mark.statistics
 def test_without_draws_the_upper_bound_is_on_simulated_data_and_said_to_be():
     found = sandwich(POOR, PARAMS, jax.random.key(2), X, tolerance=0.3, **SETTINGS)
     assert found.upper is None and found.simulated.gap.shape == (20,)
@@ -146,6 +149,7 @@ def test_without_draws_the_upper_bound_is_on_simulated_data_and_said_to_be():
     assert "upper bound" not in text
 
 
+@pytest.mark.statistics
 def test_what_has_not_converged_says_so_instead_of_printing_a_number():
     """As many temperatures, nearly all at the end: the chains have no time to follow."""
     betas = np.concatenate([[0.0], np.linspace(0.9, 1.0, 59)])

@@ -126,7 +126,8 @@ def test_what_was_saved_before_an_error_is_told_too(command_line):
 def test_an_error_raised_deep_in_a_folder_of_the_library_is_told_in_one_line(command_line):
     def too_wide(config):
         prior = Normal(jnp.zeros(4), jnp.ones(4))
-        exact.quadrature(Model(None, lambda *_: prior, None, None), None, np.zeros((1, 2)))
+        model = Model(None, lambda *_: prior, None, None)
+        exact.quadrature(model, None, jax.random.key(0), np.zeros((1, 2)))
 
     with pytest.raises(SystemExit, match="error: quadrature: latent: got shape .4,"):
         command_line(too_wide)
