@@ -9,7 +9,7 @@ with few labels finds in it. Expected numbers and wall times: experiments/README
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -52,19 +52,10 @@ class Config(common.Splits):
     smoke: bool = False  # shrink everything to seconds, to see that it runs
 
 
+MNIST = Config("mnist", "train[:10000]", epochs=20, labels=1000, seeds=5)
 PRESETS = {
     "digits": Config(),
-    "mnist": Config(
-        "mnist",
-        "train[:10000]",
-        units=1000,
-        nu=0.5,
-        noise=0.5,
-        weight=3.0,
-        epochs=20,
-        labels=1000,
-        seeds=5,
-    ),
+    "mnist": replace(MNIST, units=1000, nu=0.5, noise=0.5, weight=3.0),
 }
 
 

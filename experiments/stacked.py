@@ -51,19 +51,10 @@ class Config(common.Splits):
     smoke: bool = False  # shrink everything to seconds, to see that it runs
 
 
+MNIST = Config("mnist", labels=1000, valid=3000, fine_tuning_epochs=30, fine_tuning_batch=50)
 PRESETS = {
     "digits": Config(),
-    "mnist": Config(
-        "mnist",
-        hidden=(500, 500, 500),
-        epochs=8,
-        batch_size=128,
-        noise=0.5,
-        labels=1000,
-        valid=3000,
-        fine_tuning_epochs=30,
-        fine_tuning_batch=50,
-    ),
+    "mnist": replace(MNIST, hidden=(500, 500, 500), noise=0.5, epochs=8, batch_size=128),
 }
 
 

@@ -10,7 +10,7 @@ many at once, without the Gaussians. Expected numbers: experiments/README.md.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -46,19 +46,10 @@ class Config(common.SweepOptions):
     gaussian_steps: int = 3000  # updates on Gaussian inputs, 256 fresh ones each
 
 
+MNIST = Config("mnist", ("fashion_mnist",), epochs=8, batch_size=128)
 PRESETS = {
     "digits": Config(),
-    "mnist": Config(
-        "mnist",
-        ("fashion_mnist",),
-        hidden=400,
-        small=16,
-        large=800,
-        l1=0.1,
-        scale=0.3,
-        epochs=8,
-        batch_size=128,
-    ),
+    "mnist": replace(MNIST, hidden=400, small=16, large=800, l1=0.1, scale=0.3),
 }
 
 

@@ -238,15 +238,6 @@ def ladder(
     Raises:
       ValueError: for K < 1 or K that do not rise, for a model without a prior, and where a number
         is not finite, with the example's index.
-    Example:
-      >>> import jax
-      >>> from vaejax import bounds, linear
-      >>> model = linear.linear_gaussian(3, latent=1)
-      >>> x = jax.numpy.ones((4, 3))
-      >>> params = model.init(jax.random.key(0), x[0])
-      >>> bounds.ladder(model, params, jax.random.key(1), x, particles=(1, 4)).log_px.shape
-      (2, 4)
-
     References:
       Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """

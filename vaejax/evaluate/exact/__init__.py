@@ -13,11 +13,12 @@ Memory stays bounded, and a grid point is decoded once for a whole batch of imag
 """
 
 from vaejax.evaluate.exact._enumeration import Enumeration, binary_codes, enumerate_latents
-from vaejax.evaluate.exact._posterior import GridPosterior, grid_posterior
+from vaejax.evaluate.exact._points import Quadrature
 from vaejax.evaluate.exact._quadrature import (
-    Quadrature,
+    GridPosterior,
     converged_quadrature,
     gauss_hermite,
+    grid_posterior,
     local_quadrature,
     quadrature,
 )

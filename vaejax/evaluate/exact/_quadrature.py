@@ -1,13 +1,11 @@
 """log p(x) by quadrature: sums over points of latent space, and what says how good they are."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from vaejax.batch import size_of
 from vaejax.distributions import MultivariateNormal, Normal
@@ -17,39 +15,24 @@ from vaejax.evaluate.exact._batches import (
     Program,
     first,
     latent_size,
-    log_px_given,
     measure_batches,
+)
+from vaejax.evaluate.exact._points import (
+    MOST_POINTS,
+    Quadrature,
+    Rule,
+    fold_points,
+    grid_rule,
+    hermite_rule,
+    integrated,
+    most_nodes,
+    on_its_own_grid,
+    on_the_grid,
+    summed,
+    under_the_prior,
 )
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Batch, Key, Params, Transform
-
-MOST_POINTS = 10**8  # of a rule: beyond, decoding takes hours
-
-Rule = tuple[Array, Array]  # the nodes of one dimension, and the log of what each counts
-
-
-class Quadrature(NamedTuple):
-    """log p(x) by a sum over points z_i of latent space, and what tells whether to trust it.
-
-    Args:
-      log_px: log p(x), nats, `[n]`.
-      coarse: the same with half as many nodes per dimension, `[n]`: `log_px - coarse` is what the
-        last halving of the spacing changed.
-      edge: the posterior mass of the outermost points, `[n]`; large where the grid is too narrow.
-      points: the effective number of points under the posterior, `1 / sum_i p(z_i|x)^2`, `[n]`;
-        near 1 where the spacing is too wide to see the posterior.
-      mean: E[z|x], `[n, latent]`.
-      deviation: the standard deviation of each z given x, `[n, latent]`.
-      spacing: of the grid, NaN where there is none.
-    """
-
-    log_px: Any
-    coarse: Any
-    edge: Any
-    points: Any
-    mean: Any
-    deviation: Any
-    spacing: Any = ()
 
 
 def quadrature(
@@ -101,7 +84,7 @@ def quadrature(
     latent = latent_size(name, model, params, batch.c)
     options = model, on_the_grid, latent, chunk
     rule = grid_rule(name, spacing, width, latent)
-    program = Program(_integrated, options, transform, batch_size)
+    program = Program(integrated, options, transform, batch_size)
     result = _integral(program, (params, rule), key, batch)
     return _measured(name, result, batch, spacing)
 
@@ -196,7 +179,7 @@ def local_quadrature(
     if not 0 < deviations < np.inf:
         raise wrong(f"{name}: deviations", deviations, "> 0", "12 is usual")
     if points < 2 or points**latent > MOST_POINTS:
-        expected_points = f"2 to {_most(latent)} per dimension"
+        expected_points = f"2 to {most_nodes(latent)} per dimension"
         raise wrong(f"{name}: points", points, expected_points, "200 is usual")
     rule = grid_rule(name, 2 / points, 1.0, latent)
     # A posterior that one cell holds has deviation 0 on the grid: the cell is what is known of it.
@@ -206,7 +189,7 @@ def local_quadrature(
         raise wrong(f"{name}: around", "a deviation of 0", "> 0", fix)
     boxes = jnp.asarray(around.mean), jnp.asarray(half)
     options = model, on_its_own_grid, latent, chunk
-    program = Program(_integrated, options, transform, 1)
+    program = Program(integrated, options, transform, 1)
     result = _integral(program, (params, rule), key, batch, boxes)
     return _measured(name, result, batch)
 
@@ -249,12 +232,12 @@ def gauss_hermite(
     if points < 2:
         raise wrong(f"{name}: points", points, "at least 2 per dimension", "100 is a start")
     if points**latent > MOST_POINTS:
-        fix = f"take points={_most(latent)}"
+        fix = f"take points={most_nodes(latent)}"
         raise wrong(f"{name}: points", f"{points**latent:.1e} in all", "at most 1e8", fix)
     options = model, under_the_prior, latent, chunk
-    program = Program(_integrated, options, transform, batch_size)
+    program = Program(integrated, options, transform, batch_size)
     fine, coarse = (
-        _integral(program, (params, _hermite(m)), key, batch) for m in (points, points // 2)
+        _integral(program, (params, hermite_rule(m)), key, batch) for m in (points, points // 2)
     )
     return _measured(name, fine._replace(coarse=coarse.log_px), batch)
 
@@ -266,127 +249,92 @@ def _integral(
     return measure_batches(program, shared, key, batch._replace(c=(batch.c, boxes)))
 
 
-def _integrated(
-    model: Model, place: Any, latent: int, chunk: int, shared: Any, keys: Key, x: Any, given: Any
-) -> Quadrature:
-    """The Quadrature of a batch; shared: params, the rule; given: c, the box."""
-    model = deterministic(model)
-    (params, rule), (c, box) = shared, given
-    fold = partial(fold_points, model, place, latent, chunk, params, x, c, box, rule)
-    return summed(fold, size_of(x), len(rule[0]), latent)
-
-
-def fold_points(
-    model: Model,
-    place: Callable[..., tuple[Array, Array]],
-    latent: int,
-    chunk: int,
-    params: Params,
-    x: Any,
-    c: Any,
-    box: Any,
-    rule: Rule,
-    add: Callable[..., Any],
-    start: Any,
-) -> Any:
-    """`carry = add(carry, z, index, log_joint)` over the product rule, `chunk` points at a time.
-
-    `z [chunk, latent]`, `index [chunk, latent]` of their nodes, `log_joint [chunk, n]`: the log of
-    each point's share of p(x), -inf past the last point. `place`: one of the three below.
-    """
-    nodes, log_w = rule
-    count = len(nodes) ** latent
-    chunk = min(chunk, count)
-    pz = model.prior(params, c)
-
-    def step(i: Array, carry: Any) -> Any:
-        flat = i * chunk + jnp.arange(chunk)
-        index = jnp.stack(jnp.unravel_index(jnp.minimum(flat, count - 1), (len(nodes),) * latent))
-        z, weight = jax.vmap(partial(place, pz, box))(nodes[index.T], log_w[index.T])
-        weight = jnp.where(flat < count, weight, -jnp.inf)
-        return add(carry, z, index.T, weight[:, None] + log_px_given(model, params, z, x, c))
-
-    return lax.fori_loop(0, -(-count // chunk), step, start)
-
-
-def on_the_grid(pz: Any, box: Any, node: Array, log_w: Array) -> tuple[Array, Array]:
-    """z and the log of what it counts in sum_i exp(log_weight_i) p(x|z_i): p(z) and its cell."""
-    return node, jnp.sum(log_w) + pz.log_prob(node)
-
-
-def on_its_own_grid(pz: Any, box: Any, node: Array, log_w: Array) -> tuple[Array, Array]:
-    """The same on a grid in [-1, 1]^d that is moved to the example's box (centre, half-widths)."""
-    centre, half = box
-    z = centre + half * node
-    return z, jnp.sum(log_w + jnp.log(half)) + pz.log_prob(z)
-
-
-def under_the_prior(pz: Any, box: Any, node: Array, log_w: Array) -> tuple[Array, Array]:
-    """z and the log of its weight, of a node for the standard normal moved to the prior."""
-    if isinstance(pz, Normal):
-        return pz.loc + pz.scale * node, jnp.sum(log_w)
-    return pz.loc + jnp.tril(pz.scale_tril) @ node, jnp.sum(log_w)
-
-
-def summed(fold: Any, n: int, nodes: int, latent: int) -> Quadrature:
-    """The Quadrature of n images by one `fold`, with that number of nodes per dimension."""
-
-    def add(carry: Any, z: Array, index: Array, log_joint: Array) -> Any:
-        top, sums, squares = carry
-        new = jnp.maximum(top, jnp.max(log_joint, axis=0))
-        # While every share so far is zero the maximum is -inf: count from 0 instead.
-        shift = jnp.where(jnp.isneginf(new), 0.0, new)
-        w, old = jnp.exp(log_joint - shift[None]), jnp.exp(top - shift)
-        edge = jnp.any((index == 0) | (index == nodes - 1), axis=1)
-        even = jnp.all(index % 2 == 0, axis=1) * 2.0**latent  # the grid of twice the spacing
-        parts = jnp.column_stack([jnp.ones_like(even), even, edge, z, z**2])
-        added = jnp.matmul(w.T, parts, precision=lax.Precision.HIGHEST)
-        return new, sums * old[:, None] + added, squares * old**2 + jnp.sum(w**2, axis=0)
-
-    start = jnp.full(n, -jnp.inf), jnp.zeros((n, 3 + 2 * latent)), jnp.zeros(n)
-    top, sums, squares = fold(add, start)
-    total, even, edge = sums[:, 0], sums[:, 1], sums[:, 2]
-    mean, square = jnp.split(sums[:, 3:] / total[:, None], 2, axis=1)
-    return Quadrature(
-        log_px=top + jnp.log(total),
-        coarse=top + jnp.log(even),
-        edge=edge / total,
-        points=total**2 / squares,
-        mean=mean,
-        deviation=jnp.sqrt(jnp.maximum(square - mean**2, 0)),
-    )
-
-
-def grid_rule(function: str, spacing: float, width: float, latent: int) -> Rule:
-    """Nodes of one dimension, symmetric around 0, and the log of the length each stands for."""
-    if not 0 < spacing <= width < np.inf:
-        got = f"spacing={spacing}, width={width}"
-        raise wrong(f"{function}: grid", got, "0 < spacing <= width", "width is a half-width")
-    number = round(2 * width / spacing)
-    if number**latent > MOST_POINTS:
-        enough = 2 * width / _most(latent)
-        fix = f"take spacing={np.ceil(enough * 1e4) / 1e4:g} or narrow the width"
-        got = f"{number}^{latent} = {number**latent:.1e} points"
-        raise wrong(f"{function}: spacing", got, f"at most {MOST_POINTS:.0e}", fix)
-    nodes = (np.arange(number) - (number - 1) / 2) * spacing
-    return jnp.asarray(nodes, float), jnp.full(number, np.log(spacing), float)
-
-
-def _hermite(points: int) -> tuple[Array, Array]:
-    """Nodes and log-weights of one dimension under N(0, 1)."""
-    from scipy import special
-
-    nodes, weights = special.roots_hermitenorm(points)
-    with np.errstate(divide="ignore"):  # the outermost of many weights are 0 in double precision
-        log_w = np.log(weights) - 0.5 * np.log(2 * np.pi)
-    return jnp.asarray(nodes, float), jnp.asarray(log_w, float)
-
-
-def _most(latent: int) -> int:
-    """How many nodes per dimension a rule may have."""
-    return int(MOST_POINTS ** (1 / latent) + 1e-9)
-
-
 def _measured(function: str, result: Quadrature, batch: Any, spacing: float = np.nan) -> Quadrature:
     finite_values(function, "log p(x)", result.log_px, batch.x)
     return jax.tree.map(np.asarray, result)._replace(spacing=spacing)
+
+
+class GridPosterior(NamedTuple):
+    """The posterior p(z|x) of every example, from a grid.
+
+    Args:
+      z: independent draws, `[n, draws, latent]`.
+      mean: E[z|x], `[n, latent]`.
+      covariance: Cov[z|x], `[n, latent, latent]`.
+      log_px: log p(x), nats, `[n]`.
+    """
+
+    z: Any
+    mean: Any
+    covariance: Any
+    log_px: Any
+
+
+def grid_posterior(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    draws: int,
+    spacing: float = 0.02,
+    width: float = 6.0,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+    chunk: int = 2000,
+) -> GridPosterior:
+    """Draws from the exact posterior p(z|x) of every example, and its mean and covariance.
+
+    `p(z_i|x) = p(x|z_i) p(z_i) / sum_j p(x|z_j) p(z_j)`, over the grid of `quadrature`. The draws
+    are points of the grid: expectations of functions that are smooth at this spacing are as exact
+    as log p(x), which noise inside the cells would spoil. It takes two passes over the grid,
+    whatever the number of draws. `quadrature` shows whether the grid has converged.
+
+    Args:
+      model, params, data, spacing, width, transform, batch_size, chunk: as in `quadrature`.
+      key: for the draws and the `transform`.
+      draws: of z for each example.
+    Returns:
+      A GridPosterior.
+    Raises:
+      TypeError, ValueError: as `quadrature` does, and for draws < 1.
+    """
+    name = "grid_posterior"
+    counts = {"draws": draws, "batch_size": batch_size, "chunk": chunk}
+    batch = checked_batch(name, key, data, **counts)
+    latent = latent_size(name, model, params, batch.c)
+    options = model, latent, draws, chunk
+    shared = params, grid_rule(name, spacing, width, latent)
+    program = Program(_drawn, options, transform, batch_size)
+    result = measure_batches(program, shared, key, batch)
+    finite_values(name, "log p(x)", result.log_px, batch.x)
+    return jax.tree.map(np.asarray, result)
+
+
+def _drawn(
+    model: Model, latent: int, draws: int, chunk: int, shared: Any, keys: Key, x: Any, c: Any
+) -> GridPosterior:
+    """The GridPosterior of a batch; shared: params, the rule's nodes and log-weights."""
+    model = deterministic(model)
+    params, rule = shared
+    fold = partial(fold_points, model, on_the_grid, latent, chunk, params, x, c, (), rule)
+    n = size_of(x)
+    whole = summed(fold, n, len(rule[0]), latent)
+    # By the inverse of the distribution function along the flattened grid, in (0, 1].
+    u = 1 - jax.vmap(lambda key: jax.random.uniform(key, (draws,)))(keys)
+
+    def add(carry: Any, z: Array, index: Array, log_joint: Array) -> Any:
+        below, drawn, covariance = carry
+        p = jnp.exp(log_joint - whole.log_px[None])
+        cdf = below[:, None] + jnp.cumsum(p.T, axis=1)
+        # What rounding leaves above the last value belongs to the last point that has mass.
+        level = jnp.minimum(u, cdf[:, -1:])
+        here = z[jax.vmap(jnp.searchsorted)(cdf, level)]
+        drawn = jnp.where((level > below[:, None])[..., None], here, drawn)
+        away = z[:, None] - whole.mean[None]
+        covariance += jnp.einsum("in,ind,ine->nde", p, away, away)
+        return cdf[:, -1], drawn, covariance
+
+    start = jnp.zeros(n), jnp.zeros((n, draws, latent)), jnp.zeros((n, latent, latent))
+    _, z, covariance = fold(add, start)
+    return GridPosterior(z, whole.mean, covariance, whole.log_px)

@@ -23,6 +23,8 @@ from vaejax.networks.flows._maps import (
 )
 from vaejax.types import Array, Initializer, Key, Params, describe_fields
 
+Orders = Sequence[Sequence[int]]  # of each flow, a permutation of the positions
+
 
 @describe_fields
 class Stack(NamedTuple):
@@ -83,11 +85,7 @@ class Stack(NamedTuple):
 
 
 def coupling(
-    size: int,
-    *,
-    layers: int = 4,
-    hidden: Sequence[int] = (64,),
-    orders: Sequence[Sequence[int]] | None = None,
+    size: int, *, layers: int = 4, hidden: Sequence[int] = (64,), orders: Orders | None = None
 ) -> Stack:
     """A network of affine coupling flows, which is the identity before it is trained.
 
@@ -122,11 +120,7 @@ def coupling(
 
 
 def inverse_autoregressive(
-    size: int,
-    *,
-    layers: int = 2,
-    hidden: Sequence[int] = (64,),
-    orders: Sequence[Sequence[int]] | None = None,
+    size: int, *, layers: int = 2, hidden: Sequence[int] = (64,), orders: Orders | None = None
 ) -> Stack:
     """A network of inverse autoregressive flows, a gate of 0.88 each before it is trained.
 
