@@ -22,7 +22,7 @@ from experiments import common
 from experiments.common import FEW_IMAGES, Row, Trained, Trial, figures, measures
 from vaejax import autoencoders, data, evaluate, heads, networks
 from vaejax.model import Model, autoencoder, tied
-from vaejax.types import Batch
+from vaejax.types import Batch, Params
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,10 @@ def trial(config: Config, images: tuple[Batch, Batch]) -> Trial:
     x, test = (part.x for part in images)
     model = build(config, x.shape[1:])
     loss, adam = autoencoders.reconstruction(model), common.falling_adam(config, len(x))
-    start = partial(model.init, init_key, jnp.asarray(common.scaled(images[0])[0]))
+
+    def start() -> Params:
+        return model.init(init_key, jnp.asarray(common.scaled(images[0])[0]))
+
     return Trial(model, start, loss, adam, x, fit_key, data.scale, test=test)
 
 

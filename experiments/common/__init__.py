@@ -32,8 +32,13 @@ Trials, `experiments/vae.py` one of a single Trial that can be swept.
 | `sweep`, `sweep_figures` | many settings and seeds at once |
 | `image_vae` | the VAE of images that several recipes train |
 | `variations` | that VAE trained in several ways with the same keys |
+| `sparse_code`, `dictionary` | sparse codes; data made from a known dictionary |
+| `features`, `directions` | what features are worth; directions in the space of codes |
+| `one_class`, `fine_tuning` | models of one class and their scores; what was pretrained |
+| `planes`, `em_steps`, `estimators` | data of the plane; EM step by step; gradient estimators |
+| `diagnoses` | reports of several runs side by side |
 | `images` | both splits, their mean, what can be drawn |
-| `figures` | the usual pictures of a VAE or an autoencoder |
+| `figures` | the usual pictures of a VAE or an autoencoder; its files: those of a subject |
 | `measures` | measures that no module of the library has |
 | `judge` | a classifier that says what generated images show |
 | `characters`, `sequences`, `sentences` | texts and sequences: data, n-grams, models, pictures |
