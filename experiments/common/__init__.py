@@ -47,7 +47,7 @@ Trials, `experiments/vae.py` one of a single Trial that can be swept.
 | `factors` | sprites, and what codes say of their factors |
 | `game` | the players of an adversarial game on images |
 | `pixels` | images of discrete pixels: networks, simple models, pictures |
-| `plane` | densities of the plane |
+| `two_curves` | a known density of the plane; pictures of densities |
 """
 
 from experiments.common import figures, image_vae, measures, variations

@@ -48,7 +48,7 @@ def test_as_many_labels_of_each_class_are_kept_and_the_seed_says_which():
 
 def test_what_it_cannot_run_on(tmp_path):
     images = tmp_path / "images.npz"
-    np.savez(images, x=np.zeros((40, 8, 8), np.uint8))
+    np.savez(images, x=np.zeros((200, 8, 8), np.uint8))
     for options, message in (
         ({"dataset": str(images)}, "semisupervised: --dataset: got no labels"),
         ({"labels_per_class": 0}, "expected labels_per_class >= 1"),
