@@ -23,23 +23,25 @@ from experiments.common.figures import anomalies as figures
 from vaejax import anomaly
 from vaejax.errors import at_least_one, wrong
 
+Score = Literal[
+    "pca",
+    "pca_blurred",
+    "linear_ae",
+    "dae_reconstruction",
+    "vae_reconstruction",
+    "vae_distortion",
+    "vae_negative_elbo",
+    "vae_negative_log_px",
+    "vae_typicality",
+    "vae_likelihood_ratio",
+]
+
 
 @dataclass(frozen=True)
 class Config(common.Splits):
     classes: tuple[int, ...] = ()  # classes to train on; by default each in turn
     # the score of the claim, chosen on held-out training images; every score is recorded
-    score: Literal[
-        "pca",
-        "pca_blurred",
-        "linear_ae",
-        "dae_reconstruction",
-        "vae_reconstruction",
-        "vae_distortion",
-        "vae_negative_elbo",
-        "vae_negative_log_px",
-        "vae_typicality",
-        "vae_likelihood_ratio",
-    ] = "vae_distortion"
+    score: Score = "vae_distortion"
     blur: float = 0.0  # standard deviation, in pixels, of the blur before the dae and the vae
     components: int = 32  # of PCA, and the code of the linear autoencoder
     hidden: tuple[int, ...] = (256,)  # units of the encoder's layers (dae, vae)

@@ -107,21 +107,14 @@ def draw(config: Config, images: Any, trained: dict[str, Trained], variances: An
     return drawn | figures.samples(trained, variations.keys_of_objectives(config)[3], title)
 
 
-SMALLEST = {"epochs": 1, "batch_size": 16, "particles": 2, "test_particles": 4, **FEW_IMAGES}
+load = partial(common.both_splits, recipe="hierarchical")
+NOTE = "nats per test image, binarised anew at every look"
+SMOKE = {"epochs": 1, "batch_size": 16, "particles": 2, "test_particles": 4, **FEW_IMAGES}
+SMOKE |= {"hidden": (16, 8), "latent": (6, 3)}
+SWEPT = {"learning_rate"}
 RECIPE = common.Recipe(
-    "hierarchical",
-    partial(common.both_splits, recipe="hierarchical"),
-    build,
-    measure,
-    draw,
-    "nats per test image, binarised anew at every look",
-    smoke={**SMALLEST, "hidden": (16, 8), "latent": (6, 3)},
-    swept={"learning_rate"},
-    curve="bound",
-    labels=image_vae.LABELS,
+    "hierarchical", load, build, measure, draw, NOTE, SMOKE, SWEPT, image_vae.LABELS, curve="bound"
 )
-
-
 main = partial(common.main, RECIPE)
 """Train by either objective, measure both in the same way; returns what summary.json holds."""
 

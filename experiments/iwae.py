@@ -76,20 +76,17 @@ def draw(config: Config, images: Any, trained: dict[str, Trained], _: None) -> d
     }
 
 
+def note(config: Config, _: dict[str, Any]) -> str:
+    """What the numbers are."""
+    return f"nats per test image; -log p(x) with K = {config.test_particles}"
+
+
+load = partial(common.both_splits, recipe="iwae")
+SMOKE = {"epochs": 2, "batch_size": 16, "test_particles": 4, "particles": 2, **FEW_IMAGES}
+SWEPT = {"learning_rate", "adam_epsilon"}
 RECIPE = common.Recipe(
-    "iwae",
-    partial(common.both_splits, recipe="iwae"),
-    build,
-    measure,
-    draw,
-    lambda config, _: f"nats per test image; -log p(x) with K = {config.test_particles}",
-    smoke={"epochs": 2, "batch_size": 16, "test_particles": 4, "particles": 2, **FEW_IMAGES},
-    swept={"learning_rate", "adam_epsilon"},
-    curve="bound",
-    labels=image_vae.LABELS,
+    "iwae", load, build, measure, draw, note, SMOKE, SWEPT, image_vae.LABELS, curve="bound"
 )
-
-
 main = partial(common.main, RECIPE)
 """Train by every objective, measure each in the same way; returns what summary.json holds."""
 

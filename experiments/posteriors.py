@@ -26,28 +26,15 @@ Posterior = Literal["diagonal", "full_covariance", "planar", "iaf"]
 
 
 @dataclass(frozen=True)
-class Config(common.Splits, common.SweepOptions):
+class Config(variations.Training):
     posteriors: tuple[Posterior, ...] = ("diagonal", "planar", "iaf")  # each trains its own model
     planar_layers: int = 8  # planar flows
     iaf_layers: int = 2  # inverse autoregressive flows
     iaf_hidden: tuple[int, ...] = (320,)  # units of each masked network
-    hidden: tuple[int, ...] = (300, 300)  # relu units of the encoder's layers
-    latent: int = 2  # latent dimensions
-    epochs: int = 50  # passes over the training images, the step size falling along a cosine
-    warmup_epochs: int = 5  # epochs over which the weight of the KL rises from 0
-    batch_size: int = 50  # images per step
-    learning_rate: float = 1e-3  # Adam's step size at the start
-    particles: int = 200  # importance samples per test image for -log p(x)
-    checkpoint_every: int = 5  # epochs between checkpoints
 
 
 DIGITS = Config()
-PRESETS = {
-    "digits": DIGITS,
-    "mnist": replace(
-        DIGITS, dataset="mnist", latent=40, epochs=20, warmup_epochs=4, batch_size=100
-    ),
-}
+PRESETS = {"digits": DIGITS, "mnist": replace(DIGITS, **variations.MNIST)}
 
 
 def active_units(model: Model, params: Params, key: Key, x: Any, *, draws: int = 64) -> int:
@@ -122,20 +109,12 @@ def note(config: Config, _: dict[str, Any]) -> str:
     return f"nats per test image; -log p(x) with K = {k}; margin: ELBO over diagonal"
 
 
+load = partial(common.both_splits, recipe="posteriors")
+SMOKE = {**variations.SMALLEST, "iaf_hidden": (8,), "planar_layers": 2}
+LABELS = image_vae.LABELS | {"margin_nats": "gain over diagonal, nats per test image"}
 RECIPE = common.Recipe(
-    "posteriors",
-    partial(common.both_splits, recipe="posteriors"),
-    build,
-    measure,
-    draw,
-    note,
-    smoke={**variations.SMALLEST, "iaf_hidden": (8,), "planar_layers": 2},
-    swept={"learning_rate"},
-    curve="elbo",
-    labels=image_vae.LABELS | {"margin_nats": "gain over diagonal, nats per test image"},
+    "posteriors", load, build, measure, draw, note, SMOKE, {"learning_rate"}, LABELS, curve="elbo"
 )
-
-
 main = partial(common.main, RECIPE)
 """Train with every posterior, measure each in the same way; returns what summary.json holds."""
 

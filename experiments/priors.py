@@ -24,33 +24,15 @@ Prior = Literal["standard", "mixture", "vamp", "flow"]
 
 
 @dataclass(frozen=True)
-class Config(common.Splits, common.SweepOptions):
+class Config(variations.Training):
     priors: tuple[Prior, ...] = ("standard", "mixture", "vamp")  # each trains a model of its own
     components: int = 50  # of the mixture, and pseudo-inputs of the VampPrior
     layers: int = 4  # coupling flows of the flow prior
-    hidden: tuple[int, ...] = (300, 300)  # relu units of the encoder's layers
     latent: int = 10  # latent dimensions
-    epochs: int = 50  # passes over the training images, the step size falling along a cosine
-    warmup_epochs: int = 5  # epochs over which the weight of the KL rises from 0
-    batch_size: int = 50  # images per step
-    learning_rate: float = 1e-3  # Adam's step size at the start
-    particles: int = 200  # importance samples per test image for -log p(x)
-    checkpoint_every: int = 5  # epochs between checkpoints
 
 
 DIGITS = Config()
-PRESETS = {
-    "digits": DIGITS,
-    "mnist": replace(
-        DIGITS,
-        dataset="mnist",
-        components=200,
-        latent=40,
-        epochs=20,
-        warmup_epochs=4,
-        batch_size=100,
-    ),
-}
+PRESETS = {"digits": DIGITS, "mnist": replace(DIGITS, components=200, **variations.MNIST)}
 
 
 def load(config: Config) -> tuple[Batch, Batch, dict[str, Model]]:

@@ -59,6 +59,11 @@ def pytest_collection_modifyitems(items):
 def few_memory_maps():
     """Programs are kept for the next file, until they hold too many memory maps."""
     yield
+    drop_programs()
+
+
+def drop_programs():
+    """Where compiled programs hold too many memory maps, none of them is kept."""
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()

@@ -57,6 +57,26 @@ def as_batch(data: Any) -> Batch:
     return batch
 
 
+def labels_of(where: str, batch: Batch) -> Any:
+    """The labels of a batch, checked: an integer for each example, -1 where it is unknown.
+
+    Args:
+      where: who asks, and for what, for the messages, such as "m2: batch.y".
+      batch: the Batch.
+    Returns:
+      The labels, `[batch]`.
+    Raises:
+      ValueError: where there are none, not as many as examples, or other numbers than integers.
+    """
+    fix = "pass Batch(x, y=labels) with integers from 0, -1 where unknown"
+    if isinstance(batch.y, tuple):
+        raise wrong(where, "no labels", "one integer per example", fix)
+    y = jnp.asarray(batch.y)
+    if y.shape != (size_of(batch.x),) or not jnp.issubdtype(y.dtype, jnp.integer):
+        raise wrong(where, f"{y.dtype}{y.shape}", "one integer per example", fix)
+    return y
+
+
 def present(c: Any) -> tuple[Any, ...]:
     """A condition as what a network takes beside its input.
 
@@ -193,6 +213,7 @@ __all__ = [
     "batch_mean",
     "example_at",
     "keys_of",
+    "labels_of",
     "over_batch",
     "over_data",
     "over_examples",

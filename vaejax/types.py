@@ -304,10 +304,8 @@ class Decode(Protocol):
         """p(x|z, c).
 
         Args:
-          params: of the model.
+          params, c, key: as for an `Encode`.
           z: one code.
-          c: the condition; absent by default.
-          key: for dropout and the like; without it nothing is random.
         Returns:
           A Distribution over x.
         """

@@ -1,6 +1,7 @@
 """Training with all that the options say: records, checkpoints, resume, devices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,31 +109,15 @@ def fit(
     `how`: the other keyword arguments of `train.fit`: key, epochs, batch_size, transform, ...
     """
     over = mesh(config.devices)
-    folder.mkdir(exist_ok=True)
     measure = evaluate
     if over is not None and evaluate is not None:
 
         def measure(params: Params, key: Key) -> Metrics:
             return evaluate(local(params), key)
 
-    with logs(config, folder) as log:
-        fitted = train.fit(
-            loss,
-            optimizer,
-            params,
-            data,
-            evaluate=measure,
-            directory=folder / "checkpoints",
-            resume=config.resume,
-            mesh=over,
-            log=log,
-            progress=config.progress,
-            **how,
-        )
-    if over is None:
-        return fitted
-    state, best = (s._replace(params=local(s.params)) for s in (fitted.state, fitted.best))
-    return fitted._replace(state=state, best=best)
+    with _kept(config, folder) as kept:
+        fitted = train.fit(loss, optimizer, params, data, evaluate=measure, **kept, **how)
+    return fitted if over is None else _on_one_device(fitted)
 
 
 def fit_many(
@@ -152,26 +137,32 @@ def fit_many(
     """
     starts = [init(setting) for setting in settings(hyper)]
     params, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    with _kept(config, folder) as kept:
+        found = population.fit(make, dict(hyper), params, data, keys=keys, **kept, **how)
+    if kept["mesh"] is None:
+        return found
+    return _on_one_device(found)._replace(hyper=on_host(found.hyper))
+
+
+@contextmanager
+def _kept(config: Options, folder: Path) -> Iterator[dict[str, Any]]:
+    """The options of a `fit` whose records and checkpoints are in `folder`, which is made."""
     over = mesh(config.devices)
     folder.mkdir(exist_ok=True)
     with logs(config, folder) as log:
-        found = population.fit(
-            make,
-            dict(hyper),
-            params,
-            data,
-            keys=keys,
-            directory=folder / "checkpoints",
-            resume=config.resume,
-            mesh=over,
-            log=log,
-            progress=config.progress,
-            **how,
-        )
-    if over is None:
-        return found
-    state, best = (s._replace(params=local(s.params)) for s in (found.state, found.best))
-    return found._replace(hyper=on_host(found.hyper), state=state, best=best)
+        yield {
+            "directory": folder / "checkpoints",
+            "resume": config.resume,
+            "mesh": over,
+            "log": log,
+            "progress": config.progress,
+        }
+
+
+def _on_one_device(fitted: Any) -> Any:
+    """The same result with its parameters on one device of this process."""
+    state, best = (s._replace(params=local(s.params)) for s in (fitted.state, fitted.best))
+    return fitted._replace(state=state, best=best)
 
 
 def settings(hyper: Mapping[str, np.ndarray]) -> list[Row]:

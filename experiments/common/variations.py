@@ -1,6 +1,7 @@
 """One VAE of binarised images, trained in several ways with the same keys: paired differences."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ import optax
 
 from experiments.common.flow import Trained, Trial
 from experiments.common.image_vae import Network, build
-from experiments.common.images import FEW_IMAGES, mean_of
+from experiments.common.images import FEW_IMAGES, Splits, mean_of
+from experiments.common.options import SweepOptions
 from experiments.common.training import falling_adam
 from vaejax import data, evaluate, objectives
 from vaejax.model import Model
@@ -18,8 +20,10 @@ from vaejax.types import Batch, Init, Key, Loss, Params
 
 __all__ = [
     "COLLAPSED",
+    "MNIST",
     "SMALLEST",
     "Measured",
+    "Training",
     "bounds",
     "by_objective",
     "keys_of_objectives",
@@ -41,6 +45,29 @@ SMALLEST: dict[str, Any] = {
     **FEW_IMAGES,
 }
 """What `--smoke` makes of recipes that vary the prior or the posterior."""
+
+MNIST: dict[str, Any] = {
+    "dataset": "mnist",
+    "latent": 40,
+    "epochs": 20,
+    "warmup_epochs": 4,
+    "batch_size": 100,
+}
+"""Their preset of that name."""
+
+
+@dataclass(frozen=True)
+class Training(Splits, SweepOptions):
+    """Their options that have nothing to do with the prior or the posterior."""
+
+    hidden: tuple[int, ...] = (300, 300)  # relu units of the encoder's layers
+    latent: int = 2  # latent dimensions
+    epochs: int = 50  # passes over the training images, the step size falling along a cosine
+    warmup_epochs: int = 5  # epochs over which the weight of the KL rises from 0
+    batch_size: int = 50  # images per step
+    learning_rate: float = 1e-3  # Adam's step size at the start
+    particles: int = 200  # importance samples per test image for -log p(x)
+    checkpoint_every: int = 5  # epochs between checkpoints
 
 
 class Measured(NamedTuple):

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from tests import oracles
 from vaejax import anomaly, data, heads
 from vaejax.distributions import Bernoulli, Normal
-from vaejax.evaluate import _each, elbo_terms, log_likelihood
+from vaejax.evaluate import _each, _measures, elbo_terms, log_likelihood
 from vaejax.evaluate.anomaly import Auroc, auroc, one_class
 from vaejax.model import autoencoder
 from vaejax.types import Batch
@@ -143,7 +143,7 @@ def test_memory_is_bounded_by_the_batch():
     def peak(n):
         x = jax.ShapeDtypeStruct((n, 5), jnp.float32)
         arrays = PARAMS, jax.random.key(0), x, ()
-        lowered = _each._loop.lower(anomaly._minus_log_px, (POOR,), None, 10, *arrays)
+        lowered = _each._loop.lower((_measures._minus_log_px, (POOR,), None, 10), *arrays)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert peak(10_000) <= peak(100) + 10_000 * 16

@@ -9,18 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.known_codes import (
-    LOC,
-    NORMAL,
-    SCALE,
-    SIGMA,
-    TABLE,
-    TEMPERED,
-    places,
-    table,
-    tempered_data,
-    tempered_params,
-)
+from tests.known_codes import LOC, NORMAL, SCALE, TABLE, places, table
+from tests.tempered import SIGMA, TEMPERED, tempered_data, tempered_params
 from vaejax import decomposition
 from vaejax.distributions import Categorical, Laplace, Normal
 from vaejax.evaluate.diagnostics import Estimate, active_units, decompose

@@ -7,21 +7,8 @@ import pytest
 from scipy import stats
 
 from tests import oracles
-from tests.known_codes import (
-    LOC,
-    NORMAL,
-    SCALE,
-    SIGMA,
-    STANDARD,
-    TABLE,
-    TEMPERED,
-    W,
-    places,
-    table,
-    tempered_data,
-    tempered_params,
-    tempered_point,
-)
+from tests.known_codes import LOC, NORMAL, SCALE, STANDARD, TABLE, places, table
+from tests.tempered import SIGMA, TEMPERED, W, tempered_data, tempered_params, tempered_point
 from vaejax import diagnostics
 from vaejax.distributions import Bernoulli, Delta, Laplace, Normal
 from vaejax.evaluate.diagnostics import active_units, calibration, decompose

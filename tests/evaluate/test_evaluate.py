@@ -9,19 +9,9 @@ import pytest
 from flax import linen as nn
 
 from tests import oracles
-from vaejax import data, heads, networks
+from vaejax import data, evaluate, heads, networks
 from vaejax.distributions import Normal
-from vaejax.evaluate import (
-    _each,
-    _measures,
-    codes,
-    elbo_terms,
-    log_likelihood,
-    log_prob,
-    mean_loss,
-    reconstructions,
-    squared_error,
-)
+from vaejax.evaluate import _each, _measures, codes, elbo_terms, log_likelihood, log_prob, mean_loss
 from vaejax.model import autoencoder, deterministic
 from vaejax.objectives import elbo
 from vaejax.types import Batch
@@ -127,7 +117,7 @@ def test_memory_does_not_grow_with_particles_or_images():
         x = jax.ShapeDtypeStruct((n, 5), jnp.float32)
         options = (POOR, particles, None, 5)
         arrays = PARAMS, jax.random.key(0), x, ()
-        lowered = _each._loop.lower(_measures._log_likelihood, options, None, 10, *arrays)
+        lowered = _each._loop.lower((_measures._log_likelihood, options, None, 10), *arrays)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert peak(10_000, 5000) <= 1.1 * peak(100, 10) + 10_000 * 64
@@ -229,8 +219,8 @@ def test_an_empty_data_set_is_refused():
 def test_codes_and_squared_errors_are_those_of_the_examples_one_by_one():
     key = jax.random.key(4)
     found = codes(MODEL, PARAMS, key, X, batch_size=10)
-    errors = squared_error(MODEL, PARAMS, jax.random.clone(key), X, batch_size=10)
-    again = reconstructions(MODEL, PARAMS, jax.random.clone(key), X, batch_size=10)
+    errors = evaluate.squared_error(MODEL, PARAMS, jax.random.clone(key), X, batch_size=10)
+    again = evaluate.reconstructions(MODEL, PARAMS, jax.random.clone(key), X, batch_size=10)
 
     @jax.jit
     def one(x):
@@ -243,11 +233,11 @@ def test_codes_and_squared_errors_are_those_of_the_examples_one_by_one():
         np.testing.assert_allclose(again[i], rebuilt, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(errors[i], np.sum((x - np.asarray(rebuilt)) ** 2), rtol=1e-4)
     broken = np.concatenate([X[:36], np.full((1, 5), np.nan, np.float32)])
-    for measure in (squared_error, reconstructions):
+    for measure in (evaluate.squared_error, evaluate.reconstructions):
         with pytest.raises(ValueError, match=f"{measure.__name__}: .* for example 36"):
             measure(MODEL, PARAMS, jax.random.clone(key), broken, batch_size=10)
     masked = Batch(broken, weight=(np.arange(37) < 36).astype(np.float32))
-    for measure, expected in ((codes, found), (squared_error, errors)):
+    for measure, expected in ((codes, found), (evaluate.squared_error, errors)):
         counted = measure(MODEL, PARAMS, jax.random.clone(key), masked, batch_size=10)
         np.testing.assert_allclose(counted[:36], expected[:36], rtol=1e-6)
         with pytest.raises(ValueError, match=f"{measure.__name__}: .* for example 36"):

@@ -1,7 +1,6 @@
 """Finished smoke runs of the recipes, which several tests look at."""
 
 import contextlib
-import gc
 import importlib
 import io
 import pathlib
@@ -9,11 +8,10 @@ import warnings
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pytest
 
-from tests.conftest import MOST_MAPS, prepared
+from tests.conftest import drop_programs, prepared
 
 
 class Run(NamedTuple):
@@ -72,7 +70,12 @@ def finished(tmp_path_factory):
 def few_memory_maps_of_a_test():
     """One file runs many recipes: programs are dropped as soon as they hold too many maps."""
     yield
-    maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
-        jax.clear_caches()
-        gc.collect()
+    drop_programs()
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    """A file of 100 black images of 8 x 8 pixels, without labels."""
+    path = tmp_path / "images.npz"
+    np.savez(path, x=np.zeros((100, 8, 8), np.uint8))
+    return str(path)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from experiments import cvae
@@ -37,11 +36,9 @@ def test_the_bound_is_split_and_each_condition_has_its_numbers(preset, own, fini
     assert summary.get("hidden_pixels", 25) == 25  # a square of 5 x 5
 
 
-def test_what_it_cannot_run_on(tmp_path):
-    images = tmp_path / "images.npz"
-    np.savez(images, x=np.zeros((100, 8, 8), np.uint8))
+def test_what_it_cannot_run_on(unlabelled):
     for options, message in (
-        ({"dataset": str(images)}, "cvae: --dataset: got no labels, .*--condition block"),
+        ({"dataset": unlabelled}, "cvae: --dataset: got no labels, .*--condition block"),
         ({"epochs": 0}, "cvae: expected epochs >= 1"),
         ({"condition": "block", "block": 9}, "erased_block: side: got 9, expected 1 to 8"),
     ):

@@ -46,11 +46,9 @@ def test_as_many_labels_of_each_class_are_kept_and_the_seed_says_which():
         labelled.partly_labelled(y, 21, 0)
 
 
-def test_what_it_cannot_run_on(tmp_path):
-    images = tmp_path / "images.npz"
-    np.savez(images, x=np.zeros((200, 8, 8), np.uint8))
+def test_what_it_cannot_run_on(unlabelled):
     for options, message in (
-        ({"dataset": str(images)}, "semisupervised: --dataset: got no labels"),
+        ({"dataset": unlabelled}, "semisupervised: --dataset: got no labels"),
         ({"labels_per_class": 0}, "expected labels_per_class >= 1"),
         ({"labelled": 101}, "labelled_ratio: labelled: got 101, expected 1 to 100"),
     ):

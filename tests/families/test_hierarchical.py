@@ -10,21 +10,10 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from vaejax import (
-    Batch,
-    Model,
-    autoencoder,
-    evaluate,
-    generate,
-    heads,
-    hierarchical,
-    networks,
-    objectives,
-    reconstruct,
-    terms,
-)
+from vaejax import evaluate, heads, hierarchical, networks, objectives
 from vaejax.distributions import Bernoulli, MultivariateNormal, Normal
-from vaejax.model import draw
+from vaejax.model import Model, autoencoder, draw, generate, reconstruct, terms
+from vaejax.types import Batch
 
 STANDARD = Normal(np.zeros(1, np.float32), np.ones(1, np.float32))
 

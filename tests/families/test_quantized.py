@@ -10,21 +10,11 @@ import optax
 import pytest
 from flax import linen as nn
 
-from vaejax import (
-    Batch,
-    Model,
-    autoencoder,
-    evaluate,
-    generate,
-    heads,
-    networks,
-    objectives,
-    quantized,
-    reconstruct,
-    train,
-)
+from vaejax import evaluate, heads, networks, objectives, quantized, train
 from vaejax.distributions import Bernoulli, Categorical, Delta, Normal
 from vaejax.families.quantized._codebook import _different
+from vaejax.model import Model, autoencoder, generate, reconstruct
+from vaejax.types import Batch
 
 ENTRIES, SIZE, PLACES, SHAPE = 4, 3, (2, 1), (3, 2, 1)
 GAMMA = 0.9

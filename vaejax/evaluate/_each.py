@@ -67,20 +67,14 @@ def measure_each(
     Returns:
       What the measure returns, with a leading axis `[n]` on every leaf.
     """
-    return _loop(measure, options, transform, batch_size, params, key, batch.x, batch.c)
+    program = measure, options, transform, batch_size
+    return _loop(program, params, key, batch.x, batch.c)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _loop(
-    measure: Callable[..., Any],
-    options: tuple[Any, ...],
-    transform: Transform | None,
-    batch_size: int,
-    params: Params,
-    key: Key,
-    x: Any,
-    c: Any,
-) -> Any:
+@partial(jax.jit, static_argnums=0)
+def _loop(program: tuple[Any, ...], params: Params, key: Key, x: Any, c: Any) -> Any:
+    measure, options, transform, batch_size = program
+
     def example(index: Array) -> Any:
         one_x, one_c, rest = example_at(key, transform, index, x, c)
         return measure(*options, params, rest, one_x, one_c)

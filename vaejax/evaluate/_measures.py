@@ -251,6 +251,32 @@ def squared_error(
     return check_counted("squared_error", "|x - r(x)|^2", found, batch.x, batch.weight)
 
 
+def reconstruction_error(
+    model: Model,
+    params: Params,
+    key: Key,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 500,
+) -> np.ndarray:
+    """The distortion at the mean code, `-log p(x|z = E[z|x])`.
+
+    Summed over the event, never averaged; under a Normal likelihood with fixed scale it is the
+    squared error over `2 scale^2`, plus a constant.
+
+    Args:
+      model, params, key, data, transform, batch_size: as in `codes`.
+    Returns:
+      The distortion, nats, `[n]`.
+    Raises:
+      ValueError: where a number is not finite, with the example's index.
+    """
+    batch = checked_batch("reconstruction_error", key, data, batch_size=batch_size)
+    error = measure_each(_minus_log_px, (model,), transform, batch_size, params, key, batch)
+    return finite_values("reconstruction_error", "-log p(x|z)", error, batch.x)
+
+
 def mean_loss(
     loss: Loss,
     params: Params,
@@ -338,6 +364,11 @@ def _squared_error(model: Model, params: Params, key: Key, x: Any, c: Any) -> Ar
     return jnp.sum((x - _reconstruction(model, params, key, x, c)) ** 2)
 
 
+def _minus_log_px(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
+    model = deterministic(model)
+    return -model.decode(params, model.encode(params, x, c).mean, c).log_prob(x)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _batch_loss(
     loss: Loss, transform: Transform | None, params: Params, key: Key, batch: Any, step: Any
@@ -414,6 +445,7 @@ __all__ = [
     "log_likelihood",
     "log_prob",
     "mean_loss",
+    "reconstruction_error",
     "reconstructions",
     "squared_error",
 ]

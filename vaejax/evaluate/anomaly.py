@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax.distributions import Distribution, Normal
-from vaejax.errors import finite_values, wrong
-from vaejax.evaluate._each import checked_batch, measure_each
-from vaejax.evaluate._measures import elbo_terms, log_likelihood
-from vaejax.model import Model, deterministic
+from vaejax.errors import wrong
+from vaejax.evaluate._each import checked_batch
+from vaejax.evaluate._measures import elbo_terms, log_likelihood, reconstruction_error
+from vaejax.model import Model
 from vaejax.types import Array, Key, Params, Transform
 
 
@@ -112,36 +112,6 @@ def scores(
         background_nll = nll(*background, jax.random.clone(data_key), batch)
         found["likelihood_ratio"] = likelihood_ratio(found["negative_log_px"], background_nll)
     return found
-
-
-def reconstruction_error(
-    model: Model,
-    params: Params,
-    key: Key,
-    data: Any,
-    *,
-    transform: Transform | None = None,
-    batch_size: int = 500,
-) -> np.ndarray:
-    """The distortion at the mean code, `-log p(x|z = E[z|x])`.
-
-    Summed over the event, never averaged; under a Normal likelihood with fixed scale it is the
-    squared error over `2 scale^2`, plus a constant.
-
-    Args:
-      model, params: a Model and its parameters.
-      key: for the `transform` alone.
-      data: a Batch, or the x of one, `[n, ...]`.
-      transform: what is done to stored data first, drawn once per example; None: nothing.
-      batch_size: examples in memory at a time.
-    Returns:
-      The distortion, nats, `[n]`.
-    Raises:
-      ValueError: where a number is not finite, with the example's index.
-    """
-    batch = checked_batch("reconstruction_error", key, data, batch_size=batch_size)
-    error = measure_each(_minus_log_px, (model,), transform, batch_size, params, key, batch)
-    return finite_values("reconstruction_error", "-log p(x|z)", error, batch.x)
 
 
 def typicality(nll: Any, train_nll: Any) -> np.ndarray:
@@ -337,11 +307,6 @@ def one_class(
         name: OneClass(float(np.mean([area.value for area in areas.values()])), areas)
         for name, areas in found.items()
     }
-
-
-def _minus_log_px(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
-    model = deterministic(model)
-    return -model.decode(params, model.encode(params, x, c).mean, c).log_prob(x)
 
 
 def _no_latent(*_: Any, key: Key | None = None) -> Normal:

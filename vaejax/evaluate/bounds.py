@@ -231,13 +231,8 @@ def ladder(
     the ESS is. Memory is that of `batch_size * chunk` decoded examples.
 
     Args:
-      model, params: a Model with a prior, and its parameters.
-      key: for the draws and the `transform`.
-      data: a Batch, or the x of one, `[n, ...]`.
+      model, params, key, data, transform, batch_size, chunk: as in `evaluate.log_likelihood`.
       particles: the K, rising.
-      transform: what is done to stored data first, drawn once per example; None: nothing.
-      batch_size: examples in memory at a time.
-      chunk: particles in memory at a time.
     Returns:
       A Ladder.
     Raises:

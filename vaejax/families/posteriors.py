@@ -95,10 +95,8 @@ def iaf_posterior(
       ValueError: where layers is below 1; at `init`, as for `flow_posterior`.
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from vaejax import autoencoder, heads, posteriors
-      >>> from vaejax.distributions import Normal
-      >>> normal = Normal(jnp.zeros(2), jnp.ones(2))
-      >>> model = autoencoder(heads.Normal(2), heads.Bernoulli(6), normal)
+      >>> from vaejax import linear, posteriors
+      >>> model = linear.linear_gaussian(6, latent=2)
       >>> model = posteriors.iaf_posterior(model, 2, layers=1, hidden=(8,))
       >>> sorted(model.init(jax.random.key(0), jnp.zeros(6)))
       ['decoder', 'encoder', 'posterior']

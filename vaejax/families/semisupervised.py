@@ -20,7 +20,7 @@ import numpy as np
 
 from vaejax import evaluate
 from vaejax import model as models
-from vaejax.batch import as_batch, batch_mean, over_batch, size_of
+from vaejax.batch import as_batch, batch_mean, labels_of, over_batch, size_of
 from vaejax.distributions import Categorical, Delta, kl
 from vaejax.errors import wrong
 from vaejax.model import Draw, Model, draw, terms
@@ -298,16 +298,11 @@ def log_likelihood(
 
 def _labels(function: str, batch: Batch) -> Array:
     """The labels `[batch]` of a batch that has nothing but x and them, or ValueError."""
-    fix = "pass Batch(x, y=labels) with integers from 0, -1 where unknown"
     if jax.tree.leaves(batch.c):
+        fix = "pass Batch(x, y=labels) with integers from 0, -1 where unknown"
         got = f"conditions {jax.tree.map(jnp.shape, batch.c)}"
         raise wrong(f"{function}: batch.c", got, "none, since c is the class", fix)
-    if isinstance(batch.y, tuple):
-        raise wrong(f"{function}: batch.y", "no labels", "one integer per example", fix)
-    y = jnp.asarray(batch.y)
-    if y.shape != (size_of(batch.x),) or not jnp.issubdtype(y.dtype, jnp.integer):
-        raise wrong(f"{function}: batch.y", f"{y.dtype}{y.shape}", "one integer per example", fix)
-    return y
+    return labels_of(f"{function}: batch.y", batch)
 
 
 __all__ = [

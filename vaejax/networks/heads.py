@@ -84,7 +84,16 @@ class TopK(Network):
         return distributions.SparseDelta(value, self.k)
 
 
-class Normal(Network):
+class _Scaled(Network):
+    """What the Normals share: the options of their standard deviations."""
+
+    shape: Shape
+    floor: float = 1e-4
+    scale_init: float = 1.0
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+
+class Normal(_Scaled):
     """Diagonal Normal with mean and standard deviation both predicted from the features.
 
     `loc = W_1 h + b_1`, `scale = floor + softplus(W_2 h + b_2)`.
@@ -98,11 +107,6 @@ class Normal(Network):
       scale_init: the standard deviation at the start, where the features are zero.
       kernel_init: initialiser of W_1 and W_2.
     """
-
-    shape: Shape
-    floor: float = 1e-4
-    scale_init: float = 1.0
-    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
@@ -213,7 +217,7 @@ class FixedNormal(Network):
         return distributions.Normal(loc, jnp.asarray(self.scale, loc.dtype))
 
 
-class SharedNormal(Network):
+class SharedNormal(_Scaled):
     """Normal with a predicted mean and one learned standard deviation for all entries.
 
     `scale = floor + softplus(s)` with one parameter s: the weight between reconstruction and KL is
@@ -227,11 +231,6 @@ class SharedNormal(Network):
     References:
       Rybkin et al., 2021, sigma-VAE, arXiv:2006.13202.
     """
-
-    shape: Shape
-    floor: float = 1e-4
-    scale_init: float = 1.0
-    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:

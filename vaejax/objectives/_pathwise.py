@@ -225,10 +225,7 @@ def piwae(model: Model, *, outer: int, inner: int, draw: MakeDraw = draw) -> Los
     if the other's parameters were fixed. M = 1 is `iwae`.
 
     Args:
-      model: the Model to train.
-      outer: M.
-      inner: K.
-      draw: how a Draw is made, for models with a draw of their own.
+      model, outer, inner, draw: as for `miwae`.
     Returns:
       A Loss, -L_{MK}. Its metrics are those of `iwae` with M K particles, and `miwae`, L_{M,K}.
     Raises:

@@ -38,9 +38,9 @@ def rematerialize(model: Model) -> Model:
       A Model with the same parameters.
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from vaejax import autoencoder, heads
+      >>> from vaejax import linear
       >>> from vaejax.train.memory import rematerialize
-      >>> model = rematerialize(autoencoder(heads.Code(2), heads.FixedNormal((3,), 1.0)))
+      >>> model = rematerialize(linear.linear_gaussian(3, latent=2))
       >>> params = model.init(jax.random.key(0), jnp.zeros(3))
       >>> model.encode(params, jnp.zeros(3)).mean.shape
       (2,)

@@ -55,8 +55,8 @@ def active_units(
     data: Any,
     *,
     transform: Transform | None = None,
-    threshold: float = 1e-2,
     batch_size: int = 500,
+    threshold: float = 1e-2,
 ) -> ActiveUnits:
     """The units whose mean code moves with the data: A_u = Var_x(E_q[u|x]) > threshold.
 
@@ -68,8 +68,8 @@ def active_units(
       key: for the `transform` alone.
       data: two examples or more, `[n, ...]`.
       transform: what is done to stored data first, drawn once per example; None: nothing.
-      threshold: what A_u must exceed.
       batch_size: examples in memory at a time.
+      threshold: what A_u must exceed.
     Returns:
       A_u of each unit, its standard error, and the count `active`.
     Raises:

@@ -10,7 +10,7 @@ therefore a single image where images have conditions.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,36 +33,36 @@ MOST_ELEMENTS = 2**24  # of log p(x|z) per pixel that are in memory at once
 ELEMENTWISE = (ContinuousBernoulli, DiscretizedLogistic, Laplace, Normal)
 
 
-def measure_batches(
-    measure: Callable[..., Any],
-    options: tuple[Any, ...],
-    transform: Transform | None,
-    batch_size: int,
-    params: Any,
-    key: Key,
-    batch: Batch,
-) -> Any:
+class Program(NamedTuple):
+    """What the loop of an exact measure is compiled for, as in `measure_each`; hashable.
+
+    Args:
+      measure: the function of a batch of images.
+      options: its first arguments.
+      transform: what is done to a stored image first, or None.
+      batch_size: how many images a point z is decoded for at once.
+    """
+
+    measure: Callable[..., Any]
+    options: tuple[Any, ...]
+    transform: Transform | None
+    batch_size: int
+
+
+def measure_batches(program: Program, params: Any, key: Key, batch: Batch) -> Any:
     """`measure(*options, params, keys, x, c)` of all images, as one compiled loop over batches.
 
-    It is compiled once for each measure, options, transform, batch size and shape of the data, like
-    `measure_each`; images and keys are the same as there. `params`: the parameters, and any other
-    arrays that all batches share.
+    It is compiled once for each program and shape of the data; images and keys are the same as in
+    `measure_each`. `params`: the parameters, and any other arrays that all batches share.
     """
-    width = 1 if jax.tree.leaves(batch.c) else batch_size
-    return _loop(measure, options, transform, width, params, key, batch.x, batch.c)
+    if jax.tree.leaves(batch.c):
+        program = program._replace(batch_size=1)
+    return _loop(program, params, key, batch.x, batch.c)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _loop(
-    measure: Callable[..., Any],
-    options: tuple[Any, ...],
-    transform: Transform | None,
-    batch_size: int,
-    params: Any,
-    key: Key,
-    x: Any,
-    c: Any,
-) -> Any:
+@partial(jax.jit, static_argnums=0)
+def _loop(program: Program, params: Any, key: Key, x: Any, c: Any) -> Any:
+    measure, options, transform, batch_size = program
     size = size_of(x)
     batches = -(-size // batch_size)
     width = -(-size // batches)

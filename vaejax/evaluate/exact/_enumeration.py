@@ -10,7 +10,7 @@ from jax import lax
 from vaejax.batch import size_of
 from vaejax.errors import at_least_one, finite_values, wrong
 from vaejax.evaluate._each import checked_batch
-from vaejax.evaluate.exact._batches import log_px_given, measure_batches, prior_of
+from vaejax.evaluate.exact._batches import Program, log_px_given, measure_batches, prior_of
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Key, Params, Transform
 
@@ -69,7 +69,8 @@ def enumerate_latents(
     values = jax.tree.map(jnp.asarray, values)
     at_least_one(name, values=size_of(values))
     options, shared = (model, min(chunk, size_of(values))), (params, values)
-    result = measure_batches(_enumerated, options, transform, batch_size, shared, key, batch)
+    program = Program(_enumerated, options, transform, batch_size)
+    result = measure_batches(program, shared, key, batch)
     finite_values(name, "log p(x)", result.log_px, batch.x)
     mass = float(result.prior_mass.max())
     if mass > 1 + 1e-3:

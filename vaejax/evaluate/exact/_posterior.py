@@ -10,7 +10,7 @@ import numpy as np
 from vaejax.batch import size_of
 from vaejax.errors import finite_values
 from vaejax.evaluate._each import checked_batch
-from vaejax.evaluate.exact._batches import latent_size, measure_batches
+from vaejax.evaluate.exact._batches import Program, latent_size, measure_batches
 from vaejax.evaluate.exact._quadrature import fold_points, grid_rule, on_the_grid, summed
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Key, Params, Transform
@@ -73,7 +73,8 @@ def grid_posterior(
     latent = latent_size(name, model, params, batch.c)
     options = model, latent, draws, chunk
     shared = params, grid_rule(name, spacing, width, latent)
-    result = measure_batches(_drawn, options, transform, batch_size, shared, key, batch)
+    program = Program(_drawn, options, transform, batch_size)
+    result = measure_batches(program, shared, key, batch)
     finite_values(name, "log p(x)", result.log_px, batch.x)
     return jax.tree.map(np.asarray, result)
 

@@ -13,7 +13,13 @@ from vaejax.batch import size_of
 from vaejax.distributions import MultivariateNormal, Normal
 from vaejax.errors import finite_values, wrong
 from vaejax.evaluate._each import checked_batch
-from vaejax.evaluate.exact._batches import first, latent_size, log_px_given, measure_batches
+from vaejax.evaluate.exact._batches import (
+    Program,
+    first,
+    latent_size,
+    log_px_given,
+    measure_batches,
+)
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Batch, Key, Params, Transform
 
@@ -95,7 +101,8 @@ def quadrature(
     latent = latent_size(name, model, params, batch.c)
     options = model, on_the_grid, latent, chunk
     rule = grid_rule(name, spacing, width, latent)
-    result = _integral(options, transform, batch_size, params, rule, key, batch)
+    program = Program(_integrated, options, transform, batch_size)
+    result = _integral(program, (params, rule), key, batch)
     return _measured(name, result, batch, spacing)
 
 
@@ -199,7 +206,8 @@ def local_quadrature(
         raise wrong(f"{name}: around", "a deviation of 0", "> 0", fix)
     boxes = jnp.asarray(around.mean), jnp.asarray(half)
     options = model, on_its_own_grid, latent, chunk
-    result = _integral(options, transform, 1, params, rule, key, batch, boxes)
+    program = Program(_integrated, options, transform, 1)
+    result = _integral(program, (params, rule), key, batch, boxes)
     return _measured(name, result, batch)
 
 
@@ -244,27 +252,18 @@ def gauss_hermite(
         fix = f"take points={_most(latent)}"
         raise wrong(f"{name}: points", f"{points**latent:.1e} in all", "at most 1e8", fix)
     options = model, under_the_prior, latent, chunk
+    program = Program(_integrated, options, transform, batch_size)
     fine, coarse = (
-        _integral(options, transform, batch_size, params, _hermite(m), key, batch)
-        for m in (points, points // 2)
+        _integral(program, (params, _hermite(m)), key, batch) for m in (points, points // 2)
     )
     return _measured(name, fine._replace(coarse=coarse.log_px), batch)
 
 
 def _integral(
-    options: tuple[Any, ...],
-    transform: Transform | None,
-    batch_size: int,
-    params: Params,
-    rule: Rule,
-    key: Key,
-    batch: Batch,
-    boxes: Any = (),
+    program: Program, shared: tuple[Params, Rule], key: Key, batch: Batch, boxes: Any = ()
 ) -> Quadrature:
     """The Quadrature of all images; boxes: of the images' own grids, or ()."""
-    batch = batch._replace(c=(batch.c, boxes))
-    shared = params, rule
-    return measure_batches(_integrated, options, transform, batch_size, shared, key, batch)
+    return measure_batches(program, shared, key, batch._replace(c=(batch.c, boxes)))
 
 
 def _integrated(

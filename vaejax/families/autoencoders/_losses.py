@@ -36,8 +36,10 @@ from vaejax.model import Draw, Model, draw, terms
 from vaejax.objectives import Schedule, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
+MakeDraw = Callable[..., Draw]  # (model, params, key, x, c) -> Draw, of one example
 
-def reconstruction(model: Model, *, draw: Callable[..., Draw] = draw) -> Loss:
+
+def reconstruction(model: Model, *, draw: MakeDraw = draw) -> Loss:
     """The distortion alone, averaged over the batch.
 
     `D = -log p(x | z = f(x))`.
@@ -105,7 +107,7 @@ def denoising(model: Model, *, corrupt: Transform) -> Loss:
     return reconstruction(model, draw=corrupted(corrupt))
 
 
-def corrupted(corrupt: Transform, *, draw: Callable[..., Draw] = draw) -> Callable[..., Draw]:
+def corrupted(corrupt: Transform, *, draw: MakeDraw = draw) -> MakeDraw:
     """A `draw` whose encoder sees `corrupt(key, x)` while the Draw's x stays the clean target.
 
     For any loss that takes a draw: `objectives.elbo(model, draw=corrupted(...))` is a denoising
@@ -134,13 +136,7 @@ def corrupted(corrupt: Transform, *, draw: Callable[..., Draw] = draw) -> Callab
     return corrupted_draw
 
 
-def sparse(
-    model: Model,
-    *,
-    penalty: Penalty,
-    weight: Schedule,
-    draw: Callable[..., Draw] = draw,
-) -> Loss:
+def sparse(model: Model, *, penalty: Penalty, weight: Schedule, draw: MakeDraw = draw) -> Loss:
     """The distortion and a penalty on the codes of the batch.
 
     `D + weight Omega(z)`.
@@ -219,13 +215,7 @@ def batch_top_k(model: Model, *, k: int) -> Loss:
     return loss
 
 
-def contractive(
-    model: Model,
-    *,
-    norm: Norm,
-    weight: Schedule,
-    draw: Callable[..., Draw] = draw,
-) -> Loss:
+def contractive(model: Model, *, norm: Norm, weight: Schedule, draw: MakeDraw = draw) -> Loss:
     """The distortion and the squared norm of the encoder's Jacobian.
 
     `D + weight |df/dx|_F^2`.
@@ -267,7 +257,7 @@ def higher_order_contractive(
     curvature: Schedule,
     scale: float,
     samples: int = 1,
-    draw: Callable[..., Draw] = draw,
+    draw: MakeDraw = draw,
 ) -> Loss:
     """The contractive loss, and how much the Jacobian changes nearby: CAE+H.
 

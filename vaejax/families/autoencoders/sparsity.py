@@ -167,8 +167,8 @@ def threshold(
     data: Any,
     *,
     k: int,
-    batch_size: int = 500,
     transform: Transform | None = None,
+    batch_size: int = 500,
 ) -> float:
     """The activation above which a model trained with `batch_top_k` keeps a unit at inference.
 
@@ -183,8 +183,8 @@ def threshold(
       key: of the transform, which alone uses it.
       data: a Batch or the x of one, `[n, ...]`, in a random order.
       k: as in training.
-      batch_size: as in training; the examples left over are not used.
       transform: of stored data, drawn once per example; by default none.
+      batch_size: as in training; the examples left over are not used.
     Returns:
       theta > 0, in the units of z.
     Raises:

@@ -26,7 +26,7 @@ from flax import linen as nn
 from jax import lax
 
 from vaejax import evaluate
-from vaejax.batch import as_batch, batch_mean, over_batch, size_of
+from vaejax.batch import as_batch, batch_mean, labels_of, over_batch
 from vaejax.distributions import Categorical
 from vaejax.errors import at_least_one, takes, wrong
 from vaejax.model import Draw, Model, deterministic, draw
@@ -225,7 +225,7 @@ def classification(model: Model, *, draw: Callable[..., Draw] = draw) -> Loss:
         return -py.log_prob(y), (jnp.argmax(py.logits) != y).astype(float)
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
-        y = _labels("classification", batch)
+        y = labels_of("classification: y", batch)
         counts = (y != -1).astype(float)
         if not isinstance(batch.weight, tuple):
             counts = counts * batch.weight
@@ -246,7 +246,7 @@ def error_rate(
     model: Model,
     params: Params,
     key: Key,
-    data: Batch,
+    data: Any,
     *,
     transform: Transform | None = None,
     batch_size: int = 500,
@@ -269,7 +269,7 @@ def error_rate(
         class, or logits that are not finite.
     """
     data = evaluate.checked_batch("error_rate", key, data, batch_size=batch_size)
-    y = np.asarray(_labels("error_rate", data))
+    y = np.asarray(labels_of("error_rate: y", data))
     weight = np.where(y == -1, 0, 1 if isinstance(data.weight, tuple) else np.asarray(data.weight))
     if not np.any(weight > 0):
         got, fix = "no label but -1, or of weight 0", "give labelled data"
@@ -314,17 +314,6 @@ def _init(function: str, i: int, level: Model, key: Key, x: Any, c: Any) -> Para
 
 def _keys(key: Key | None, levels: int) -> Any:
     return (None,) * levels if key is None else jax.random.split(key, levels)
-
-
-def _labels(function: str, batch: Batch) -> Any:
-    """The labels `[batch]` of a batch, or ValueError."""
-    fix = "pass Batch(x, y=labels) with integers from 0, -1 where unknown"
-    if isinstance(batch.y, tuple):
-        raise wrong(f"{function}: y", "no labels", "one integer per example", fix)
-    y = jnp.asarray(batch.y)
-    if y.shape != (size_of(batch.x),) or not jnp.issubdtype(y.dtype, jnp.integer):
-        raise wrong(f"{function}: y", f"{y.dtype}{y.shape}", "one integer per example", fix)
-    return y
 
 
 def _check_history(i: int, history: dict[str, np.ndarray]) -> None:
