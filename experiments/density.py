@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from experiments import common
-from experiments.common import Trained, Trial, plane
+from experiments.common import Trained, Trial, two_curves
 from vaejax import evaluate, flows, objectives, plot
 from vaejax.distributions import Mixture, MultivariateNormal
 from vaejax.errors import at_least_one, wrong
@@ -59,7 +59,7 @@ def load(config: Config) -> Points:
     at_least_one("density", layers=config.layers, epochs=config.epochs)
     if not config.noise > 0:
         raise wrong("density: --noise", config.noise, "> 0", "a curve without width has no density")
-    p, count = plane.curves(config.shape, config.noise), config.examples + config.examples // 2
+    p, count = two_curves.truth(config.shape, config.noise), config.examples + config.examples // 2
     sample = jax.jit(lambda keys: jax.vmap(p.sample)(keys))
     points = np.asarray(sample(jax.random.split(keys_of(config)[0], count)))
     return Points(p, points[: config.examples], points[config.examples :])
@@ -82,14 +82,16 @@ def build(config: Config, points: Points) -> Trial:
 
 def measure(config: Config, points: Points, flow: Trained) -> tuple[dict[str, Any], Any]:
     """Nats of the flow, of the truth and of one Normal; the mass of the flow on the grid."""
-    x, (side, grid) = points.train, plane.grid(config.width, config.spacing)
+    x, (side, grid) = points.train, two_curves.grid(config.width, config.spacing)
     normal = MultivariateNormal(x.mean(axis=0), np.linalg.cholesky(np.cov(x.T)))
     found = {
         "flow": -evaluate.log_prob(flow.model, flow.params, keys_of(config)[3], points.test),
-        "truth": -plane.log_probs(points.truth, points.test),
-        "one_normal": -plane.log_probs(normal, points.test),
+        "truth": -two_curves.log_probs(points.truth, points.test),
+        "one_normal": -two_curves.log_probs(normal, points.test),
     }
-    density = np.exp(plane.log_probs(flow.model.apply(flow.params), grid)).reshape(len(side), -1)
+    density = np.exp(two_curves.log_probs(flow.model.apply(flow.params), grid)).reshape(
+        len(side), -1
+    )
     excess = found["flow"] - found["truth"]
     numbers = {f"{name}_test_nats": float(np.mean(values)) for name, values in found.items()} | {
         "kl_nats": float(excess.mean()),
@@ -102,19 +104,19 @@ def measure(config: Config, points: Points, flow: Trained) -> tuple[dict[str, An
 
 def draw(config: Config, points: Points, flow: Trained, kept: Any) -> dict[str, Any]:
     """The density beside the truth, samples, and the likelihood in training."""
-    (density, numbers), (side, grid) = kept, plane.grid(config.width, config.spacing)
+    (density, numbers), (side, grid) = kept, two_curves.grid(config.width, config.spacing)
     q, count = flow.model.apply(flow.params), min(3000, len(points.test))
     samples = jax.jit(lambda keys: jax.vmap(q.sample)(keys))
     panels = {
         "data": points.test[:3000],
-        "true density": np.exp(plane.log_probs(points.truth, grid)).reshape(len(side), -1),
+        "true density": np.exp(two_curves.log_probs(points.truth, grid)).reshape(len(side), -1),
         f"flow: density, integral {numbers['integral']:.4f}": density,
         "flow: samples": samples(jax.random.split(keys_of(config)[4], count)),
     }
     least = np.full(config.epochs, -numbers["truth_test_nats"])
     curve = {"flow": -flow.history["loss"], "truth": least}
     return {
-        "density": plane.panels(panels, side),
+        "density": two_curves.panels(panels, side),
         "curves": plot.curves(curve, ylabel="log p(x), nats per point"),
     }
 

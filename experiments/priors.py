@@ -17,6 +17,7 @@ import numpy as np
 from experiments import common
 from experiments.common import Trained, Trial, figures, image_vae, variations
 from vaejax import data, diagnostics, evaluate, flows, mixtures, plot, priors
+from vaejax.model import Model
 from vaejax.types import Batch, Key
 
 Prior = Literal["standard", "mixture", "vamp", "flow"]
@@ -34,12 +35,15 @@ DIGITS = Config()
 PRESETS = {"digits": DIGITS, "mnist": replace(DIGITS, components=200, **variations.MNIST)}
 
 
-def build(config: Config, images: tuple[Batch, Batch]) -> dict[str, Trial]:
-    """One network under every prior."""
-    x = images[0].x
-    base = variations.network(config, x)
-    start = jax.vmap(partial(data.scale, jax.random.key(0)))(x[: config.components])
-    models = {
+def load(config: Config) -> tuple[Batch, Batch, dict[str, Model]]:
+    """The images of both splits, and one network under every prior.
+
+    The models are made here, since the VampPrior looks at the images that it starts from.
+    """
+    images, test = common.both_splits(config, "priors", components=config.components)
+    base = variations.network(config, images.x)
+    start = jax.vmap(partial(data.scale, jax.random.key(0)))(images.x[: config.components])
+    make = {
         "standard": lambda: base,
         "mixture": lambda: priors.mixture_prior(base, config.components),
         "vamp": lambda: priors.vamp_prior(base, config.components, start=start),
@@ -47,10 +51,16 @@ def build(config: Config, images: tuple[Batch, Batch]) -> dict[str, Trial]:
             base, flows.coupling(config.latent, layers=config.layers, hidden=(100,))
         ),
     }
-    return {name: variations.trial(config, images, models[name]()) for name in config.priors}
+    return images, test, {name: make[name]() for name in config.priors}
 
 
-def measure(config: Config, images: tuple[Batch, Batch], trained: dict[str, Trained]) -> Any:
+def build(config: Config, loaded: tuple[Batch, Batch, dict[str, Model]]) -> dict[str, Trial]:
+    """One network under every prior, to be trained with the same keys."""
+    *images, models = loaded
+    return {name: variations.trial(config, images, model) for name, model in models.items()}
+
+
+def measure(config: Config, images: Any, trained: dict[str, Trained]) -> Any:
     """The usual numbers, the units and components in use, and the gain over N(0, I)."""
     x = images[1].x
     numbers: dict[str, Any] = {"particles": config.particles, "epochs": config.epochs}
@@ -101,7 +111,7 @@ def note(config: Config, _: dict[str, Any]) -> str:
 
 RECIPE = common.Recipe(
     "priors",
-    lambda config: common.both_splits(config, "priors", components=config.components),
+    load,
     build,
     measure,
     draw,

@@ -97,7 +97,7 @@ def main(config: Config) -> dict[str, Any]:
     """Train both stages, measure and draw; returns what summary.json holds."""
     config = common.shrunk(config, **SMOKE)
     images, test = (part.x for part in load(config))
-    keys = common.keys(config, 9)
+    keys = list(common.keys(config, 9))
     model, network = codebook.networks_of(config, images.shape[1:], common.mean_of(images))
     folder = common.open_folder(config, name=f"vq-{Path(config.dataset).stem}")
     fitted = first_stage(config, folder / "autoencoder", model, images)

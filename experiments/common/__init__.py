@@ -10,7 +10,8 @@ A recipe is a file `experiments/NAME.py` of at most 150 lines, which says what i
 - `load(config) -> data`: reads, makes and checks what the model is trained and measured on;
 - `build(config, data) -> Trial`, or several Trials by name: model, start, loss, optimizer, keys.
   What is swept may be an array that JAX traces, so a number of the config may go into a loss, a
-  schedule or a distribution, and no `if` asks for it;
+  schedule or a distribution, and no `if` asks for it; what JAX computes from the data belongs into
+  `load`, or into the function that makes the parameters at the start;
 - `measure(config, data, trained) -> (numbers, kept)`, `draw(config, data, trained, kept)`;
 - `RECIPE = Recipe(NAME, load, build, measure, draw, NOTE, SMOKE, swept=...)` with these;
 - `main = partial(common.main, RECIPE)`: of a config, returns what summary.json holds;
@@ -47,7 +48,7 @@ Trials, `experiments/vae.py` one of a single Trial that can be swept.
 | `factors` | sprites, and what codes say of their factors |
 | `game` | the players of an adversarial game on images |
 | `pixels` | images of discrete pixels: networks, simple models, pictures |
-| `plane` | densities of the plane |
+| `two_curves` | a known density of the plane; pictures of densities |
 """
 
 from experiments.common import figures, image_vae, measures, variations

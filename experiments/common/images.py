@@ -60,18 +60,18 @@ def both_splits(
     at_least_one(recipe, **(given | counts))
     images = data.load(config.dataset, config.train_split)
     test = data.load(config.dataset, config.test_split)
-    if "batch_size" in given:
-        train.shuffled(len(images.x), config.batch_size)  # refuses a batch larger than the data
     if labelled and (isinstance(images.y, tuple) or isinstance(test.y, tuple)):
         fix = "give a .npz with x and y"
         raise wrong(f"{recipe}: --dataset", "no labels", "labelled images", fix)
+    if "batch_size" in given:
+        train.shuffled(len(images.x), config.batch_size)  # refuses a batch larger than the data
     if bounded:
         check_unit_interval(recipe, images.x)
     return images, test
 
 
 def scaled(images: Batch) -> np.ndarray:
-    """Images in [0, 1]: whole numbers from 0 to 255 divided, floats as they are."""
+    """Images in [0, 1], as `data.scale` has them; not while JAX traces."""
     return np.asarray(data.scale(jax.random.key(0), images.x))
 
 

@@ -1,6 +1,6 @@
 """One VAE of binarised images, trained in several ways with the same keys: paired differences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -84,7 +84,7 @@ def network(config: Any, images: Any, **options: Any) -> Model:
     return build(Network(**own, **options), images.shape[1:], mean_of(images))
 
 
-def trial(config: Any, images: tuple[Batch, Batch], model: Model) -> Trial:
+def trial(config: Any, images: Sequence[Batch], model: Model) -> Trial:
     """One variation, to be trained by the ELBO; all of them get the same keys."""
     x = images[0].x
     init_key, fit_key, *_ = jax.random.split(jax.random.key(config.seed), 4)

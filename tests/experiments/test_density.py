@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import density
-from experiments.common import plane
+from experiments.common import two_curves
 
 
 def test_the_mass_of_the_flow_is_one_and_no_density_beats_the_truth(finished):
@@ -25,5 +25,5 @@ def test_a_curve_without_width_is_refused(tmp_path):
 def test_the_true_density_integrates_to_one(shape):
     side = np.arange(-4, 4, 0.08, dtype=np.float32)
     grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-    log_p = jax.jit(jax.vmap(plane.curves(shape, 0.1).log_prob))(grid)
+    log_p = jax.jit(jax.vmap(two_curves.truth(shape, 0.1).log_prob))(grid)
     assert np.exp(np.asarray(log_p, float)).sum() * 0.08**2 == pytest.approx(1, abs=1e-3)

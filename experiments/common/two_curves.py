@@ -1,4 +1,4 @@
-"""Densities of the plane: points along two curves, grids, and pictures."""
+"""A known density of the plane along two curves; grids, and pictures of densities."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ import numpy as np
 
 from vaejax.distributions import Distribution, Mixture, Normal
 
-__all__ = ["curves", "grid", "log_probs", "panels"]
+__all__ = ["grid", "log_probs", "panels", "truth"]
 
 
-def curves(shape: str, noise: float, *, points: int = 200) -> Mixture:
+def truth(shape: str, noise: float, *, points: int = 200) -> Mixture:
     """A density along two curves, "moons" or "rings": `points` Normals along each of them.
 
     `noise`: the standard deviation of each Normal.
