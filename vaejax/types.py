@@ -26,6 +26,10 @@ import numpy as np
 
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array
+PerExample: TypeAlias = np.ndarray
+"""A number for each example, `[n]`, in the memory of the host."""
+PerUnit: TypeAlias = np.ndarray
+"""A number for each dimension of the code, `[latent]`, in the memory of the host."""
 Params: TypeAlias = Any
 Metrics: TypeAlias = dict[str, Any]
 Initializer: TypeAlias = Callable[..., Array]
@@ -324,6 +328,8 @@ __all__ = [
     "Metrics",
     "Module",
     "Params",
+    "PerExample",
+    "PerUnit",
     "Prior",
     "StepOrder",
     "Transform",

@@ -80,11 +80,6 @@ class Trained(NamedTuple):
     history: Mapping[str, np.ndarray]
     seconds: float
 
-    @property
-    def epochs(self) -> int:
-        """How many epochs were trained."""
-        return len(self.history["epoch"])
-
 
 class Recipe(NamedTuple):
     """What is an experiment's own.
@@ -139,7 +134,8 @@ def main(recipe: Recipe, config: Any) -> dict[str, Any]:
     if isinstance(trials, Trial):
         trained = train_trial(config, folder, trials)
         if trials.ready is None:
-            alone = {"epochs": trained.epochs, "seconds_train": trained.seconds}
+            epochs = len(trained.history["epoch"])
+            alone = {"epochs": epochs, "seconds_train": trained.seconds}
     else:
         trained = {n: train_trial(config, folder / n, trial) for n, trial in trials.items()}
     print("trained; now what is measured, and the figures")

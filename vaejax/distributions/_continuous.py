@@ -11,6 +11,11 @@ from vaejax.distributions._events import as_float, dtype_of, flat, one_event, su
 from vaejax.types import Array
 
 
+def _moved(d, standard, key):
+    """loc + scale e, the entries of e independent draws of a standard distribution."""
+    return d.loc + d.scale * standard(key, d.event_shape, dtype_of(d))
+
+
 @distribution
 class Normal(Distribution):
     """Independent Gaussians: log p(x) = sum_i -((x_i - loc_i) / scale_i)^2 / 2 - log(scale_i) - c.
@@ -36,8 +41,7 @@ class Normal(Distribution):
     scale: Any
 
     def sample(self, key):
-        noise = jax.random.normal(key, self.event_shape, dtype_of(self))
-        return self.loc + self.scale * noise
+        return _moved(self, jax.random.normal, key)
 
     def log_prob(self, x):
         x, loc, scale = flat(self, x, self.loc, self.scale)
@@ -102,8 +106,7 @@ class Laplace(Distribution):
     scale: Any
 
     def sample(self, key):
-        noise = jax.random.laplace(key, self.event_shape, dtype_of(self))
-        return self.loc + self.scale * noise
+        return _moved(self, jax.random.laplace, key)
 
     def log_prob(self, x):
         x = one_event(self, x)

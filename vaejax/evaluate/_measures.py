@@ -20,7 +20,7 @@ from vaejax.batch import over_examples, present, size_of
 from vaejax.errors import finite_values, warn_of_levels, wrong
 from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct, terms
-from vaejax.types import Array, Key, Loss, Metrics, Params, Transform
+from vaejax.types import Array, Key, Loss, Metrics, Params, PerExample, Transform
 
 
 class Likelihood(NamedTuple):
@@ -32,8 +32,8 @@ class Likelihood(NamedTuple):
         `[n]`.
     """
 
-    log_px: np.ndarray
-    ess: np.ndarray
+    log_px: PerExample
+    ess: PerExample
 
 
 def elbo_terms(
@@ -46,7 +46,7 @@ def elbo_terms(
     draw: Callable[..., Any] = draw,
     transform: Transform | None = None,
     batch_size: int = 500,
-) -> dict[str, np.ndarray]:
+) -> dict[str, PerExample]:
     """The bound and its parts for every example: `elbo`, `distortion` and `rate`.
 
     `ELBO = -(D + R)`, D and R averaged over `samples` draws of z.
@@ -148,7 +148,7 @@ def log_prob(
     *,
     transform: Transform | None = None,
     batch_size: int = 100,
-) -> np.ndarray:
+) -> PerExample:
     """The exact log p(x|c) of every example under a network without latent variables.
 
     Args:
@@ -233,7 +233,7 @@ def squared_error(
     *,
     transform: Transform | None = None,
     batch_size: int = 500,
-) -> np.ndarray:
+) -> PerExample:
     """|x - r(x)|^2 of every example, summed over its entries.
 
     `r(x) = E[x|z = E[q(z|x)]]`, the reconstruction at the mean code: under the squared-error loss
@@ -259,7 +259,7 @@ def reconstruction_error(
     *,
     transform: Transform | None = None,
     batch_size: int = 500,
-) -> np.ndarray:
+) -> PerExample:
     """The distortion at the mean code, `-log p(x|z = E[z|x])`.
 
     Summed over the event, never averaged; under a Normal likelihood with fixed scale it is the
@@ -329,7 +329,7 @@ def mean_loss(
     return {name: total / whole for name, total in totals.items()}
 
 
-def check_counted(function: str, name: str, values: Any, x: Any, weight: Any) -> np.ndarray:
+def check_counted(function: str, name: str, values: Any, x: Any, weight: Any) -> PerExample:
     """`errors.finite_values` of the examples that count alone.
 
     Args:

@@ -16,7 +16,7 @@ from vaejax.errors import wrong
 from vaejax.evaluate._each import checked_batch
 from vaejax.evaluate._measures import elbo_terms, log_likelihood, reconstruction_error
 from vaejax.model import Model
-from vaejax.types import Array, Key, Params, Transform
+from vaejax.types import Array, Key, Params, PerExample, Transform
 
 
 class Auroc(NamedTuple):
@@ -56,7 +56,7 @@ def scores(
     particles: int = 100,
     transform: Transform | None = None,
     batch_size: int = 100,
-) -> dict[str, np.ndarray]:
+) -> dict[str, PerExample]:
     """Every score that the model affords, by name; higher is more anomalous.
 
     - `reconstruction`: `-log p(x|z)` at the mean code, see `reconstruction_error`;
@@ -98,7 +98,7 @@ def scores(
     parts = elbo_terms(model, params, jax.random.clone(data_key), batch, samples=samples, **size)
     found |= {"distortion": parts["distortion"], "negative_elbo": -parts["elbo"]}
 
-    def nll(a_model: Model, its_params: Params, its_key: Key, examples: Any) -> np.ndarray:
+    def nll(a_model: Model, its_params: Params, its_key: Key, examples: Any) -> PerExample:
         estimate = log_likelihood(
             a_model, its_params, its_key, examples, particles=particles, **size
         )
@@ -114,7 +114,7 @@ def scores(
     return found
 
 
-def typicality(nll: Any, train_nll: Any) -> np.ndarray:
+def typicality(nll: Any, train_nll: Any) -> PerExample:
     """How far -log p(x) lies from what is typical of the training data.
 
     `|-log p(x) - mean_train(-log p)|`: in high dimensions a density's samples lie where -log p is
@@ -134,7 +134,7 @@ def typicality(nll: Any, train_nll: Any) -> np.ndarray:
     return np.abs(nll - train_nll.mean())
 
 
-def likelihood_ratio(nll: Any, background_nll: Any) -> np.ndarray:
+def likelihood_ratio(nll: Any, background_nll: Any) -> PerExample:
     """The ratio of a background model's density to the model's, `log p_0(x) - log p(x)`.
 
     What both explain alike, such as how much of an image is blank, cancels. The background model

@@ -99,7 +99,7 @@ def iaf_posterior(
       >>> model = linear.linear_gaussian(6, latent=2)
       >>> model = posteriors.iaf_posterior(model, 2, layers=1, hidden=(8,))
       >>> sorted(model.init(jax.random.key(0), jnp.zeros(6)))
-      ['decoder', 'encoder', 'posterior']
+      ['W', 'loc', 'log_scale', 'posterior']
 
     References:
       Kingma et al., 2016, Improving variational inference with inverse autoregressive flow,

@@ -73,7 +73,6 @@ def inference_report(
     data: Any,
     *,
     train: Any = None,
-    transform: Transform | None = None,
     particles: int = 100,
     examples: int = 500,
     draws: int = 1000,
@@ -82,6 +81,7 @@ def inference_report(
     prices: tuple[float, float] = (0.5, 2.0),
     active: float = 1e-2,
     used: float = 0.1,
+    transform: Transform | None = None,
 ) -> Report:
     """Whether inference works, in plain words, with the numbers behind each verdict.
 
@@ -102,7 +102,6 @@ def inference_report(
       key: for the draws and the `transform`.
       data: held-out examples, `[n, ...]`.
       train: training examples, whose gap is shown beside; None: none.
-      transform: what is done to stored data first, drawn once per example; None: nothing.
       particles: K of the importance-weighted bound.
       examples: how many of `data` and of `train` the gap and the implied beta are measured on, the
         first.
@@ -112,6 +111,7 @@ def inference_report(
       prices: the lowest and the highest implied beta that are no fault.
       active: threshold of A_u.
       used: KL from which a unit counts as used, nats.
+      transform: what is done to stored data first, drawn once per example; None: nothing.
     Returns:
       A Report, which prints as text; nats per example.
     Raises:

@@ -18,7 +18,7 @@ from vaejax.evaluate.decomposition import (
     shapes_of,
 )
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Key, Params, Transform
+from vaejax.types import Array, Key, Params, PerUnit, Transform
 
 
 class ActiveUnits(NamedTuple):
@@ -31,8 +31,8 @@ class ActiveUnits(NamedTuple):
       threshold: what A_u must exceed.
     """
 
-    variance: np.ndarray
-    error: np.ndarray
+    variance: PerUnit
+    error: PerUnit
     threshold: float
 
     @property
@@ -54,9 +54,9 @@ def active_units(
     key: Key,
     data: Any,
     *,
+    threshold: float = 1e-2,
     transform: Transform | None = None,
     batch_size: int = 500,
-    threshold: float = 1e-2,
 ) -> ActiveUnits:
     """The units whose mean code moves with the data: A_u = Var_x(E_q[u|x]) > threshold.
 
@@ -67,9 +67,9 @@ def active_units(
       model, params: a Model and its parameters.
       key: for the `transform` alone.
       data: two examples or more, `[n, ...]`.
+      threshold: what A_u must exceed.
       transform: what is done to stored data first, drawn once per example; None: nothing.
       batch_size: examples in memory at a time.
-      threshold: what A_u must exceed.
     Returns:
       A_u of each unit, its standard error, and the count `active`.
     Raises:
@@ -101,7 +101,7 @@ def rate_per_dimension(
     *,
     transform: Transform | None = None,
     batch_size: int = 500,
-) -> np.ndarray:
+) -> PerUnit:
     """R_j = E_x KL(q(z_j|x) || p(z_j)): the rate of each latent dimension.
 
     In closed form, for a diagonal Normal posterior and prior; the sum over j is the rate.

@@ -25,7 +25,7 @@ from vaejax.errors import at_least_one, wrong
 from vaejax.evaluate import check_counted, checked_batch, measure_each
 from vaejax.model import Model
 from vaejax.networks import kernels
-from vaejax.types import Array, Key, Params, Transform
+from vaejax.types import Array, Key, Params, PerExample, Transform
 
 
 class Norm(Protocol):
@@ -131,7 +131,7 @@ def squared_norms(
     norm: Norm = exact,
     transform: Transform | None = None,
     batch_size: int = 100,
-) -> np.ndarray:
+) -> PerExample:
     """|df/dx|_F^2 of every example: its mean, or that of its root, is the average norm.
 
     Args:

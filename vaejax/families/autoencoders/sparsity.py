@@ -32,7 +32,7 @@ from vaejax.evaluate import check_counted, checked_batch
 from vaejax.families.autoencoders._weights import weights_of
 from vaejax.families.autoencoders.dictionaries import atoms, revive, transposed, unit_columns
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Batch, Key, Params, Transform
+from vaejax.types import Array, Batch, Key, Params, PerUnit, Transform
 
 
 class Penalty(Protocol):
@@ -236,7 +236,7 @@ def firing(
     *,
     transform: Transform | None = None,
     batch_size: int = 500,
-) -> np.ndarray:
+) -> PerUnit:
     """The share of examples in which each unit is active, z_j != 0.
 
     A unit with a share of 0 is dead.

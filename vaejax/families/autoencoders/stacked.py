@@ -246,7 +246,7 @@ def error_rate(
     model: Model,
     params: Params,
     key: Key,
-    data: Any,
+    data: Batch,
     *,
     transform: Transform | None = None,
     batch_size: int = 500,
