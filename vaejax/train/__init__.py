@@ -5,16 +5,8 @@ from vaejax.train._faults import NonFiniteError
 from vaejax.train._fit import fit
 from vaejax.train._loop import Fitted, Interrupted, Terminated
 from vaejax.train._order import permute, shuffled
-from vaejax.train._step import (
-    TrainState,
-    gradient,
-    key_for,
-    make_scan,
-    make_step,
-    make_train,
-    skipping,
-    update,
-)
+from vaejax.train._state import TrainState
+from vaejax.train._step import gradient, key_for, make_scan, make_step, make_train, skipping, update
 from vaejax.types import StepOrder
 
 __all__ = [

@@ -16,7 +16,8 @@ from vaejax.data import feed
 from vaejax.data.examples import Examples
 from vaejax.data.sources import Source
 from vaejax.train import devices
-from vaejax.train._step import Step, TrainState, scan_of
+from vaejax.train._state import TrainState
+from vaejax.train._step import Step, scan_of
 from vaejax.trees import on_host
 from vaejax.types import Array, Batch, Key, Metrics, StepOrder
 

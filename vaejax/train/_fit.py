@@ -19,7 +19,8 @@ from vaejax.train._advance import advancing
 from vaejax.train._bookkeeping import Bookkeeping
 from vaejax.train._loop import Fitted
 from vaejax.train._order import order_of
-from vaejax.train._step import TrainState, as_seen, key_for, make_step, skipping
+from vaejax.train._state import TrainState
+from vaejax.train._step import as_seen, key_for, make_step, skipping
 from vaejax.trees import on_host
 from vaejax.types import Batch, Key, Loss, Metrics, Params, StepOrder, Transform
 

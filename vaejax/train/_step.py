@@ -5,7 +5,7 @@ run into chunks, or stopping and resuming it, changes no bit of the result.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +14,9 @@ from jax import lax
 
 from vaejax.batch import as_batch, over_examples, size_of
 from vaejax.train._order import shuffled
+from vaejax.train._state import TrainState
 from vaejax.trees import finite
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, StepOrder, Transform
-
-
-class TrainState(NamedTuple):
-    """All that a run is, between two of its steps.
-
-    Args:
-      params: the parameters.
-      opt_state: the optimizer's state.
-      key: the run's key, from which and from `step` every random number comes.
-      step: the number of steps done, int32 `()`.
-    """
-
-    params: Params
-    opt_state: Any
-    key: Any
-    step: Array
-
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 

@@ -24,7 +24,7 @@ from vaejax.train import devices
 from vaejax.train._advance import Advance
 from vaejax.train._bookkeeping import Bookkeeping
 from vaejax.train._order import order_of
-from vaejax.train._step import TrainState
+from vaejax.train._state import TrainState
 from vaejax.trees import digest, finite, on_host
 from vaejax.types import (
     Array,
