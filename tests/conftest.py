@@ -36,13 +36,9 @@ MOST_MAPS = 30_000  # of some 65,000 that Linux grants a process; every compiled
 def pytest_ignore_collect(collection_path, config):
     """Leave out, before it is imported, what the default kinds do not run."""
     by_default = config.option.markexpr == "not statistics and not whole"
-    return (
-        True
-        if by_default
-        and collection_path.parent == ROOT / "tests"
-        and (collection_path.name in WHOLE)
-        else None
-    )
+    if by_default and collection_path.parent == ROOT / "tests" and collection_path.name in WHOLE:
+        return True
+    return None  # pytest decides
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -51,7 +47,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:
             item.add_marker(pytest.mark.whole)
-    first = ["test_notebooks.py", "test_zoo.py", "test_experiments.py"]
+    first = ["test_notebooks.py", "test_zoo.py", "test_recipes.py", "test_devices.py"]
     items.sort(key=lambda item: first.index(name) if (name := item.path.name) in first else 9)
 
 
@@ -88,18 +84,12 @@ def optimised(function, *args):
     return jax.jit(function).lower(*args).compile(compiler_options=options)(*args)
 
 
-def some_slow(names, slow):
-    """Parameters of a test, of which some are left out unless slow tests are asked for."""
-    marks = {name: [pytest.mark.slow] for name in slow}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
-
-
 @pytest.fixture
 def key():
     return jax.random.key(0)
 
 
-def prepared(name: str) -> bool:
+def is_prepared(name: str) -> bool:
     """Whether a TFDS data set lies ready under TFDS_DATA_DIR."""
     return (
         pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser() / name
@@ -108,5 +98,5 @@ def prepared(name: str) -> bool:
 
 @pytest.fixture
 def mnist_prepared():
-    if not prepared("mnist"):
+    if not is_prepared("mnist"):
         pytest.skip("left out: MNIST is not prepared under TFDS_DATA_DIR (see README, Data)")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tests.conftest import drop_programs, prepared
+from tests.conftest import drop_programs, is_prepared
 
 
 class Run(NamedTuple):
@@ -33,7 +33,9 @@ def config_of(recipe, preset, folder, **changes):
     if any(field.name == "progress" for field in fields(config)):
         config = replace(config, progress=False)
     for dataset in (getattr(config, "dataset", None), *getattr(config, "others", ())):
-        if str(dataset) in ("mnist", "fashion_mnist", "binarized_mnist") and not prepared(dataset):
+        if str(dataset) in ("mnist", "fashion_mnist", "binarized_mnist") and not is_prepared(
+            dataset
+        ):
             pytest.skip(f"left out: {dataset} is not prepared under TFDS_DATA_DIR")
     if recipe == "activations" and not config.dataset.exists():
         rows = np.random.default_rng(0).normal(size=(700, 12)) * 3 + 5

@@ -220,15 +220,26 @@ def active_units(
 ) -> list[ActiveUnits]:
     """The active units of every layer, h_1 first: A_u = Var_x(E_q[u|x]) > threshold.
 
-    `diagnostics.active_units` for a posterior that is a `Chain`, whose means have no closed form:
-    each is estimated twice, by `Chain.link_means` of as many independent `draws`, and A_u is the
-    covariance of the two over the examples, unbiased where the variance of one would count the
-    noise of the draws as activity. A layer without active units has collapsed. Below the top no
-    N(0, I) fixes a unit's scale, so that there the threshold is one for units as they have become.
+    This is `diagnostics.active_units` for a posterior that is a `Chain`. Its means have no closed
+    form, so each is estimated twice, by `Chain.link_means` of as many independent `draws`. A_u is
+    the covariance of the two estimates over the examples, which is unbiased. The variance of one
+    estimate would count the noise of the draws as activity. A layer without active units has
+    collapsed. Below the top no N(0, I) fixes the scale of a unit, so there the threshold holds for
+    units as training has scaled them.
 
-    `data`: a Batch, or the x of one, `[n, ...]`. Returns A_u, its standard error and the count of
-    each layer. Raises ValueError for fewer than two examples and where a mean is not finite;
-    TypeError for a posterior that is no Chain, or has a link without a mean in closed form.
+    Args:
+      model, params: a Model of several layers, and its parameters.
+      key: of the draws and the transform.
+      data: a Batch, or the x of one, two examples or more, `[n, ...]`.
+      draws: how many draws each of the two estimates of a mean averages.
+      threshold: what A_u must exceed.
+      transform: of stored data, drawn once per example; by default none.
+      batch_size: examples that are held in memory at a time.
+    Returns:
+      For each layer A_u of its units, the standard errors, and the count `active`.
+    Raises:
+      ValueError: for fewer than two examples, and where a mean is not finite.
+      TypeError: for a posterior that is no Chain, or has a link without a mean in closed form.
     """
     batch = checked_batch("active_units", key, data, draws=draws, batch_size=batch_size)
     size = size_of(batch.x)
