@@ -34,6 +34,17 @@ def test_a_perfect_code_has_1_and_a_rotated_one_about_0():
     assert disentanglement.mig(rotated, factors).value < 0.02
 
 
+def test_each_gap_is_a_share_of_the_entropy_of_its_own_factor():
+    """Factors of 2 and of 5 values, each said in full: both gaps are 1.
+
+    Checked against entropies of the reshaped table, and of another factor.
+    """
+    factors = np.tile(np.indices((2, 5)).reshape(2, -1).T, (4, 1))
+    found = disentanglement.mig(factors.astype(float), factors)
+    np.testing.assert_allclose(found.gaps, 1, rtol=1e-12)
+    np.testing.assert_allclose(found.entropy, np.log([2, 5]), rtol=1e-12)
+
+
 def test_the_discretisation_is_its_own_and_stays():
     """Golden values by hand, and checked against bins of equal width, that one code stretches."""
 
@@ -53,6 +64,14 @@ def test_the_discretisation_is_its_own_and_stays():
     check(lambda codes, factors: disentanglement.mutual_information(codes, factors, bins=4))
     with pytest.raises(AssertionError):
         check(equal_width)
+
+
+def test_the_edges_are_codes_where_the_bins_cannot_be_equal():
+    """8 codes in 3 bins are 2, 3 and 3; checked against interpolated quantiles: 3, 2 and 3."""
+    codes, factors = np.arange(8.0)[:, None], np.array([0, 0, 1, 1, 1, 2, 2, 2])[:, None]
+    found = disentanglement.mutual_information(codes, factors, bins=3)
+    entropy = -(2 / 8 * np.log(2 / 8) + 6 / 8 * np.log(3 / 8))
+    np.testing.assert_allclose(found, [[entropy]], rtol=1e-12)
 
 
 def test_the_gap_of_codes_that_are_flipped_now_and_then():

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from tests import oracles
-from vaejax import data, evaluate, heads, networks
+from vaejax import bounds, data, evaluate, heads, networks
 from vaejax.distributions import Normal
 from vaejax.evaluate import _each, _measures, codes, elbo_terms, log_likelihood, log_prob, mean_loss
 from vaejax.model import autoencoder, deterministic
@@ -28,6 +28,19 @@ def test_with_the_exact_posterior_one_particle_suffices(key):
     np.testing.assert_allclose(result.ess, 1.0)
     several = log_likelihood(MODEL, PARAMS, jax.random.key(1), X, particles=7)
     np.testing.assert_allclose(several.ess, 7.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("particles", [10, 150, 1000])
+def test_as_many_draws_are_used_as_were_asked_for(particles):
+    """At the exact posterior all weights are equal, so that the ESS counts the draws.
+
+    Checked against a number of draws that is fixed, or has a limit: 100 for any of these.
+    """
+    key = jax.random.key(6)
+    found = log_likelihood(MODEL, PARAMS, key, X[:2], particles=particles)
+    np.testing.assert_allclose(found.ess, particles, rtol=1e-3)
+    rungs = bounds.ladder(MODEL, PARAMS, jax.random.clone(key), X[:2], particles=(particles,))
+    np.testing.assert_allclose(rungs.ess[0], particles, rtol=1e-3)
 
 
 def test_chunk_sizes_change_nothing_but_speed_and_memory():

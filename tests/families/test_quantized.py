@@ -146,6 +146,46 @@ def test_each_parameter_hears_of_its_own_terms_alone(params, x):
     assert np.any(np.asarray(own["codebook"]) != 0)
 
 
+def test_the_commitment_draws_the_encoder_to_its_entries_and_leaves_them(params, x, features):
+    """Its gradient is that of the squared distance to entries that are numbers.
+
+    Checked against a value that is the same while the gradient is stopped at z_e, which drives z_e
+    away from its entry (straight through), or nowhere, which does nothing.
+    """
+    codebook = np.asarray(params["codebook"])
+    entry = codebook[nearest(features, codebook)]
+
+    def commitment(params):
+        return LOSS(params, jax.random.key(3), Batch(x), 0)[1]["commitment"]
+
+    def apart(params):
+        z = jax.vmap(lambda one: MODEL.encode(params, one).features)(x)
+        return jnp.sum((z - entry) ** 2) / len(x)
+
+    found, expected = jax.jit(lambda p: (jax.grad(commitment)(p), jax.grad(apart)(p)))(params)
+    close(found["model"], expected["model"], rtol=1e-4, atol=1e-6)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected["model"])) > 1e-2
+    np.testing.assert_array_equal(found["codebook"], 0)
+
+
+def test_a_codebook_s_term_of_one_s_own_does_not_move_the_encoder(params, x):
+    """The features that it is given are numbers, whether it stops their gradient or not."""
+
+    def unstopped(codebook, features, index, weight):
+        return jnp.sum((features - codebook[index]) ** 2)
+
+    @jax.jit
+    def gradients(params):
+        terms = unstopped, lambda *_: jnp.zeros(())
+        losses = [quantized.vq_vae(MODEL, learn=learn) for learn in terms]
+        both = [jax.grad(f, has_aux=True)(params, jax.random.key(3), Batch(x), 0) for f in losses]
+        return [found for found, _ in both]
+
+    with_term, without = gradients(params)
+    close(with_term["model"], without["model"], rtol=1e-5, atol=1e-6)
+    assert np.abs(with_term["codebook"]).max() > 1e-2
+
+
 def test_a_step_of_plain_sgd_is_the_moving_average_of_each_entry(params, x, features):
     """e_k <- gamma e_k + (1 - gamma) mean of its codes, by numpy, for several steps; entries that
     no code chose stay to the last bit.
