@@ -77,6 +77,27 @@ def test_a_distribution_or_a_network_says_its_fields(value, expected):
     assert repr(value) == expected
 
 
+def test_what_is_no_tree_prints_too():
+    """A `repr` is read when something has gone wrong: it never fails itself."""
+
+    class Broken:
+        dtype = "f4"
+
+        @property
+        def shape(self):
+            raise RuntimeError
+
+    inside_itself: list = []
+    inside_itself.append(inside_itself)
+    nested: dict = {}
+    nested["a"] = nested
+    assert repr(Batch({1: 2, "b": 3})) == "Batch(x=dict of 2)"
+    assert repr(Batch(inside_itself)) == "Batch(x=[...])"
+    assert repr(Batch(nested)) == "Batch(x=dict of 1)"
+    assert repr(Batch(Broken())) == "Batch(x=Broken)"
+    assert repr(Batch(np.float32)) == "Batch(x=float32)"
+
+
 def test_traced_mapped_and_deleted_values_print_too():
     seen = []
     jax.eval_shape(lambda q: seen.append(repr(Normal(0.5, q.loc))), Normal(jnp.zeros(()), 1.0))

@@ -18,6 +18,7 @@ any function of these arguments will do.
 
 import functools
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -38,6 +39,7 @@ Initializer: TypeAlias = Callable[..., Array]
 MOST_SHOWN = 6  # entries of a list, a tuple or a dictionary
 
 
+@reprlib.recursive_repr()
 def describe(value: Any) -> str:
     """What a value is, in few words for a `repr`: types and shapes, no whole arrays, no addresses.
 
@@ -55,7 +57,7 @@ def describe(value: Any) -> str:
       >>> describe({"x": jnp.zeros((64, 8, 8, 1)), "y": jnp.zeros(64)})
       "{'x': f32[64, 8, 8, 1], 'y': f32[64]}"
     """
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if _is_array(value):
         return _array(value)
     if isinstance(value, functools.partial):
         return f"partial({', '.join(map(describe, [value.func, *value.args]))})"
@@ -64,8 +66,12 @@ def describe(value: Any) -> str:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return _repr_of_fields(value)
     if isinstance(value, Mapping):
-        few = len(value) <= MOST_SHOWN and all(hasattr(v, "shape") for v in value.values())
-        few = few or not jax.tree.leaves(value)
+        few = len(value) <= MOST_SHOWN and all(map(_is_array, value.values()))
+        if not few:
+            try:
+                few = not jax.tree.leaves(value)
+            except Exception:  # keys that cannot be sorted, or a dictionary inside itself: no tree
+                return f"{type(value).__name__} of {len(value)}"
         inside = ", ".join(f"{name!r}: {describe(v)}" for name, v in value.items())
         return f"{{{inside}}}" if few else numbers_in(value)
     if isinstance(value, tuple | list):
@@ -121,6 +127,13 @@ def _repr_of_fields(value: Any) -> str:
         if not left_out
     ]
     return f"{type(value).__name__}({', '.join(inside)})"
+
+
+def _is_array(value: Any) -> bool:
+    try:
+        return not isinstance(value, type) and hasattr(value, "shape") and hasattr(value, "dtype")
+    except Exception:  # of a property: printing a value never fails
+        return False
 
 
 def _array(x: Any) -> str:

@@ -1,7 +1,9 @@
 """Convolutions by both means agree; encoders and decoders take any size."""
 
+import abc
 import inspect
 import pydoc
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -159,3 +161,22 @@ def test_what_linen_adds_is_still_there():
     assert heads.Normal(3, name="z").name == "z"
     assert heads.Normal(3).clone(shape=4).shape == 4
     assert {"init", "apply", "shape"} <= set(dir(heads.Normal(3)))
+
+
+def test_a_network_can_be_an_abstract_class_and_a_protocol_too():
+    class Scored(Protocol):
+        def score(self, x): ...
+
+    class Network(networks.MLP, Scored):
+        def score(self, x):
+            return self(x).sum()
+
+    class Abstract(networks.MLP, abc.ABC):
+        @abc.abstractmethod
+        def score(self, x): ...
+
+    x = np.ones(3, np.float32)
+    params = Network((4,)).init(jax.random.key(0), x)
+    assert Network((4,)).apply(params, x, method="score").shape == ()
+    with pytest.raises(TypeError, match="abstract"):
+        Abstract((4,))

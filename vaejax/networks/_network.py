@@ -1,12 +1,12 @@
 """The base class of the library's Linen modules."""
 
 import inspect
-from typing import Any
+from typing import Any, Protocol
 
 from flax import linen as nn
 
 
-class _ListsItsOwn(type):
+class _ListsItsOwn(type(Protocol)):  # type: ignore[misc]  # so that a network may be a protocol
     """A class whose `dir`, by which `help` goes, leaves out what Linen and dataclasses add."""
 
     def __dir__(cls) -> list[str]:
@@ -19,7 +19,7 @@ class _ListsItsOwn(type):
             for name, value in vars(base).items()
             if callable(value)
         }
-        names -= set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+        names -= set(cls.__dataclass_fields__)
         return sorted(name for name in names if name == "__call__" or not name.startswith("_"))
 
 
@@ -33,10 +33,10 @@ class Network(nn.Module, metaclass=_ListsItsOwn):
         super().__init_subclass__(**kwargs)
         arguments = list(inspect.signature(cls.__init__).parameters.values())[1:]
         own = [_by_name(one) for one in arguments if one.name not in ("parent", "name")]
-        cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.Signature(own)
 
 
-Network.__signature__ = inspect.Signature()  # type: ignore[attr-defined]
+Network.__signature__ = inspect.Signature()
 
 
 class _Name(str):
