@@ -4,7 +4,6 @@
 order that a trainer asks for.
 """
 
-import os
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,16 +17,15 @@ from vaejax.batch import size_of
 from vaejax.data import tfds
 from vaejax.data._examples import as_labels, check_rows, checked, stored
 from vaejax.data._files import DATA, LABELS, NAMES, PathLike, check_file, npz_keys
+from vaejax.data._image_folders import ARRAYS, IMAGES, image_folder, listed
 from vaejax.data._load import load
 from vaejax.data._splits import SPLITS, every_nth, split_of
+from vaejax.data._stored import Stored
 from vaejax.errors import wrong
 from vaejax.trees import digest
 from vaejax.types import Batch
 
 __all__ = ["IMAGES", "Source", "in_arrays", "in_memory", "open"]
-
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-_ARRAYS = (".npy", ".npz")
 
 
 class Source(NamedTuple):
@@ -79,20 +77,6 @@ def in_arrays(function: str, data: Any) -> Any:
         fix = "read it, where it fits: source.read(np.arange(source.size))"
         raise wrong(f"{function}: data", "a Source", "arrays in memory", fix, TypeError)
     return data
-
-
-class _Stored(NamedTuple):
-    """What lies on the disk, as it is stored.
-
-    `size`: how many rows there are. `read`: the rows of given numbers. `place`: of a row, what
-    messages call its file, and its number there. `split`: whether the split was chosen by name
-    already, or is still to be cut from all.
-    """
-
-    size: int
-    read: Callable[[np.ndarray], Batch]
-    place: Callable[[int], tuple[str, int]]
-    split: bool
 
 
 def open(
@@ -167,7 +151,7 @@ def _inside(indices: np.ndarray, size: int) -> np.ndarray:
     return found
 
 
-def _checked_rows(found: _Stored, rows: np.ndarray, where: str) -> Batch:
+def _checked_rows(found: Stored, rows: np.ndarray, where: str) -> Batch:
     """A batch by the convention of `data.load`."""
     batch = found.read(rows)
     x = stored(batch.x)
@@ -177,7 +161,7 @@ def _checked_rows(found: _Stored, rows: np.ndarray, where: str) -> Batch:
     return Batch(x[..., None] if x.ndim == 3 else x, y=y)
 
 
-def _tfds(name: str, split: str, data_dir: PathLike | None, where: str) -> _Stored:
+def _tfds(name: str, split: str, data_dir: PathLike | None, where: str) -> Stored:
     """A prepared set; one whose first 256 images hold only 0 and 1 is taken for binary."""
     builder = tfds.open_set("open", name, split, data_dir)
     size, read = tfds.reader("open", builder, name, split)
@@ -192,15 +176,15 @@ def _tfds(name: str, split: str, data_dir: PathLike | None, where: str) -> _Stor
             raise wrong(where, got, "0 and 1, as in its first 256", fix)
         return batch._replace(x=batch.x.astype(bool)) if binary else batch
 
-    return _Stored(size, levels, lambda row: (where, row), True)
+    return Stored(size, levels, lambda row: (where, row), True)
 
 
-def _arrays(paths: Sequence[Path], where: str) -> _Stored:
+def _arrays(paths: Sequence[Path], where: str) -> Stored:
     """`.npy` files, each a part of x."""
     return _pieces({str(path): _mapped(path) for path in paths}, {}, where)
 
 
-def _named_arrays(paths: Sequence[Path], split: str, where: str) -> _Stored:
+def _named_arrays(paths: Sequence[Path], split: str, where: str) -> Stored:
     """`.npy` files that are pieces of the arrays of an `.npz`, by their names, or all x."""
     known = {*DATA, *LABELS, *SPLITS}
     parts: dict[str, list[Path]] = {}
@@ -214,7 +198,7 @@ def _named_arrays(paths: Sequence[Path], split: str, where: str) -> _Stored:
     return _pieces(x, y, where, own)
 
 
-def _archives(paths: Sequence[Path], split: str, where: str) -> _Stored:
+def _archives(paths: Sequence[Path], split: str, where: str) -> Stored:
     """`.npz` files, each a part of the examples."""
     x: dict[str, np.ndarray] = {}
     y: dict[str, np.ndarray] = {}
@@ -268,16 +252,16 @@ def _unreadable(path: Path, error: Exception) -> Exception:
 
 def _pieces(
     x: dict[str, np.ndarray], y: dict[str, np.ndarray], where: str, own_split: bool = False
-) -> _Stored:
+) -> Stored:
     """Arrays that lie one after the other, by the names of their files."""
     size, read_x, place = _joined(x)
     if not y:
-        return _Stored(size, lambda rows: Batch(read_x(rows)), place, own_split)
+        return Stored(size, lambda rows: Batch(read_x(rows)), place, own_split)
     count, read_y, _ = _joined(y)
     if count != size:
         got, fix = f"{count} labels for {size} examples", "one file of labels for each of examples"
         raise wrong(where, got, "as many", fix)
-    return _Stored(size, lambda rows: Batch(read_x(rows), y=read_y(rows)), place, own_split)
+    return Stored(size, lambda rows: Batch(read_x(rows), y=read_y(rows)), place, own_split)
 
 
 def _joined(
@@ -314,9 +298,9 @@ def _joined(
     return int(ends[-1]), read, place
 
 
-def _folder(path: Path, split: str, where: str) -> _Stored:
+def _folder(path: Path, split: str, where: str) -> Stored:
     """A folder, whose subfolders may be its splits."""
-    files, folders = _listed(path)
+    files, folders = listed(path)
     named = {name.lower(): name for name in folders}
     if named and not files and set(named) <= set(SPLITS):
         if split not in named:
@@ -325,9 +309,9 @@ def _folder(path: Path, split: str, where: str) -> _Stored:
     return _folder_of(path, where, split)
 
 
-def _folder_of(path: Path, where: str, split: str = "all") -> _Stored:
+def _folder_of(path: Path, where: str, split: str = "all") -> Stored:
     """A folder of images, of subfolders of images, or of arrays."""
-    files, folders = _listed(path)
+    files, folders = listed(path)
     kinds = {Path(name).suffix.lower() for name in files}
     kinds = {"images" if kind in IMAGES else kind for kind in kinds}
     kinds |= {"subfolders"} if folders else set()
@@ -335,64 +319,7 @@ def _folder_of(path: Path, where: str, split: str = "all") -> _Stored:
         got = f"a folder of {' and '.join(sorted(kinds))}" if kinds else "an empty folder"
         expected = "images, subfolders of images, .npy files or .npz files"
         raise wrong(where, got, expected, "put each kind into a folder of its own")
-    if kinds <= set(_ARRAYS):
+    if kinds <= set(ARRAYS):
         kind = _archives if kinds == {".npz"} else _named_arrays
         return kind([path / name for name in files], split, where)
-    if not folders:
-        return _images([str(path / name) for name in files], ())
-    paths: list[str] = []
-    y: list[int] = []
-    for label, folder in enumerate(folders):
-        images = [n for n in _listed(path / folder)[0] if Path(n).suffix.lower() in IMAGES]
-        if not images:
-            fix = "a subfolder is a class: fill it or remove it"
-            raise wrong(f"open: source {str(path / folder)!r}", "no images", "some", fix)
-        paths += [str(path / folder / name) for name in images]
-        y += [label] * len(images)
-    return _images(paths, np.array(y, np.int32))
-
-
-def _listed(path: Path) -> tuple[list[str], list[str]]:
-    """The names of images and arrays in a folder, and of its subfolders, sorted."""
-    with os.scandir(path) as entries:
-        seen = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(".")]
-    files = [n for n, folder in seen if not folder and Path(n).suffix.lower() in IMAGES + _ARRAYS]
-    return sorted(files), sorted(name for name, folder in seen if folder)
-
-
-def _images(paths: list[str], y: np.ndarray | tuple[()]) -> _Stored:
-    """Images of one size, with their labels or ()."""
-    shape = _pixels(paths[0]).shape
-
-    def read(rows: np.ndarray) -> Batch:
-        x = np.empty((len(rows), *shape), np.uint8)
-        for place, row in zip(x, rows, strict=True):
-            pixels = _pixels(paths[row])
-            if pixels.shape != shape:
-                expected = f"{list(shape)} as in {paths[0]!r}"
-                fix = "resize them, or give all as many channels (Pillow: resize, convert)"
-                got = f"an image {list(pixels.shape)}"
-                raise wrong(f"open: source {paths[row]!r}", got, expected, fix)
-            place[...] = pixels
-        return Batch(x, y=y if isinstance(y, tuple) else y[rows])
-
-    return _Stored(len(paths), read, lambda row: (paths[row], 0), False)
-
-
-def _pixels(path: str) -> np.ndarray:
-    """A grey image as `[height, width, 1]`, a coloured one as `[height, width, 3]`: uint8."""
-    from PIL import Image
-
-    # Only what loses nothing: no dropped transparency, no 16 bits cut to 8.
-    modes = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
-    try:
-        with Image.open(path) as image:
-            mode = image.mode + (" with transparency" if "transparency" in image.info else "")
-            pixels = np.asarray(image.convert(modes[mode])) if mode in modes else None
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for damaged files
-        fix = "remove it, or write it anew"
-        raise wrong(f"open: source {path!r}", f"({error})", "an image", fix) from error
-    if pixels is None:
-        fix = 'convert it with Pillow: image.convert("RGB")'
-        raise wrong(f"open: source {path!r}", f"mode {mode}", "grey or RGB of 8 bits", fix)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    return image_folder(path, files, folders)
