@@ -39,14 +39,17 @@ class Splits:
     test_split: str = "test"  # images to report on
 
 
+COUNTS = ("epochs", "batch_size", "latent")  # of a config; none of them may be below 1
+
+
 def both_splits(
     config: Any, recipe: str, *, labelled: bool = False, bounded: bool = False, **counts: int
 ) -> tuple[Batch, Batch]:
     """The examples to train on and those to report on, as `config` names them.
 
     Args:
-      config: with `dataset`, `train_split` and `test_split`; its `batch_size` and `epochs`, where
-        it has them, are checked.
+      config: with `dataset`, `train_split` and `test_split`; its `epochs`, `batch_size` and
+        `latent`, where it has them, are checked.
       recipe: its name, for error messages.
       labelled: whether labels are needed.
       bounded: whether floats have to lie in [0, 1].
@@ -56,10 +59,10 @@ def both_splits(
     Raises:
       ValueError: where a count is below 1, a batch is larger than the data, or labels are missing.
     """
-    given = {n: getattr(config, n) for n in ("epochs", "batch_size") if hasattr(config, n)}
+    given = {n: getattr(config, n) for n in COUNTS if isinstance(getattr(config, n, None), int)}
     at_least_one(recipe, **(given | counts))
-    images = data.load(config.dataset, config.train_split)
-    test = data.load(config.dataset, config.test_split)
+    images = split_of(config, config.train_split)
+    test = split_of(config, config.test_split)
     if labelled and (isinstance(images.y, tuple) or isinstance(test.y, tuple)):
         fix = "give a .npz with x and y"
         raise wrong(f"{recipe}: --dataset", "no labels", "labelled images", fix)
@@ -68,6 +71,15 @@ def both_splits(
     if bounded:
         check_unit_interval(recipe, images.x)
     return images, test
+
+
+def split_of(config: Any, split: str) -> Batch:
+    """A split of the config's data; under `--smoke` at most what there is of it."""
+    name, _, most = split.partition("[:")
+    if not config.smoke or not most:
+        return data.load(config.dataset, split)
+    whole = data.load(config.dataset, name)
+    return jax.tree.map(lambda leaf: leaf[: int(most.rstrip("]"))], whole)
 
 
 def scaled(images: Batch) -> np.ndarray:

@@ -104,7 +104,8 @@ def command_line(
     except (OSError, ImportError, ValueError, TypeError, FloatingPointError) as error:
         if not for_the_user(error):
             raise
-        said = "\n".join([str(error), *getattr(error, "__notes__", ())])  # of what was saved, say
+        notes = [note for note in getattr(error, "__notes__", ()) if "JAX has removed" not in note]
+        said = "\n".join([str(error), *notes])  # notes of what was saved, say
         raise SystemExit(f"error: {said}") from error
 
 
