@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import common, vae
+from vaejax import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,13 +68,13 @@ def test_a_folder_with_another_run_is_not_touched(digits):
 
 def test_a_resumed_experiment_repeats_the_numbers_of_one_go(digits, tmp_path, monkeypatch):
     whole = digits[1]
-    fit = vae.train.fit
+    fit = train.fit
 
     def cut_short(*arguments, epochs, **options):
         fit(*arguments, epochs=1, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vae.train, "fit", cut_short)
+    monkeypatch.setattr(train, "fit", cut_short)
     with pytest.raises(KeyboardInterrupt):
         smoke("digits", tmp_path / "cut")
     monkeypatch.undo()

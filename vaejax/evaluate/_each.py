@@ -37,8 +37,8 @@ def checked_batch(function: str, key: Key, data: Any, **counts: int) -> Batch:
       TypeError: for what is no key, for a key among the data, and for a Source.
     """
     batch = as_batch(in_arrays(function, data))
-    check_key(function, key)
     at_least_one(function, **counts, examples=size_of(batch.x))
+    check_key(function, key)
     return batch
 
 

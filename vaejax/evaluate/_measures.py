@@ -118,7 +118,7 @@ def log_likelihood(
     Raises:
       ValueError: for K < 1, for a model without a prior, and where a number of weight above 0 is
         not finite, with the example's index.
-      TypeError: for a point posterior under a density.
+      TypeError: if q(z|x) is a point (Delta) but p(z) is a density.
     Example:
       >>> import jax
       >>> from vaejax import evaluate, linear
@@ -292,9 +292,9 @@ def mean_loss(
     The same numbers at the same scale as in training, for validation and early stopping:
     `evaluate=partial(mean_loss, loss, data=x_valid)`. The loss is taken as it is: for a model with
     dropout evaluate `elbo(deterministic(model))`. It is compiled once per loss object, so build it
-    once. Examples count by their weights where the batch has them. The parts, of `batch_size` at
-    most, are equally large up to one example, so that a loss that compares the examples of a batch
-    has none of one alone.
+    once. Examples count by their weights where the batch has them. The data are split into
+    almost equal parts of at most `batch_size`. So no part has a single example, which a loss that
+    compares the examples of a batch could not take.
 
     Args:
       loss: a training loss.

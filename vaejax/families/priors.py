@@ -71,7 +71,7 @@ def vamp_prior(
     are encoded with it: `p(z|c) = 1/K sum_k q(z|u_k, c)`.
 
     For a flow posterior, put the flow over the prior: `iaf_posterior(vamp_prior(model, K), ...)`.
-    Its p(z) is the mixture of the bases of the flow, q_0(z|u_k).
+    The prior is then the mixture of the encoder's distributions before the flow, q_0(z|u_k).
 
     Args:
       model: the Model whose prior is replaced.

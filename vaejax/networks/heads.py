@@ -99,7 +99,7 @@ class Normal(_Scaled):
     `loc = W_1 h + b_1`, `scale = floor + softplus(W_2 h + b_2)`.
 
     As a likelihood the floor matters. On a pixel that is constant over the data, a free standard
-    deviation goes to zero and the density to infinity, so that the bound measures nothing but that.
+    deviation goes to zero and the density to infinity. Then these pixels dominate the bound.
 
     Args:
       shape: of the event.

@@ -73,8 +73,8 @@ def fit(
         loss sees the data as they are stored.
       evaluate: `evaluate(params, key) -> {name: number}`, with the same key each time; by default
         nothing is evaluated.
-      evaluate_every: epochs between two evaluations. The last epoch is evaluated too, and where it
-        is not due its numbers are only recorded.
+      evaluate_every: epochs between two evaluations. The last epoch is always evaluated. If it
+        is no multiple of `evaluate_every`, it does not count for `best` or `patience`.
       monitor: the name of the evaluated number that is to be minimised. The state with the lowest
         one is kept as `best`.
       patience: training stops after so many evaluations without a lower number; None for never.
@@ -97,15 +97,15 @@ def fit(
       Fitted: the last state and the best one, and `history`, arrays `[epochs]`, nats per example.
     Raises:
       NonFiniteError: at the first loss that is not finite. It names the terms, the step, the
-        examples and the last good checkpoint; its `fitted` holds the state before that step (under
-        `skip`, after the chunk).
+        examples and the last good checkpoint; its `fitted` holds the state before that step (with
+        `skip`, the state at the end of the compiled chunk).
       Interrupted, Terminated: on Ctrl-C, and on SIGTERM; their `fitted` holds all there was.
       TypeError: for what is no loss, optimizer, transform or key.
       ValueError: for data that cannot be trained on, and for a directory or a checkpoint that is
         not this run's.
       OSError: where a checkpoint cannot be written.
-      Exception: whatever reading a Source, `hook`, `evaluate` or `log` raises. The steps before it
-        are saved first (but not by one of several processes), and resuming goes on with what
+      Exception: whatever reading a Source, `hook`, `evaluate` or `log` raises. The steps before the
+        error are saved first (not in a run of several processes). Resuming repeats the call that
         failed.
     Example:
       >>> import jax, jax.numpy as jnp, optax
