@@ -48,7 +48,7 @@ assert -0.05 < truth.log_px.mean() - ladder.log_px[-1].mean() < 0.1
 assert abs(elbo[-1] - ladder.log_px[0].mean()) < 0.2
 # The encoder's signal drowns under IWAE (K = 2 to 128, by 8000 draws: 0.250 to 0.074), not under
 # DReG (0.709 to 0.730); the decoder's rises. The notebook takes 1000 draws, whose ratio of two such
-# numbers has a standard error of 0.07: sqrt((1 + r^2 / 2) / 1000) / r for each. 1.03 - 3 * 0.07 = 0.8.
+# numbers has a standard error of 0.07 (sqrt((1 + r^2 / 2) / 1000) / r for each): 1.03 - 3 * 0.07.
 iwae, dreg, decoder = ratios.values()
 assert iwae[-1] < 0.6 * iwae[0] and dreg[-1] > 0.8 * dreg[0], ratios
 assert decoder[-1] > 3 * decoder[0], ratios
