@@ -136,7 +136,7 @@ def draw(config: Config, images: Any, one: Trained, kept: Any) -> dict[str, Any]
 
 NOTE = "nats per image, mean over the images where not said"
 SMOKE: Row = {"epochs": 1, "particles": (1, 4), "chains": 2, "temperatures": (5, 8)}
-SMOKE |= {"spacing": 0.2, "train_split": "train[:64]", "test_split": "test[:6]"}
+SMOKE |= {"spacing": 0.2, "batch_size": 64, "train_split": "train[:64]", "test_split": "test[:6]"}
 LABELS = common.LABELS | {"exact_log_px_nats": "exact log p(x), nats per image"}
 load = partial(common.both_splits, recipe="sandwich")
 RECIPE = common.Recipe(
