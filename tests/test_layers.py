@@ -3,9 +3,7 @@
 import ast
 from pathlib import Path
 
-import vaejax
-
-ROOT = Path(vaejax.__file__).parent
+ROOT = Path(__file__).resolve().parents[1] / "vaejax"  # read, not imported
 FLOORS = [
     {"_version", "types"},
     {"errors"},

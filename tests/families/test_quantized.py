@@ -12,7 +12,6 @@ from flax import linen as nn
 
 from vaejax import evaluate, heads, networks, objectives, quantized, train
 from vaejax.distributions import Bernoulli, Categorical, Delta, Normal
-from vaejax.families.quantized._codebook import _different
 from vaejax.model import Model, autoencoder, generate, reconstruct
 from vaejax.types import Batch
 
@@ -93,19 +92,6 @@ def test_each_place_takes_the_nearest_entry_exactly(params, x, features):
     assert one.event_shape == (*PLACES, SIZE) and one.index.dtype == np.int32
     assert log_q == 0
     np.testing.assert_allclose(made, decoded, rtol=1e-6)
-
-
-def test_the_gradient_passes_straight_through_and_misses_the_codebook():
-    rng = np.random.default_rng(0)
-    features, codebook, slope = (np.float32(rng.normal(size=(n, 2))) for n in (5, 4, 5))
-
-    def value(features, codebook):
-        q = quantized.VectorQuantized.nearest(features, codebook)
-        return jnp.sum(slope * q.value)
-
-    of_features, of_codebook = jax.jit(jax.grad(value, argnums=(0, 1)))(features, codebook)
-    np.testing.assert_array_equal(of_features, slope)
-    np.testing.assert_array_equal(of_codebook, 0)
 
 
 def test_the_loss_is_its_three_terms(params, x, features):
@@ -272,18 +258,6 @@ def test_masked_examples_count_for_nothing(params, x):
     close(masked, without, rtol=1e-5, atol=1e-6)
 
 
-def test_perplexity_and_usage():
-    perplexity = jax.jit(quantized.perplexity)
-    assert perplexity(np.full(7, 3, np.float32)) == pytest.approx(7)
-    assert perplexity(np.eye(7, dtype=np.float32)[1]) == pytest.approx(1)
-    share = quantized.usage(np.array([[0, 2], [2, 2]]), 4)
-    np.testing.assert_array_equal(share, [0.25, 0, 0.75, 0])
-    with pytest.raises(ValueError, match=r"usage: index: got 2 codes in 0..4, expected some, in 0"):
-        quantized.usage([0, 4], 4)
-    with pytest.raises(ValueError, match="got 0 codes"):
-        quantized.usage([], 4)
-
-
 @pytest.fixture(scope="module")
 def full(params, x):
     """The model with a prior over its codes, and its parameters."""
@@ -322,15 +296,6 @@ def test_the_prior_over_entries_is_that_of_their_indices(full):
         pz.log_prob(values)
 
 
-def test_entries_that_lie_close_are_told_apart():
-    codebook = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-    codebook[1] = codebook[0] * (1 + 2e-7)  # the next numbers
-    logits = np.arange(8, dtype=np.float32)
-    p = quantized.Entries(Categorical(jnp.asarray(logits)), jnp.asarray(codebook))
-    found = jax.jit(jax.vmap(p.log_prob))(jnp.asarray(codebook))
-    np.testing.assert_allclose(found, logits - np.log(np.exp(logits).sum()), rtol=1e-5)
-
-
 def test_the_code_length_bounds_log_px(full, x):
     """-log p(code) + distortion against log p(x), summed over all codes."""
     model, params = full
@@ -354,14 +319,6 @@ def test_the_codebook_starts_at_different_encodings(params, x, features):
     assert (apart.min(axis=1) < 1e-6).all()
     assert len(np.unique(apart.argmin(axis=1))) == ENTRIES
     jax.tree.map(np.testing.assert_array_equal, start["model"], params["model"])
-
-
-def test_entries_start_different_where_most_codes_are_equal(key):
-    """As those of an empty background; drawn blindly, most entries were one and the same."""
-    codes = np.concatenate([np.zeros((200, 2)), np.arange(12.0).reshape(6, 2)]).astype(np.float32)
-    draw = jax.jit(_different, static_argnums=2)
-    assert len(np.unique(draw(key, codes, 7), axis=0)) == 7
-    assert len(np.unique(draw(jax.random.clone(key), codes, 20), axis=0)) == 7
 
 
 def test_dead_entries_revive_at_encodings_and_the_others_stay(params, x, features):
