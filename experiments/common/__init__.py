@@ -29,7 +29,7 @@ Trials, `experiments/vae.py` one of a single Trial that can be swept.
 | `folder` | the folder of a run: config.json, summary.json, figures, the report |
 | `records` | metrics.jsonl, TensorBoard, the profiler |
 | `training` | `fit` and `fit_many`: the library's, with what the options say |
-| `flow` | `Recipe`, `Trial`, `Trained`, `main` |
+| `recipe` | `Recipe`, `Trial`, `Trained`, `main` |
 | `sweep`, `sweep_figures` | many settings and seeds at once |
 | `image_vae` | the VAE of images that several recipes train |
 | `variations` | that VAE trained in several ways with the same keys |
@@ -52,7 +52,6 @@ Trials, `experiments/vae.py` one of a single Trial that can be swept.
 """
 
 from experiments.common import figures, image_vae, measures, variations
-from experiments.common.flow import Recipe, Trained, Trial, main, train_trial
 from experiments.common.folder import (
     circumstances,
     finish,
@@ -83,6 +82,7 @@ from experiments.common.options import (
     use_compilation_cache,
 )
 from experiments.common.processes import first, joined, local, mesh
+from experiments.common.recipe import Recipe, Trained, Trial, main, train_trial
 from experiments.common.records import event_files, logger, logs, profiler, rows, seconds
 from experiments.common.training import (
     LABELS,

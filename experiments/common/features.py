@@ -10,8 +10,8 @@ import optax
 from flax import linen as nn
 
 from experiments.common import measures
-from experiments.common.flow import Trained
 from experiments.common.measures import squared_error
+from experiments.common.recipe import Trained
 from vaejax import autoencoders, data, evaluate, heads, networks, train
 from vaejax.model import autoencoder
 

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments.common.flow import Trained
 from experiments.common.image_vae import standard_normal
 from experiments.common.judge import judge
+from experiments.common.recipe import Trained
 from vaejax import adversarial, distributions, evaluate, heads, networks, plot
 from vaejax.model import Model, autoencoder
 from vaejax.types import Batch, Key, Loss

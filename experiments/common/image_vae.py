@@ -10,8 +10,8 @@ import numpy as np
 from flax import linen as nn
 
 from experiments.common import figures
-from experiments.common.flow import Trained
 from experiments.common.images import both_splits, check_unit_interval, drawable
+from experiments.common.recipe import Trained
 from vaejax import data, evaluate, heads, networks, plot
 from vaejax.distributions import Normal
 from vaejax.errors import wrong

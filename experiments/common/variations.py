@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import optax
 
-from experiments.common.flow import Trained, Trial
 from experiments.common.image_vae import Network, build
 from experiments.common.images import FEW_IMAGES, Splits, mean_of
 from experiments.common.options import SweepOptions
+from experiments.common.recipe import Trained, Trial
 from experiments.common.training import falling_adam
 from vaejax import data, evaluate, objectives
 from vaejax.model import Model

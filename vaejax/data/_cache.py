@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vaejax.data import tfds
-from vaejax.data._examples import checked
+from vaejax.data._arrays import checked
 from vaejax.data._files import PathLike
 from vaejax.types import Batch
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vaejax.data._examples import checked
+from vaejax.data._arrays import checked
 from vaejax.data._splits import SPLITS, cut
 from vaejax.errors import wrong
 from vaejax.types import Batch

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vaejax.data._arrays import checked
 from vaejax.data._cache import from_tfds
-from vaejax.data._examples import checked
 from vaejax.data._files import NAMES, PathLike, from_file
 from vaejax.data._splits import cut, split_of
 from vaejax.errors import wrong

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.data._examples import check_rows, stored
+from vaejax.data._arrays import check_rows, stored
 from vaejax.data._files import PathLike
 from vaejax.errors import at_least_one, wrong
 from vaejax.types import Batch, Key

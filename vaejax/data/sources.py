@@ -15,7 +15,7 @@ import numpy as np
 
 from vaejax.batch import size_of
 from vaejax.data import tfds
-from vaejax.data._examples import as_labels, check_rows, checked, stored
+from vaejax.data._arrays import as_labels, check_rows, checked, stored
 from vaejax.data._files import DATA, LABELS, NAMES, PathLike, check_file, npz_keys
 from vaejax.data._image_folders import ARRAYS, IMAGES, image_folder, listed
 from vaejax.data._load import load

@@ -18,16 +18,17 @@ weights are `w~_k = w_k / sum_j w_j`.
 `players` joins the losses of several networks into one, and each moves its own parameters.
 """
 
+from vaejax.objectives._elbo import elbo
 from vaejax.objectives._games import players
+from vaejax.objectives._importance_weighted import ciwae, dreg, iwae, miwae, piwae, renyi, stl
 from vaejax.objectives._likelihood import maximum_likelihood
-from vaejax.objectives._pathwise import ciwae, dreg, elbo, iwae, miwae, piwae, renyi, stl
+from vaejax.objectives._log_weights import Schedule, schedule
 from vaejax.objectives._score_function import (
     leave_one_out,
     reweighted_wake_sleep,
     score_function,
     vimco,
 )
-from vaejax.objectives._weights import Schedule, schedule
 
 __all__ = [
     "Schedule",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Draw, Model, terms
-from vaejax.objectives._weights import bound_of, negative_bound, with_gradient_of
+from vaejax.objectives._log_weights import bound_of, negative_bound, with_gradient_of
 from vaejax.types import Array, Key, Loss, Metrics, Params
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common.flow import Trained
+from experiments.common.recipe import Trained
 from vaejax import plot
 from vaejax.model import Model, generate, interpolate, reconstruct
 from vaejax.types import Key, Params
