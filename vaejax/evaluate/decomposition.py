@@ -89,8 +89,8 @@ def decompose(
     key: Key,
     data: Any,
     *,
-    draws: int = 1000,
     components: int | None = None,
+    draws: int = 1000,
     transform: Transform | None = None,
     batch_size: int = 100,
 ) -> Decomposition:
@@ -118,8 +118,8 @@ def decompose(
       key: for the draws and the `transform`.
       data: N examples `[N, ...]`, two or more; of one condition c if there is any, as q(z) is one
         for each c.
-      draws: how many codes are scored, 4 or more.
       components: how many posteriors q(z) is summed over, 2 to N; None: all N.
+      draws: how many codes are scored, 4 or more.
       transform: what is done to stored data first, drawn once per example; None: nothing.
       batch_size: examples in memory at a time.
     Returns:
