@@ -195,7 +195,8 @@ class Weighted(NamedTuple):
     A loss puts it among its metrics in place of a number. Means over steps and batches are then
     `sum_b W_b weight_b value_b / sum_b W_b weight_b`, W_b the weight of batch b: a batch without
     such examples has no share. A loss that is such a mean itself has a metric `loss` of this kind,
-    which takes the place of its value. `batch.mean_over` makes one.
+    which takes the place of its value. `batch.mean_over` makes one. As a number or a numpy array it
+    is its value.
 
     Args:
       value: the mean over those examples; 0 where there is none.
@@ -211,6 +212,9 @@ class Weighted(NamedTuple):
 
     def __float__(self) -> float:
         return float(self.value)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.value, dtype)
 
 
 class Estimate(NamedTuple):

@@ -111,8 +111,9 @@ class Run:
         """Steps done of the epoch under way."""
         return max(map(len, self.partial.values()), default=0)
 
-    def gather(self, history: dict[str, Any], weights: dict[str, Any]) -> None:
+    def gather(self, found: dict[str, Any]) -> None:
         """Add a chunk's metrics, `[steps]` or `[steps, members]` each, to the epoch under way."""
+        history, weights = separated(found)
         done, count = self.done, len(next(iter(history.values())))
         for name, counted in weights.items():
             alike = np.ones((done, *np.shape(counted)[1:])).tolist()
@@ -259,9 +260,9 @@ class _Loop(NamedTuple):
         count = min(self.book.piece(steps), steps - run.done)
         with self.rescued(step):
             run.state, found = self.program.advance(run.state, step, count)
-        history, weights = separated(found)
+        history, _ = separated(found)
         self.program.inspect(run, history, step, self.last)
-        run.gather(history, weights)
+        run.gather(found)
         return step + len(next(iter(history.values())))
 
     def end_epoch(self, step: int) -> dict[str, str]:

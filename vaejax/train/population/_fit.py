@@ -180,8 +180,8 @@ def make_scan(
                 jnp.all(jax.vmap(train.moderate)(grads)),
                 lambda new, old: jnp.ones_like(fine),
                 jax.vmap(train.unspoilt),
-                new.opt_state,
-                old.opt_state,
+                (new.params, new.opt_state),
+                (old.params, old.opt_state),
             )
             new = loop.chosen(fine & going, new, old)
             metrics = jax.tree.map(lambda value: jnp.where(going, value, jnp.nan), metrics)
