@@ -96,6 +96,20 @@ def check_some_weight(function: str, batch: Batch) -> None:
         raise wrong(f"{function}: data.weight", "no weight above 0", "a positive sum", fix)
 
 
+def check_unweighted(function: str, batch: Batch) -> None:
+    """Raise for weights, where a number over the data counts all examples alike.
+
+    Args:
+      function: what the user called, for the message.
+      batch: the data.
+    Raises:
+      ValueError: where there are weights.
+    """
+    if not isinstance(batch.weight, tuple):
+        fix = "choose them first, and leave weight=()"
+        raise wrong(f"{function}: data.weight", "weights", "none: all examples count alike", fix)
+
+
 def mean_weight_of(batch: Batch) -> Any:
     """The mean of the weights of a data set, to which training scales each batch.
 
@@ -377,6 +391,7 @@ __all__ = [
     "batch_mean",
     "check_companions",
     "check_some_weight",
+    "check_unweighted",
     "example_at",
     "keys_of",
     "labels_of",

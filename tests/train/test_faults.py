@@ -142,7 +142,7 @@ def test_a_gradient_whose_square_overflows_leaves_the_optimizers_state_whole(tmp
 
 
 def test_a_huge_gradient_that_the_optimizer_can_take_is_legal():
-    """Clipped entry by entry it is a step like any other; so it is for an optimizer of no memory."""
+    """Clipped entry by entry it is a step like any other; so it is for plain descent."""
     clipped = quiet_fit(optimizer=optax.chain(optax.clip(1.0), ADAM), **STEEP)
     assert int(clipped.state.step) == 12
     plain = quiet_fit(optimizer=optax.sgd(1e-26), **STEEP)

@@ -275,3 +275,34 @@ def test_the_updates_of_all_batches_are_on_average_that_of_all_the_data(name):
     np.testing.assert_allclose(found, share * alone, rtol=1e-5, atol=1e-6)
     apart = jax.jit(jax.vmap(partial(update, None)))(batches).mean(axis=0)
     assert not np.allclose(apart, alone, rtol=1e-2)
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("name", ["iwae", "vrnn", "population"])
+def test_training_ends_at_the_weighted_optimum_of_the_data(name):
+    """Within 1 % at a batch of 4, where the batches' own means would end elsewhere."""
+    loss, data = PARTS["iwae" if name == "population" else name]
+    far = jax.tree.map(lambda leaf: leaf + 3 if leaf.dtype == np.float32 else leaf, data.x)
+    data = data._replace(x=far)
+    steps = np.ones((N, 1)) if name != "vrnn" else MASK
+    values = far[:, None] if name != "vrnn" else far[0]
+    counts = (WEIGHT[:, None] * steps)[..., None]
+    optimum = (counts * values).sum(axis=(0, 1)) / counts.sum()
+    optimizer = optax.sgd(optax.cosine_decay_schedule(0.1, 6 * 300))
+    options = {"epochs": 300, "batch_size": 4, "progress": False}
+    if name == "population":
+        found = population.fit(
+            lambda hyper: (loss, optimizer),
+            {"seed": np.arange(1)},
+            {"mean": np.ones((1, 2), np.float32)},
+            data,
+            keys=jax.random.key(KEY)[None],
+            **options,
+        ).params["mean"][0]
+    else:
+        params = {**START, "cell": ()}
+        fitted = train.fit(loss, optimizer, params, data, key=jax.random.key(KEY), **options)
+        found = fitted.params["mean"]
+    np.testing.assert_allclose(found, optimum, rtol=0.01)
+    plain = values.mean(axis=(0, 1))
+    assert not np.allclose(plain, optimum, rtol=0.02)

@@ -115,9 +115,9 @@ class Run:
         """Add a chunk's metrics, `[steps]` or `[steps, members]` each, to the epoch under way."""
         history, weights = separated(found)
         done, count = self.done, len(next(iter(history.values())))
-        for name, counted in weights.items():
-            alike = np.ones((done, *np.shape(counted)[1:])).tolist()
-            self.weights.setdefault(name, alike).extend(np.asarray(counted, float).tolist())
+        for name, counts in weights.items():
+            alike = np.ones((done, *counts.shape[1:])).tolist()
+            self.weights.setdefault(name, alike).extend(counts.tolist())
         for name, values in history.items():
             # A resumed run may count what it did not before: its steps so far were not skipped.
             before = self.partial.setdefault(name, [0.0] * done)
