@@ -163,6 +163,11 @@ def test_means_over_some_and_over_batches_are_those_of_all_together():
     np.testing.assert_allclose(found["all"], batch_mean(values, WEIGHT), rtol=1e-6)
 
 
+def test_weights_of_few_bits_do_not_overflow():
+    """Six of 60,000 in float16, whose largest number is 65,504."""
+    assert batch_mean(jnp.full(N, 3.0), np.full(N, 6e4, np.float16)) == 3
+
+
 def test_a_weighted_metric_is_its_value_as_a_number_and_as_an_array():
     metric = Weighted(np.array([1.0, 2.0]), np.array([0.5, 0.0]))
     np.testing.assert_array_equal(np.asarray(metric), [1, 2])

@@ -246,6 +246,8 @@ def batch_mean(values: Any, weight: Any = ()) -> Any:
             raise wrong(
                 "batch_mean: weight", f"shape {jnp.shape(weight)}", expected, _column(weight)
             )
+    weight = jnp.asarray(weight)  # of 16 bits their sum could overflow
+    weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
     total = jnp.sum(weight)
     total = jnp.where(total > 0, total, jnp.ones_like(total))
     return jax.tree.map(lambda v: jnp.sum(jnp.where(weight > 0, weight * v, 0)) / total, values)

@@ -122,8 +122,8 @@ class Run:
             # A resumed run may count what it did not before: its steps so far were not skipped.
             before = self.partial.setdefault(name, [0.0] * done)
             before.extend(np.asarray(values, float).tolist())
-        for values in self.partial.values():
-            values.extend([0.0] * (done + count - len(values)))
+        for so_far in self.partial.values():
+            so_far.extend([0.0] * (done + count - len(so_far)))
 
     def close_epoch(self) -> dict[str, Any]:
         """The means over the epoch's steps, which are no longer needed."""
