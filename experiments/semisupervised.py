@@ -27,7 +27,7 @@ class Config(common.Splits, common.Options):
     labels_per_class: int = 10  # labelled images of each class, drawn by the seed
     labelled: int = 10  # labelled images in each batch
     batch_size: int = 100  # images per step, labelled ones included
-    alpha: float = 10.0  # weight of -log q(y|x) beside the bound of a labelled image
+    alpha: float = 1.0  # weight of -log q(y|x), a mean over the labelled images of a batch
     # p(x|z, y): bernoulli binarises anew at each step, fixed_normal sees dequantised pixels
     likelihood: Literal["bernoulli", "fixed_normal"] = "fixed_normal"
     scale: float = 0.2  # standard deviation of fixed_normal (white = 1)
@@ -104,7 +104,7 @@ def draw(config: Config, images: labelled.Images, m2: Trained, _: None) -> dict[
     """Samples and analogies, and the errors in training."""
     curves = {
         "test error of q(y|x)": m2.history["eval/error"],
-        "error on the labelled images": m2.history["error"] / m2.history["labelled"],
+        "error on the labelled images": m2.history["error"],
     }
     key, some = common.keys(config, 8)[7], images.test.x[:10]
     drawn = labelled.pictures(m2.model, m2.params, key, some)

@@ -1,15 +1,17 @@
 """From one example to a batch, or a whole data set: keys, `vmap`, and one visible mean."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from vaejax.errors import check_key, is_key, warn_of_levels, wrong
-from vaejax.types import Array, Batch, Key, Params, Transform
+from vaejax.errors import check_key, concrete, is_key, warn_of_levels, wrong
+from vaejax.types import Array, Batch, Key, Metrics, Params, Transform, Weighted
 
 
 def size_of(tree: Any) -> int:
@@ -43,18 +45,84 @@ def as_batch(data: Any) -> Batch:
       The Batch.
     Raises:
       TypeError: where x is a PRNG key.
-      ValueError: where there are not as many conditions as examples.
+      ValueError: where there are not as many conditions as examples, and for labels or weights that
+        `check_companions` refuses.
     """
     batch = data if isinstance(data, Batch) else Batch(data)
     if any(map(is_key, jax.tree.leaves(batch.x))):
         fix = "the key comes before the data"
         raise wrong("Batch: x", "a PRNG key", "examples [n, ...]", fix, TypeError)
+    check_companions("Batch", batch)
     if jax.tree.leaves(batch.c) and size_of(batch.c) != size_of(batch.x):
         raise ValueError(
             f"Batch: got {size_of(batch.c)} conditions c for {size_of(batch.x)} examples x, "
             "expected as many; give one for each example"
         )
     return batch
+
+
+def check_companions(where: str, batch: Batch) -> None:
+    """Raise unless the labels and weights of a batch are what Batch says.
+
+    Shapes and types are checked always; values only where they are known, which they are not inside
+    `jit`.
+
+    Args:
+      where: what the messages name before the field, such as "Batch".
+      batch: the Batch.
+    Raises:
+      ValueError: for labels that are not one integer (or row of integers) per example, from -1 on;
+        and for weights that are not one number per example, finite and not negative.
+    """
+    for name, kind, leaves in (
+        ("y", jnp.integer, jax.tree.leaves(batch.y)),
+        ("weight", jnp.floating, list(present(batch.weight))),
+    ):
+        for leaf in leaves:
+            _check_companion(f"{where}: {name}", kind, leaf, size_of(batch.x))
+
+
+def check_some_weight(function: str, batch: Batch) -> None:
+    """Raise where data have weights and all of them are 0.
+
+    Args:
+      function: what the user called, for the message.
+      batch: whole data, after `check_companions`.
+    Raises:
+      ValueError: where nothing counts.
+    """
+    if _is_known(batch.weight) and not np.any(np.asarray(batch.weight) > 0):
+        fix = "give at least one example a weight"
+        raise wrong(f"{function}: data.weight", "no weight above 0", "a positive sum", fix)
+
+
+def check_unweighted(function: str, batch: Batch) -> None:
+    """Raise for weights, where a number over the data counts all examples alike.
+
+    Args:
+      function: what the user called, for the message.
+      batch: the data.
+    Raises:
+      ValueError: where there are weights.
+    """
+    if not isinstance(batch.weight, tuple):
+        fix = "choose them first, and leave weight=()"
+        raise wrong(f"{function}: data.weight", "weights", "none: all examples count alike", fix)
+
+
+def mean_weight_of(batch: Batch) -> Any:
+    """The mean of the weights of a data set, to which training scales each batch.
+
+    Args:
+      batch: whole data.
+    Returns:
+      A float where the weights are known, an array `()` inside `jit`; None where there are none.
+    """
+    if isinstance(batch.weight, tuple):
+        return None
+    if _is_known(batch.weight):
+        return float(np.mean(np.asarray(batch.weight), dtype=np.float64))
+    return jnp.mean(batch.weight, dtype=float)
 
 
 def labels_of(where: str, batch: Batch) -> Any:
@@ -74,7 +142,8 @@ def labels_of(where: str, batch: Batch) -> Any:
     y = jnp.asarray(batch.y)
     if y.shape != (size_of(batch.x),) or not jnp.issubdtype(y.dtype, jnp.integer):
         raise wrong(where, f"{y.dtype}{y.shape}", "one integer per example", fix)
-    return y
+    # Types without a sign have no -1 to compare with.
+    return y.astype(jnp.int32) if jnp.issubdtype(y.dtype, jnp.unsignedinteger) else y
 
 
 def present(c: Any) -> tuple[Any, ...]:
@@ -118,7 +187,8 @@ def over_examples(function: Callable[..., Any], key: Key, *arrays: Any) -> Any:
 def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Batch) -> Any:
     """`example(params, key_i, x_i, c_i)` for every example of the batch.
 
-    An example that is masked, by a weight of 0, is replaced by one that counts.
+    An example that is masked, by a weight of 0, is replaced by one that counts. Where none counts
+    all are replaced by zeros, and nothing that comes of them has a gradient by the parameters.
 
     Args:
       example: a function of one example. It returns numbers or plain arrays, never a Draw: `vmap`
@@ -139,32 +209,91 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
     """
     x, c = batch.x, batch.c
     if not isinstance(batch.weight, tuple):
+        check_companions("Batch", batch._replace(y=()))
         # What is masked may hold anything, NaN too, and must leave no trace in the gradient.
         # By zeros it would not do: they need not lie in the likelihood's support.
-        counts = batch.weight > 0
-        first = jnp.argmax(counts)
+        counts = jnp.asarray(batch.weight) > 0
+        first, some = jnp.argmax(counts), jnp.any(counts)
 
         def filled(leaf: Array) -> Array:
-            return jax.vmap(lambda counted, one: jnp.where(counted, one, leaf[first]))(counts, leaf)
+            leaf = jnp.asarray(leaf)
+            instead = jnp.where(some, leaf[first], jnp.zeros_like(leaf[first]))
+            return jax.vmap(lambda counted, one: jnp.where(counted, one, instead))(counts, leaf)
 
         x, c = jax.tree.map(filled, (x, c))
+        # Zeros may lie outside of a likelihood's support. Cut at the parameters, NaN that a
+        # gradient of 0 was multiplied with on the way is left behind.
+        params = jax.tree.map(partial(_held_unless, some), params)
     return over_examples(lambda k, x, c: example(params, k, x, c), key, x, c)
 
 
 def batch_mean(values: Any, weight: Any = ()) -> Any:
-    """The mean over the batch, `sum_i w_i v_i / sum_i w_i` under weights.
+    """The mean over the batch, `sum_i w_i v_i / sum_i w_i` under weights; 0 where all w are 0.
 
     Args:
       values: arrays `[batch]`, or a tree of them.
       weight: how much each example counts, `[batch]`; by default, `()`, all count alike.
     Returns:
       The means, `()` each.
+    Raises:
+      ValueError: for weights of another shape than the values have.
     """
     if isinstance(weight, tuple):
         return jax.tree.map(jnp.mean, values)
-    return jax.tree.map(
-        lambda v: jnp.sum(jnp.where(weight > 0, weight * v, 0)) / jnp.sum(weight), values
-    )
+    for leaf in jax.tree.leaves(values):
+        if jnp.shape(weight) != jnp.shape(leaf):
+            expected = f"{jnp.shape(leaf)}, as the values have"
+            raise wrong(
+                "batch_mean: weight", f"shape {jnp.shape(weight)}", expected, _column(weight)
+            )
+    weight = jnp.asarray(weight)  # of 16 bits their sum could overflow
+    weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+    total = jnp.sum(weight)
+    total = jnp.where(total > 0, total, jnp.ones_like(total))
+    return jax.tree.map(lambda v: jnp.sum(jnp.where(weight > 0, weight * v, 0)) / total, values)
+
+
+def mean_over(values: Any, some: Array, weight: Any = ()) -> Any:
+    """The mean over those examples of a batch that a metric concerns, and their share of it.
+
+    `sum_i w_i s_i v_i / sum_i w_i s_i`, s_i whether example i is one of them; 0 where none is.
+
+    Args:
+      values: arrays `[batch]`, or a tree of them. Those of other examples may be anything.
+      some: which examples, booleans `[batch]`.
+      weight: how much each example counts, `[batch]`; by default all count alike.
+    Returns:
+      `types.Weighted(mean, share)` in place of each array.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from vaejax.batch import mean_over
+      >>> found = mean_over(jnp.array([1.0, 3.0, 8.0, 9.0]), jnp.array([True, True, False, False]))
+      >>> float(found.value), float(found.weight)
+      (2.0, 0.5)
+    """
+    counts = jnp.asarray(some).astype(float)
+    share = batch_mean(counts, weight)
+    counts = counts if isinstance(weight, tuple) else counts * weight
+    return jax.tree.map(lambda v: Weighted(batch_mean(v, counts), share), values)
+
+
+def over_batches(metrics: Metrics, weight: Any) -> Metrics:
+    """Metrics of several batches as those of all of them together.
+
+    Args:
+      metrics: arrays `[batches]`, or `Weighted` of two such, by name.
+      weight: of each batch, `[batches]`; 0 for one that is not there.
+    Returns:
+      Numbers `()` by name, or `Weighted` of two.
+    """
+
+    def mean(metric: Any) -> Any:
+        if not isinstance(metric, Weighted):
+            return batch_mean(metric, weight)
+        share = metric.weight * weight
+        return Weighted(batch_mean(metric.value, share), batch_mean(metric.weight, weight))
+
+    return {name: mean(metric) for name, metric in metrics.items()}
 
 
 def over_data(example: Callable[[Array], Any], size: int, batch_size: int) -> Any:
@@ -208,13 +337,70 @@ def example_at(
     return (x if transform is None else transform(transform_key, x)), c, rest
 
 
+def _check_companion(where: str, kind: Any, leaf: Any, size: int) -> None:
+    """Raise ValueError unless an array is the labels (integers) or weights of `size` examples."""
+    labels = kind is jnp.integer
+    expected = f"{'one integer' if labels else 'one number'} for each of the {size} examples"
+    dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
+    if dtype is None or shape is None:
+        raise wrong(where, type(leaf).__name__, expected, "pass an array: np.asarray(...)")
+    got = f"{dtype} of shape {shape}"
+    if shape[:1] != (size,) or (not labels and len(shape) != 1):
+        raise wrong(where, got, expected, _column(leaf))
+    kinds = [kind] if labels else [jnp.floating, jnp.integer, jnp.bool_]
+    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        fix = "y.astype(int), -1 where unknown" if labels else "w.astype(np.float32)"
+        raise wrong(where, got, expected, fix)
+    if not _is_known(leaf):
+        return
+    values = np.asarray(leaf)
+    if labels:
+        bad = (values < -1) | (values > np.iinfo(np.int32).max)
+        expected, fix = "classes from 0, or -1 for unknown", "number the classes from 0"
+    else:
+        bad = ~np.isfinite(values) | (values < 0)
+        expected, fix = "finite numbers from 0 on", "mask an example by a weight of 0"
+    if bad.any():
+        first = np.argwhere(bad)[0].tolist()
+        got = f"{values[tuple(first)]} for example {first[0]} ({int(bad.sum())} such)"
+        raise wrong(where, got, expected, fix)
+
+
+def _held_unless(some: Array, leaf: Any) -> Any:
+    """A parameter as it is, without a gradient where `some` is false."""
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return leaf
+    return jnp.where(some, leaf, lax.stop_gradient(leaf))
+
+
+def _column(array: Any) -> str:
+    """What mends a shape that is not `[n]`."""
+    shape = np.shape(array)
+    if len(shape) == 2 and shape[1] == 1:
+        return "take its only column: w[:, 0]"
+    return "give one for each example"
+
+
+def _is_known(array: Any) -> bool:
+    """Whether the numbers of an array can be looked at here, by this process."""
+    if isinstance(array, tuple) or not concrete(array):
+        return False
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
 __all__ = [
     "as_batch",
     "batch_mean",
+    "check_companions",
+    "check_some_weight",
+    "check_unweighted",
     "example_at",
     "keys_of",
     "labels_of",
+    "mean_over",
+    "mean_weight_of",
     "over_batch",
+    "over_batches",
     "over_data",
     "over_examples",
     "present",

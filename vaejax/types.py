@@ -164,18 +164,57 @@ def _function(value: Callable[..., Any]) -> str:
 class Batch(NamedTuple):
     """Examples with a leading axis on every leaf; `()` is "absent" and passes through `vmap`.
 
+    What weights mean is one thing everywhere: an example of weight w counts as w examples.
+
+    - A loss or a mean of a Batch is `sum_i w_i l_i / sum_i w_i` over that Batch. Where no weight is
+      above 0 it is 0, and so is its gradient. What lies under a weight of 0 may be anything.
+    - Training on data with weights minimises that mean over the **whole data**, at any batch size:
+      the gradient of a batch is multiplied by (mean weight of the batch) / (mean weight of the
+      data). `fit`, `population.fit`, `make_train` and `make_scan` see the data and do so.
+      `make_step` sees batches alone, and needs `mean_weight`.
+    - A mean over steps or batches (`history`, `evaluate.mean_loss`) weighs each batch by the sum of
+      its weights.
+
     Args:
       x: data, `[batch, ...]`, an array or a tree of them.
       c: conditions, `[batch, ...]`, classes as one-hot rows; absent by default.
-      y: integer labels, `[batch]`, -1 for unlabelled; absent by default.
-      weight: how much each example counts in the mean over the batch, `[batch]`, for masks and
-        ragged ends; by default all count alike.
+      y: integer labels, `[batch]` (or `[batch, factors]`), -1 for unlabelled; absent by default.
+      weight: how much each example counts, `[batch]`, finite and not negative; masks are weights of
+        0 and 1. By default all count alike.
     """
 
     x: Any
     c: Any = ()
     y: Any = ()
     weight: Any = ()
+
+
+class Weighted(NamedTuple):
+    """A metric that is a mean over some of the examples alone, such as the labelled ones.
+
+    A loss puts it among its metrics in place of a number. Means over steps and batches are then
+    `sum_b W_b weight_b value_b / sum_b W_b weight_b`, W_b the weight of batch b: a batch without
+    such examples has no share. A loss that is such a mean itself has a metric `loss` of this kind,
+    which takes the place of its value. `batch.mean_over` makes one. As a number or a numpy array it
+    is its value.
+
+    Args:
+      value: the mean over those examples; 0 where there is none.
+      weight: their share of the batch, in [0, 1].
+    Example:
+      >>> from vaejax.types import Weighted
+      >>> float(Weighted(0.25, weight=0.1))
+      0.25
+    """
+
+    value: Any
+    weight: Any
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.value, dtype)
 
 
 class Estimate(NamedTuple):
@@ -237,7 +276,8 @@ class Loss(Protocol):
           batch: the examples.
           step: the number of the optimizer step, which a schedule may read.
         Returns:
-          One number for the batch, `()`, and its named parts; both in nats per example.
+          One number for the batch, `()`, and its named parts; both in nats per example. A part that
+          concerns some of the examples alone is a `Weighted`.
         """
 
 
@@ -346,6 +386,7 @@ __all__ = [
     "Prior",
     "StepOrder",
     "Transform",
+    "Weighted",
     "describe",
     "describe_fields",
     "numbers_in",

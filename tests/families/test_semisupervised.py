@@ -98,7 +98,7 @@ def poor():
     return joint, {"model": own, "classifier": {"V": V}}
 
 
-def by_hand(joint, params, x, y):
+def by_hand(joint, params, x, y, alpha):
     """The loss of one example by loops over classes and dimensions, nothing mapped."""
     own, V = params["model"], params["classifier"]["V"]
     scores = [sum(V[k, i] * x[i] for i in range(D)) for k in range(CLASSES)]
@@ -119,7 +119,7 @@ def by_hand(joint, params, x, y):
         )
         L.append(log_px - kl + log_py[k])
     if y >= 0:
-        return -L[y] - ALPHA * log_q[y]
+        return -L[y] - alpha * log_q[y]
     return -sum(jnp.exp(log_q[k]) * (L[k] - log_q[k]) for k in range(CLASSES))
 
 
@@ -147,7 +147,8 @@ def test_the_bound_is_the_sum_over_classes_written_out(x64):
         return library({**params, "classifier": jax.lax.stop_gradient(params["classifier"])})
 
     def written_out(params):
-        return sum(by_hand(joint, params, X[i], Y[i]) for i in range(2)) / 2
+        # One of two is labelled, so that its classification loss counts as 1, not as 1/2.
+        return sum(by_hand(joint, params, X[i], Y[i], 2 * ALPHA) for i in range(2)) / 2
 
     @jax.jit
     def gradients(params):  # one program, in which what they share is compiled once
@@ -187,44 +188,106 @@ def test_beta_weighs_the_rate_of_the_classes_alone(x64):
     V = np.asarray(params["classifier"]["V"])
     q, py = special.softmax(X @ V.T, axis=1), special.softmax(PY)
     rate = np.where(Y == -1, np.sum(q * np.log(q / py), axis=1), 0).mean()
-    assert float(metrics["rate_y"]) == pytest.approx(rate, abs=1e-9)
-    bound = ALPHA * metrics["cross_entropy"] - metrics["elbo"]
-    assert float(value) == pytest.approx(float(bound) + 2 * rate, abs=1e-9)
+    assert float(metrics["rate_y"]) * np.mean(Y == -1) == pytest.approx(rate, abs=1e-9)
+    bound = ALPHA * float(metrics["cross_entropy"]) - float(metrics["elbo"])
+    assert float(value) == pytest.approx(bound + 2 * rate, abs=1e-9)
 
 
-def test_any_mixture_of_labelled_and_unlabelled(x64):
-    """The loss of a batch is the mean of its examples' losses, whatever share is labelled.
+class Written(NamedTuple):
+    """What the loss of any batch is made of, by numpy: each example's bound and -log q(y|x)."""
 
-    Checked against means over the labelled and over the unlabelled, added.
-    """
+    bounds: np.ndarray
+    nats: np.ndarray
+
+    def loss(self, chosen, y, weight=None):
+        """mean of -bound over all, and ALPHA times the mean of -log q(y|x) over the labelled."""
+        weight = np.ones(len(chosen)) if weight is None else weight
+        known = weight * (y[chosen] != -1)
+        value = -np.average(self.bounds[chosen], weights=weight)
+        some = known.any()
+        return value + (ALPHA * np.average(self.nats[chosen], weights=known) if some else 0.0)
+
+
+def loss_of(joint, params, **options):
+    """The loss of the examples chosen, with labels y: `(chosen, y, weight) -> (value, metrics)`."""
+    program = jax.jit(semisupervised.m2(joint, alpha=ALPHA, draw=at_the_mean, **options))
+
+    def loss(chosen, y, weight=()):
+        batch = Batch(X[chosen], y=y[chosen], weight=weight)
+        value, metrics = program(params, jax.random.key(0), batch, 0)
+        return float(value), metrics
+
+    return loss
+
+
+def written(loss, params, y):
+    """`Written`, with the bounds from batches of one example and its copies."""
+    logits = X @ np.asarray(params["classifier"]["V"]).T
+    nats = -special.log_softmax(logits, axis=1)[np.arange(len(X)), np.maximum(y, 0)]
+    bounds = np.array([float(loss([i] * 4, y)[1]["elbo"]) for i in range(len(X))])
+    return Written(bounds, nats)
+
+
+def test_alpha_weighs_the_mean_over_the_labelled_whatever_their_share(x64):
+    """Checked against a mean over all of what the labelled alone have."""
     joint, params = poor()
-    program = jax.jit(semisupervised.m2(joint, alpha=ALPHA, draw=at_the_mean))
-
-    def loss(chosen):
-        value, metrics = program(params, jax.random.key(0), Batch(X[chosen], y=Y[chosen]), 0)
-        return float(value), {name: float(one) for name, one in metrics.items()}
-
-    alone = np.array([loss([i] * 4)[0] for i in range(len(X))])
-    batches = [[0, 1, 2, 3], [0, 0, 2, 4], [1, 3, 5, 5], [0, 1, 3, 5]]
+    loss = loss_of(joint, params)
+    by_numpy = written(loss, params, Y)
+    mixtures = [[0, 1, 2, 3], [0, 0, 2, 4], [1, 3, 5, 5], [0, 1, 3, 5]]
 
     def check(value_of):
-        for chosen in batches:
-            assert value_of(chosen) == pytest.approx(alone[chosen].mean(), abs=1e-9)
+        for chosen in mixtures:
+            assert value_of(chosen) == pytest.approx(by_numpy.loss(chosen, Y), abs=1e-9)
 
-    check(lambda chosen: loss(chosen)[0])
-    for chosen in batches:
-        value, metrics = loss(chosen)
-        assert metrics["labelled"] == pytest.approx(np.mean(Y[chosen] != -1))
-        total = ALPHA * metrics["cross_entropy"] - metrics["elbo"]
-        assert value == pytest.approx(total, abs=1e-9)
+    check(lambda chosen: loss(chosen, Y)[0])
+    for chosen in mixtures:
+        assert float(loss(chosen, Y)[1]["labelled"]) == pytest.approx(np.mean(Y[chosen] != -1))
 
-    def two_means(chosen):
-        known = Y[chosen] != -1
-        kinds = alone[chosen][known], alone[chosen][~known]
-        return sum(kind.mean() for kind in kinds if kind.size)
+    def over_all(chosen):
+        known = np.mean(Y[chosen] != -1)
+        spread = by_numpy._replace(nats=by_numpy.nats * known)
+        return spread.loss(chosen, Y)
 
     with pytest.raises(AssertionError):
-        check(two_means)
+        check(over_all)
+
+
+def test_told_the_shares_batches_average_to_the_loss_of_the_data(x64):
+    """Of every partition into batches some of which have no label, and of a fixed ratio.
+
+    Checked against the loss that is told nothing.
+    """
+    joint, params = poor()
+    y = np.array([0, 1, -1, -1, -1, -1])
+    plain = loss_of(joint, params)
+    whole = written(plain, params, y).loss(np.arange(6), y)
+
+    def mean(loss, batches):
+        return np.mean([loss(chosen, y)[0] for chosen in batches])
+
+    shuffled, ratio = [[0, 1, 2], [3, 4, 5]], [[0, 2, 3], [1, 4, 5]]
+    told = loss_of(joint, params, labelled=1 / 3)
+    assert mean(told, shuffled) == pytest.approx(whole, abs=1e-9)
+    assert mean(told, [np.arange(6)]) == pytest.approx(whole, abs=1e-9)
+    assert mean(plain, shuffled) != pytest.approx(whole, abs=1e-2)
+    more = [[0, 1, 2], [0, 1, 3], [0, 1, 4], [0, 1, 5]]  # two of three are labelled
+    told = loss_of(joint, params, labelled=1 / 3, drawn=2 / 3)
+    assert mean(told, more) == pytest.approx(whole, abs=1e-9)
+    assert mean(plain, more) != pytest.approx(whole, abs=1e-2)
+    assert mean(plain, ratio) == pytest.approx(whole, abs=1e-9)  # the ratio of the data
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"labelled": 0.0}, "m2: labelled: got 0.0, expected a share inside"),
+        ({"labelled": 0.1, "drawn": 20}, "m2: drawn: got 20, expected a share inside"),
+        ({"drawn": 0.5}, "m2: drawn: got 0.5 alone, expected both shares or none"),
+    ],
+)
+def test_shares_that_are_none(shares, message):
+    with pytest.raises(ValueError, match=message):
+        semisupervised.m2(poor()[0], alpha=0.1, **shares)
 
 
 def test_the_metrics_of_the_labelled_average_over_batches_of_any_mixture(x64):
@@ -236,9 +299,12 @@ def test_the_metrics_of_the_labelled_average_over_batches_of_any_mixture(x64):
         logits = X @ np.asarray(params["classifier"]["V"]).T
         wrongly = logits[:3].argmax(axis=1) != y[:3]
         assert 0 < wrongly.mean() < 1 and wrongly.mean() != 0.5
-        assert found["error"] / found["labelled"] == pytest.approx(wrongly.mean())
+        assert found["error"] == pytest.approx(wrongly.mean())
         cross_entropy = -special.log_softmax(logits, axis=1)[np.arange(3), y[:3]].mean()
-        assert found["cross_entropy"] / found["labelled"] == pytest.approx(cross_entropy)
+        assert found["cross_entropy"] == pytest.approx(cross_entropy)
+    unlabelled = Batch(X, y=np.full(6, -1))
+    found = evaluate.mean_loss(loss, params, jax.random.key(0), unlabelled, batch_size=6)
+    assert np.isnan(found["error"]) and np.isfinite(found["loss"])
 
 
 def test_weights_count_examples_and_masked_ones_leave_no_trace(x64):

@@ -109,6 +109,67 @@ def test_parameters_that_are_not_finite_are_never_kept_as_good(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"3"}
 
 
+def steep_at(step, slope=1e25):
+    """A loss of finite value and gradient, `slope` at one step: its square overflows float32."""
+
+    def steep(params, key, batch, number):
+        value, metrics = DISTANCE(params, key, batch, number)
+        slopes = jnp.where(number == step, slope, 0.0)
+        far = params["mean"] - jax.lax.stop_gradient(params["mean"])
+        return value + slopes * jnp.sum(far), metrics
+
+    return steep
+
+
+STEEP = {"loss": steep_at(4), "chunk": 2}
+
+
+def test_a_gradient_whose_square_overflows_leaves_the_optimizers_state_whole(tmp_path):
+    """Adam would divide by infinity from then on, and never move again."""
+    with pytest.raises(
+        train.NonFiniteError, match=r"optimizer's state would not be finite after step 4.*mean"
+    ) as caught:
+        quiet_fit(directory=tmp_path, **STEEP)
+    assert "reaches 1e+25" in str(caught.value) and caught.value.step == 4
+    good = caught.value.fitted.state
+    assert int(good.step) == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(good.opt_state))
+    skipped = quiet_fit(skip=1, **STEEP)
+    assert skipped.history["skipped"].tolist() == [0, 1, 0, 0]
+    assert int(skipped.state.opt_state[0].count) == 11
+    moved = skipped.state.params["mean"] - good.params["mean"]
+    assert np.abs(moved).min() > 1e-3  # it still learns
+
+
+def test_a_huge_gradient_that_the_optimizer_can_take_is_legal():
+    """Clipped entry by entry it is a step like any other; so it is for plain descent."""
+    clipped = quiet_fit(optimizer=optax.chain(optax.clip(1.0), ADAM), **STEEP)
+    assert int(clipped.state.step) == 12
+    plain = quiet_fit(optimizer=optax.sgd(1e-26), **STEEP)
+    assert int(plain.state.step) == 12
+    plateau = optax.chain(ADAM, watching_the_best())
+    assert np.isinf(quiet_fit(optimizer=plateau, **{**STEEP, "loss": DISTANCE}).state.opt_state[1])
+    with pytest.raises(train.NonFiniteError, match="optimizer's state would not be"):
+        quiet_fit(optimizer=plateau, **STEEP)
+
+
+def watching_the_best():
+    """An optimizer whose state begins with infinity on purpose, and keeps it."""
+    return optax.GradientTransformation(
+        lambda params: jnp.asarray(jnp.inf), lambda updates, state, params=None: (updates, state)
+    )
+
+
+def test_a_state_that_an_optimizer_spoils_by_itself_is_named_after_the_chunk():
+    def update(updates, state, params=None):
+        return updates, jnp.where(state > 3, jnp.inf, state + 1)
+
+    ruin = optax.GradientTransformation(lambda params: jnp.zeros(()), update)
+    optimizer = optax.chain(optax.sgd(0.01), ruin)
+    with pytest.raises(train.NonFiniteError, match=r"the optimizer's \[1\] is not finite after"):
+        quiet_fit(optimizer=optimizer)
+
+
 def test_an_optimizer_that_ruins_the_parameters_is_named():
     def update(updates, state, params):
         return jax.tree.map(lambda g: jnp.where(state > 3, jnp.nan, g), updates), state + 1

@@ -111,6 +111,29 @@ def test_a_member_whose_optimizer_spoils_its_parameters_is_frozen_too():
     assert found.best_member() == 0
 
 
+def test_a_member_whose_gradient_would_spoil_its_optimizers_state_is_frozen_too():
+    """Its square overflows, so that Adam would never move that member again."""
+    hyper = {"beta": np.ones(2), "seed": np.arange(2), "fails": np.array([99, 4])}
+
+    def steep(hyper):
+        loss, optimizer = make(hyper)
+
+        def steep_loss(params, key, batch, step):
+            value, metrics = loss(params, key, batch, step)
+            slope = jnp.where(step == hyper["fails"], 1e25, 0.0)
+            far = params["mean"] - jax.lax.stop_gradient(params["mean"])
+            return value + slope * jnp.sum(far), metrics
+
+        return steep_loss, optimizer
+
+    with pytest.warns(
+        UserWarning, match="member 1 of 2 .*frozen before step 4, .*optimizer's state"
+    ):
+        found = quiet_fit(steep, hyper, epochs=2)
+    np.testing.assert_array_equal(found.frozen, [-1, 4])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.state.opt_state))
+
+
 def test_a_member_that_is_not_finite_is_frozen_and_the_rest_go_on():
     """As if it had not been there; and it stays at the state before the step that failed."""
     hyper = {"beta": np.ones(3), "seed": np.arange(3), "fails": np.array([99, 5, 99])}

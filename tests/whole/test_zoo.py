@@ -155,6 +155,20 @@ def test_stored_parameters_come_back_bit_for_bit(name, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name", ["kl", "semi_supervised", "beta_tcvae", "factor_vae", "vector_quantised"]
+)
+def test_a_batch_in_which_nothing_counts_moves_nothing(name, trained):
+    """Though all of it is NaN, and the loss has more terms than means over examples."""
+    family, start = member(name), trained(name).start
+    x = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), family.batch.x)
+    batch = family.batch._replace(x=x, weight=jnp.zeros(EXAMPLES))
+    gradient = jax.jit(jax.value_and_grad(family.loss, has_aux=True))
+    (value, metrics), grads = gradient(start, jax.random.key(1), batch, 0)
+    assert value == 0 and all(np.isfinite(float(metric)) for metric in metrics.values())
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(jax.device_get(grads)))
+
+
+@pytest.mark.parametrize(
     "name", ["tied", "top_k", "full_covariance", "vamp_prior", "iaf_posterior"]
 )
 def test_in_mixed_precision_the_distortion_and_its_gradient_are_those_of_float32(name):

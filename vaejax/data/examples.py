@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vaejax.batch import as_batch
+from vaejax.batch import as_batch, check_some_weight
 from vaejax.data.sources import Source, in_memory
-from vaejax.errors import warn_of_levels
+from vaejax.errors import warn_of_levels, wrong
 from vaejax.types import Batch, Transform
 
 
@@ -47,8 +47,9 @@ def as_examples(function: str, data: Any, transform: Transform | None) -> Exampl
       Examples, whose `arrays` are None for a Source.
     Raises:
       TypeError: for a key in place of the data.
-      ValueError: for NaN or infinity in arrays, and for axes that do not agree. A Source says so
-        itself when it reads.
+      ValueError: for NaN or infinity in arrays, for axes that do not agree, and for labels or
+        weights that `batch.check_companions` refuses; a Source says so itself when it reads. For
+        data whose weights are all 0, and for a Source with weights but without their mean.
     Example:
       >>> import numpy as np
       >>> from vaejax.data.examples import as_examples
@@ -60,10 +61,23 @@ def as_examples(function: str, data: Any, transform: Transform | None) -> Exampl
         found = Examples(data, None)
     else:
         batch = as_batch(data)
+        check_some_weight(function, batch)
         _check_finite(batch)
         found = Examples(in_memory(batch), batch)
-    warn_of_levels(found.source.read(np.zeros(1, int)).x, transform, function, stacklevel=4)
+    first = found.source.read(np.zeros(1, int))
+    _check_mean_weight(function, found.source, first)
+    warn_of_levels(first.x, transform, function, stacklevel=4)
     return found
+
+
+def _check_mean_weight(function: str, source: Source, first: Batch) -> None:
+    """Raise ValueError for a Source with weights whose mean is not known before they are read."""
+    mean = source.mean_weight
+    if isinstance(first.weight, tuple) or (mean is not None and 0 < mean < np.inf):
+        return
+    fix = "give it: Source(..., mean_weight=weights.mean())"
+    expected = "the mean of all weights, a positive number, since its batches have weights"
+    raise wrong(f"{function}: Source.mean_weight", mean, expected, fix)
 
 
 def _check_finite(data: Batch) -> None:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vaejax.batch import check_companions
 from vaejax.data.sources import Source
 from vaejax.errors import at_least_one, wrong
 from vaejax.types import Array, Batch, Key, StepOrder
@@ -73,7 +74,7 @@ def feed(
     if not 0 <= start <= stop:
         raise wrong("feed: start, stop", f"{start}, {stop}", "0 <= start <= stop", "exchange them")
     grain, chosen = _grain(), _chosen(indices, stop)
-    steps = grain.MapDataset.range(start, stop).map(lambda step: source.read(chosen(step)))
+    steps = grain.MapDataset.range(start, stop).map(lambda step: _read(source, chosen(step)))
     # Threads and not processes: memory maps and Pillow's decoders leave Python's lock alone, while
     # a process needs a Source that can be pickled (a pickled memory map holds the whole file), a
     # second import of the program, and a copy of each batch.
@@ -212,6 +213,13 @@ def _chosen(indices: np.ndarray | StepsToRows, stop: int) -> Callable[[int], np.
             return chunk(step // _CHUNK)[step % _CHUNK]
 
     return chosen
+
+
+def _read(source: Source, rows: np.ndarray) -> Batch:
+    """A batch, whose labels and weights are checked: they need not be right in every row."""
+    batch = source.read(rows)
+    check_companions("Source.read", batch)
+    return batch
 
 
 def _order(indices: Any, steps: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vaejax.batch import size_of
+from vaejax.batch import mean_weight_of, size_of
 from vaejax.data import tfds
 from vaejax.data._arrays import as_labels, check_rows, checked, stored
 from vaejax.data._files import DATA, LABELS, NAMES, PathLike, check_file, npz_keys
@@ -38,11 +38,14 @@ class Source(NamedTuple):
       read: `read(indices [k]) -> Batch`, those examples in numpy arrays. One call reads a whole
         batch, in any order, with repetitions, and several threads may call it at once.
       digest: `trees.digest` of the first 256 examples, the same as for the same data in memory.
+      mean_weight: the mean of all weights, where the batches have any. A run needs it before it has
+        read them all. None where there are no weights.
     """
 
     size: int
     read: Callable[[np.ndarray], Batch]
     digest: str
+    mean_weight: float | None = None
 
 
 def in_memory(batch: Batch) -> Source:
@@ -59,7 +62,8 @@ def in_memory(batch: Batch) -> Source:
         inside = _inside(indices, size)
         return jax.tree.map(lambda leaf: np.asarray(leaf[inside]), batch)
 
-    return Source(size, read, digest(jax.tree.map(lambda leaf: leaf[:256], batch)))
+    head = jax.tree.map(lambda leaf: leaf[:256], batch)
+    return Source(size, read, digest(head), mean_weight_of(batch))
 
 
 def in_arrays(function: str, data: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from vaejax.batch import as_batch, example_at, over_data, size_of
+from vaejax.batch import as_batch, check_some_weight, example_at, over_data, size_of
 from vaejax.data.sources import in_arrays
 from vaejax.errors import at_least_one, check_key
 from vaejax.types import Array, Batch, Key, Params, Transform
@@ -33,12 +33,14 @@ def checked_batch(function: str, key: Key, data: Any, **counts: int) -> Batch:
     Returns:
       The Batch.
     Raises:
-      ValueError: for a count below 1, for no examples, and for other lengths in x and c.
+      ValueError: for a count below 1, for no examples, for other lengths in x and c, for labels or
+        weights that are none, and where all weights are 0.
       TypeError: for what is no key, for a key among the data, and for a Source.
     """
     batch = as_batch(in_arrays(function, data))
     at_least_one(function, **counts, examples=size_of(batch.x))
     check_key(function, key)
+    check_some_weight(function, batch)
     return batch
 
 

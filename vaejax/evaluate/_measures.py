@@ -6,6 +6,7 @@ noise such as dropout is off. An example's randomness depends on the key and its
 that the chunk sizes change nothing but speed and memory. `mean_loss` averages any training loss.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -17,10 +18,10 @@ import numpy as np
 from jax import lax
 
 from vaejax.batch import over_examples, present, size_of
-from vaejax.errors import finite_values, warn_of_levels, wrong
+from vaejax.errors import finite_values, warn_of_levels
 from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct, terms
-from vaejax.types import Array, Key, Loss, Metrics, Params, PerExample, Transform
+from vaejax.types import Array, Key, Loss, Metrics, Params, PerExample, Transform, Weighted
 
 
 class Likelihood(NamedTuple):
@@ -305,14 +306,15 @@ def mean_loss(
       batch_size: examples of a part, at most.
       step: what schedules see, by default past their end.
     Returns:
-      Floats by name, nats per example: `loss`, and the metrics.
+      Floats by name, nats per example: `loss`, and the metrics. A metric of some of the examples
+      alone is their mean over the data, NaN where there are none.
     Raises:
       ValueError: where no example has a weight above 0.
     """
     data = checked_batch("evaluate.mean_loss", key, data, batch_size=batch_size)
     size = size_of(data)
     totals: dict[str, float] = {}
-    whole = 0.0
+    counted: dict[str, float] = {}
     parts = -(-size // batch_size)
     for start, stop in pairwise(i * size // parts for i in range(parts + 1)):
         part = jax.tree.map(lambda leaf, s=start, e=stop: leaf[s:e], data)
@@ -320,13 +322,13 @@ def mean_loss(
         if share == 0:
             continue
         metrics = _batch_loss(loss, transform, params, jax.random.fold_in(key, start), part, step)
-        for name, value in jax.device_get(metrics).items():
-            totals[name] = totals.get(name, 0.0) + float(value) * share
-        whole += share
-    if whole == 0:
-        fix = "give at least one example a weight"
-        raise wrong("mean_loss: data.weight", "no weight above 0", "a positive sum", fix)
-    return {name: total / whole for name, total in totals.items()}
+        for name, metric in jax.device_get(metrics).items():
+            counts = share * float(metric.weight) if isinstance(metric, Weighted) else share
+            totals[name] = totals.get(name, 0.0) + float(metric) * counts
+            counted[name] = counted.get(name, 0.0) + counts
+    return {
+        name: total / counted[name] if counted[name] else math.nan for name, total in totals.items()
+    }
 
 
 def check_counted(function: str, name: str, values: Any, x: Any, weight: Any) -> PerExample:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.batch import as_batch, check_unweighted
 from vaejax.distributions import Distribution, Normal
 from vaejax.errors import wrong
 from vaejax.evaluate._each import checked_batch
@@ -106,6 +107,7 @@ def scores(
 
     found["negative_log_px"] = nll(model, params, jax.random.clone(data_key), batch)
     if train is not None:
+        check_unweighted("scores: train", as_batch(train))
         train_nll = nll(model, params, train_key, train)
         found["typicality"] = typicality(found["negative_log_px"], train_nll)
     if background is not None:

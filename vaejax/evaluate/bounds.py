@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import size_of
+from vaejax.batch import check_unweighted, size_of
 from vaejax.errors import finite_values, wrong
 from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.evaluate.annealing import Annealed, Simulated, Start, ais, bdmc, reverse_ais
@@ -170,12 +170,13 @@ def sandwich(
     Returns:
       An Interval.
     Raises:
-      ValueError: as the functions named, and for tolerance <= 0 or simulations < 0.
+      ValueError: as the functions named, for weights, and for tolerance <= 0 or simulations < 0.
       TypeError: for discrete latents, which have no gradient.
     References:
       Grosse, Ghahramani and Adams, 2015, arXiv:1511.02543; Wu et al., 2017, arXiv:1611.04273.
     """
     batch = checked_batch("sandwich", key, data)
+    check_unweighted("sandwich", batch)
     if not tolerance > 0:
         raise wrong("sandwich: tolerance", tolerance, "nats > 0", "leave it at 0.1")
     if simulations is not None and simulations < 0:

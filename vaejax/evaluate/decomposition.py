@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import example_at, size_of
+from vaejax.batch import check_unweighted, example_at, size_of
 from vaejax.distributions import MultivariateNormal, Normal, check_comparable, kl
 from vaejax.errors import finite_values, wrong
 from vaejax.evaluate._each import checked_batch, measure_each
@@ -325,9 +325,7 @@ def checked(function: str, key: Key, data: Any, **counts: int) -> Batch:
     """`checked_batch`; ValueError also for weights, and for fewer than two examples."""
     batch = checked_batch(function, key, data, **counts)
     size = size_of(batch.x)
-    if not isinstance(batch.weight, tuple):
-        fix = "choose them first, and leave weight=()"
-        raise wrong(f"{function}: data.weight", "weights", "none: all examples count alike", fix)
+    check_unweighted(function, batch)
     if size < 2:
         fix = "an average over data needs some"
         raise wrong(f"{function}: data", f"{size} examples", "2 or more", fix)

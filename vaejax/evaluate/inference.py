@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from vaejax.batch import over_data, size_of
+from vaejax.batch import check_unweighted, over_data, size_of
 from vaejax.distributions import Distribution, Mixture, MultivariateNormal, Normal
 from vaejax.errors import finite_values, wrong
 from vaejax.evaluate import _measures as evaluate
@@ -129,7 +129,8 @@ def inference_gap(
     Returns:
       An InferenceGap.
     Raises:
-      ValueError: as `refine` does, and where log_px does not have one number for each example.
+      ValueError: as `refine` does, for weights, which its means do not know, and where log_px does
+        not have one number for each example.
       TypeError: as `refine` does.
     References:
       Cremer, Li and Duvenaud, 2018, arXiv:1801.03558; Hesterberg, 1995, Weighted average importance
@@ -137,6 +138,7 @@ def inference_gap(
     """
     counts = {"particles": particles, "samples": samples, "steps": steps}
     batch = checked_batch("inference_gap", key, data, **counts, batch_size=batch_size)
+    check_unweighted("inference_gap", batch)
     n = size_of(batch.x)
     if log_px is not None and (np.shape(log_px) != (n,) or transform is not None):
         got = f"shape {np.shape(log_px)}{'' if transform is None else ' with a transform'}"

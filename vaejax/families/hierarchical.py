@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vaejax.batch import present, size_of
+from vaejax.batch import check_unweighted, present, size_of
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import finite_values, wrong
 from vaejax.evaluate import checked_batch, measure_each
@@ -238,10 +238,11 @@ def active_units(
     Returns:
       For each layer A_u of its units, the standard errors, and the count `active`.
     Raises:
-      ValueError: for fewer than two examples, and where a mean is not finite.
+      ValueError: for fewer than two examples, for weights, and where a mean is not finite.
       TypeError: for a posterior that is no Chain, or has a link without a mean in closed form.
     """
     batch = checked_batch("active_units", key, data, draws=draws, batch_size=batch_size)
+    check_unweighted("active_units", batch)
     size = size_of(batch.x)
     if size < 2:
         raise wrong("active_units: data", f"{size} example", "two or more", "give more of them")

@@ -2,10 +2,11 @@
 
     joint = semisupervised.Joint(model, classifier, py)    # model: p(x|z, c), c the one-hot class
     params = joint.init(key, x)
-    loss = semisupervised.m2(joint, alpha=50.0)
-    train.fit(loss, optimizer, params, Batch(x, y=y), ...)               # y: -1 where unknown
+    loss = semisupervised.m2(joint, alpha=0.1)
+    indices = semisupervised.labelled_ratio(y, 100, labelled=10)         # y: -1 where unknown
+    train.fit(loss, optimizer, params, Batch(x, y=y), indices=indices, batch_size=100, ...)
     semisupervised.log_likelihood(joint, params, key, x, particles=100)
-    evaluate.mean_loss(semisupervised.m2(deterministic(joint), alpha=50.0), ...)  # dropout off
+    evaluate.mean_loss(semisupervised.m2(deterministic(joint), alpha=0.1), ...)  # dropout off
 
 The classifier alone is trained and measured as a Model of labels: use `discriminative(classifier)`
 with `stacked.classification` and `stacked.error_rate`.
@@ -20,9 +21,9 @@ import numpy as np
 
 from vaejax import evaluate
 from vaejax import model as models
-from vaejax.batch import as_batch, batch_mean, labels_of, over_batch, size_of
+from vaejax.batch import as_batch, batch_mean, labels_of, mean_over, over_batch, size_of
 from vaejax.distributions import Categorical, Delta, kl
-from vaejax.errors import wrong
+from vaejax.errors import concrete, wrong
 from vaejax.model import Draw, Model, draw, terms
 from vaejax.objectives import Schedule, schedule
 from vaejax.train import shuffled
@@ -94,10 +95,12 @@ def m2(
     *,
     alpha: Schedule,
     beta: Schedule = 1.0,
+    labelled: float | None = None,
+    drawn: float | None = None,
     rate: Callable[..., Array] = terms.rate,
     draw: Callable[..., Draw] = draw,
 ) -> Loss:
-    """The semi-supervised bound and classification loss of M2, averaged over the batch, nats.
+    """The semi-supervised bound and classification loss of M2, nats per example.
 
     With `E(x, y) = E_q[log p(x|z, y)] - KL(q(z|x, y) || p(z|y))`, one draw of z for each class (of
     the same noise for all),
@@ -106,29 +109,48 @@ def m2(
     - unlabelled: `log p(x) >= U(x) = sum_y q(y|x) L(x, y) + H(q(y|x))`,
       computed as `E_q(y|x)[E(x, y)] - KL(q(y|x) || p(y))`.
 
-    The loss is `1/n [sum_labelled (-L(x, y) - alpha log q(y|x)) - sum_unlabelled U(x)]`, the mean
-    over **all** n examples of the batch (of their weights, where it has any), whatever share is
-    labelled. So batches of any mixture average to the loss of the whole data set. The weight of
-    Kingma et al., 0.1 n for a *mean* over the labelled, is `alpha = 0.1 n / labelled` here.
+    The loss is `- mean_all[L or U] - alpha mean_labelled[log q(y|x)]`. Both are means over examples
+    (over their weights, where there are any): the first over all, the second over the **labelled**
+    ones. So alpha is the weight of Kingma et al. over n, which they recommend to be 0.1, whatever
+    share is labelled.
+
+    Of a batch of any kind alpha weighs the mean over the labelled examples in it. That of
+    `labelled_ratio` has as many in each batch, and the classification loss is on average that of
+    the data. What is left to tell is how a batch differs from the data:
+
+    - With `shuffled` batches some may hold no label, and add nothing, and with weights the labelled
+      ones of a batch may weigh more or less than usual. Give `labelled`, the share of
+      labelled examples in the data: then the labelled of a batch are summed over
+      `labelled * batch`, which is the loss of the data on average.
+    - With `labelled_ratio` the bound has more of L, and less of U, than the data. Give `labelled`,
+      and `drawn=labelled_per_batch / batch_size`, the share in a batch: then L and U are weighed as
+      the data hold them.
 
     Args:
       joint: the joint model.
-      alpha: weight of the classification loss, a number or a schedule.
+      alpha: weight of the classification loss, a number or a schedule; 0.1 is recommended.
       beta: weight of KL(q(y|x) || p(y)) in the loss, a number or a schedule. 1 is the bound; above
         it, q(y|x) stays softer. The metric `elbo` is always at 1.
+      labelled: the share of labelled examples in the data (of weights, where there are any), inside
+        (0, 1). By default batches are taken as they come, each as if it were the data.
+      drawn: the share of labelled examples in a batch on average, where the order of steps chooses
+        it; by default that of the data.
       rate: `terms.rate` or `terms.sampled_rate`.
       draw: how a Draw is made.
     Returns:
       the loss of batches with labels `batch.y`, -1 where unknown. A label that is no class makes
       the loss infinite, which `fit` reports. It raises ValueError for a batch without labels, or
-      with conditions. Its metrics are `elbo` (the mean of L and U), `labelled` (the share),
-      `rate_y` (that KL), `cross_entropy`, `error` and `alpha`. **All are means over all n**, of
-      zeros where they do not apply, so that they average over batches: divide `cross_entropy` and
-      `error` by `labelled` for those of the labelled examples.
+      with conditions. Its metrics are `elbo` (the mean of L and U), `labelled` (the share in the
+      batch), `cross_entropy` and `error` (means over the labelled examples), `rate_y` (that KL, the
+      mean over the unlabelled ones) and `alpha`. A batch without labelled examples has no share in
+      the mean of `cross_entropy` and `error` over batches (`types.Weighted`).
+    Raises:
+      ValueError: for shares outside of (0, 1), and for `drawn` without `labelled`.
     References:
       Kingma, Rezende, Mohamed and Welling, 2014, Semi-supervised learning with deep generative
       models, arXiv:1406.5298.
     """
+    _check_shares(labelled, drawn)
     py = joint.py
 
     def example(params: Params, key: Key, x: Any, y: Array) -> tuple[Array, ...]:
@@ -148,15 +170,23 @@ def m2(
         return jnp.where(y == -1, U, L), R, -q.log_prob(labelled), wrongly
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
-        known = _labels("m2", batch) != -1
-        values = over_batch(example, params, key, batch._replace(c=batch.y))
-        *bounds, H, wrongly = values
-        only = (jnp.where(known, v, 0.0) for v in (H, wrongly, jnp.ones(known.shape)))
-        elbo, R, H, wrongly, share = batch_mean((*bounds, *only), batch.weight)
+        y = _labels("m2", batch)
+        known = y != -1
+        values = over_batch(example, params, key, batch._replace(c=y))
+        *bounds, cross_entropy, wrongly = values
+        H, error = mean_over((cross_entropy, wrongly), known, batch.weight)
+        rate_y = mean_over(bounds[1], ~known, batch.weight)
+        summed = H.value  # its mean over the labelled examples, as the batch or the data have them
+        if labelled is not None:
+            share = labelled if drawn is None else drawn
+            summed = H.value * H.weight / share
+            factor = jnp.where(known, labelled / share, (1 - labelled) / (1 - share))
+            bounds = [factor * bound for bound in bounds]
+        elbo, R = batch_mean(tuple(bounds), batch.weight)
         weight = schedule(alpha, step)
-        metrics = {"elbo": elbo, "labelled": share, "cross_entropy": H, "error": wrongly}
-        value = weight * H - elbo + (schedule(beta, step) - 1) * R
-        return value, {**metrics, "rate_y": R, "alpha": weight}
+        metrics = {"elbo": elbo, "labelled": H.weight, "cross_entropy": H, "error": error}
+        value = weight * summed - elbo + (schedule(beta, step) - 1) * R
+        return value, {**metrics, "rate_y": rate_y, "alpha": weight}
 
     return loss
 
@@ -189,7 +219,8 @@ def labelled_ratio(y: Any, batch_size: int, *, labelled: int) -> StepOrder:
     """An order of steps in which every batch has the same number of labelled examples.
 
     Both the labelled and the others (y = -1) are visited in new random orders, each by itself, so
-    that a few labels take part in every step.
+    that a few labels take part in every step. A batch then holds another share of labelled examples
+    than the data; `m2` says what follows.
 
     Args:
       y: the labels of the data, `[n]`, -1 where unknown.
@@ -294,6 +325,16 @@ def log_likelihood(
     stacked = np.stack(log_pxy, axis=1)
     with np.errstate(invalid="ignore"):  # rows of weight 0 may be NaN
         return Enumerated(np.logaddexp.reduce(stacked, axis=1), stacked)
+
+
+def _check_shares(labelled: Any, drawn: Any) -> None:
+    for name, share in (("labelled", labelled), ("drawn", drawn)):
+        if share is not None and concrete(share) and not 0 < float(share) < 1:
+            fix = "np.mean(y != -1) of the data, or labelled / batch_size of labelled_ratio"
+            raise wrong(f"m2: {name}", share, "a share inside (0, 1)", fix)
+    if drawn is not None and labelled is None:
+        fix = "give labelled=np.mean(y != -1), the share in the data, too"
+        raise wrong("m2: drawn", f"{drawn} alone", "both shares or none", fix)
 
 
 def _labels(function: str, batch: Batch) -> Array:

@@ -114,7 +114,7 @@ def _streamed(
             reading.dispatched(metrics)
             histories.append(metrics)
         found = on_host(histories)
-        history = {name: np.array([one[name] for one in found]) for name in found[0]}
+        history: Metrics = jax.tree.map(lambda *steps: np.array(steps), *found)
         share = (reading.waited - waited) / (perf_counter() - began)
         return state, {**history, "waiting": np.full(len(histories), min(share, 1.0))}
 

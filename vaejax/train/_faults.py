@@ -16,7 +16,7 @@ from vaejax.types import Batch, Key, Loss, Metrics
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss, one of its terms or its gradient became infinite or NaN.
+    """A loss, one of its terms, its gradient or the optimizer's state became infinite or NaN.
 
     Args:
       message: what is said.
@@ -74,12 +74,7 @@ def non_finite(
     values = ", ".join(f"{name} = {value:.6g}" for name, value in terms.items())
     bad = [name for name, value in terms.items() if not math.isfinite(value)]
     if not bad:
-        names = _parameters_to_blame(seen)
-        message = (
-            f"fit: the gradient of {', '.join(names[:4]) or 'some parameter'} is not "
-            f"finite at step {step}, though the loss is ({values}): a root or a quotient at 0; "
-            f"clipping does not mend NaN, masking what divides by zero does. {last_good(last)}"
-        )
+        message = f"fit: {_of_gradient(seen, step, values)}. {last_good(last)}"
         return NonFiniteError(message, step, terms, last)
     examples = _examples_to_blame(seen)
     blamed = ""
@@ -105,14 +100,36 @@ def last_good(checkpoint: Path | None) -> str:
 
 def check_parameters(params: Any, step: int, last: Callable[[], Path | None]) -> None:
     """Raise NonFiniteError where the optimizer made parameters not finite of a finite gradient."""
-    if not _all_finite(params):
-        raise NonFiniteError(
-            f"fit: parameters are not finite after step {step}, though every loss and gradient "
-            f"was: look at the optimizer's schedule and settings. {last_good(last())}",
-            step,
-            {},
-            last(),
-        )
+    if spoilt(params):
+        raise _by_the_optimizer("parameters are", step, last())
+
+
+def check_state(state: Any, step: int, last: Callable[[], Path | None], begun: set[str]) -> None:
+    """Raise NonFiniteError where parameters or the optimizer's state are not finite after a step.
+
+    `begun` are the names of the arrays of the optimizer's state that were not finite at first (the
+    best loss so far, infinity).
+    """
+    check_parameters(state.params, step, last)
+    if names := spoilt(state.opt_state) - begun:
+        raise _by_the_optimizer(f"the optimizer's {sorted(names)[0]} is", step, last())
+
+
+def spoilt(tree: Any) -> set[str]:
+    """The names of the arrays of a tree that hold NaN or infinity."""
+    named = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    if jax.default_backend() == "cpu":  # where they lie in memory, and nothing need be compiled
+        fine = [
+            all(np.isfinite(np.asarray(shard.data)).all() for shard in _shards(leaf))
+            for leaf in named.values()
+        ]
+    else:
+        fine = jax.device_get(_each_finite(list(named.values())))
+    return {name for name, one in zip(named, fine, strict=True) if not one}
 
 
 def check_metrics(history: Metrics, dimensions: int) -> None:
@@ -157,13 +174,17 @@ def check_monitored(
         )
 
 
-def _all_finite(tree: Any) -> bool:
-    leaves = jax.tree.leaves(tree)
-    if jax.default_backend() == "cpu":  # where they lie in memory, and nothing need be compiled
-        return all(
-            np.isfinite(np.asarray(shard.data)).all() for a in leaves for shard in _shards(a)
-        )
-    return bool(jax.jit(finite)(leaves))
+def _by_the_optimizer(what: str, step: int, last: Path | None) -> NonFiniteError:
+    message = (
+        f"fit: {what} not finite after step {step}, though every loss and gradient was: look at "
+        f"the optimizer's schedule and settings. {last_good(last)}"
+    )
+    return NonFiniteError(message, step, {}, last)
+
+
+@jax.jit
+def _each_finite(leaves: list[Any]) -> list[Any]:
+    return [jnp.isfinite(leaf).all() for leaf in leaves]
 
 
 def _shards(array: Any) -> Any:
@@ -188,7 +209,7 @@ def _examples_to_blame(seen: Seen) -> tuple[int, ...]:
         batch = seen.batch._replace(weight=weight)
         key = jax.random.clone(seen.key)  # of the same noise for each
         value, metrics = seen.loss(seen.state.params, key, batch, seen.state.step)
-        return jnp.all(jnp.stack([jnp.isfinite(v) for v in (value, *metrics.values())]))
+        return finite((value, metrics))
 
     try:
         alone = np.asarray(jax.jit(lambda weights: lax.map(fine, weights))(weights))
@@ -198,15 +219,25 @@ def _examples_to_blame(seen: Seen) -> tuple[int, ...]:
     return tuple(np.asarray(seen.indices)[~alone].tolist()) if alone.any() else ()
 
 
-def _parameters_to_blame(seen: Seen) -> list[str]:
-    """Names of the parameters whose gradient is not finite."""
+def _of_gradient(seen: Seen, step: int, values: str) -> str:
+    """What is wrong with a step whose loss is finite: its gradient, or what is made of it."""
 
     def value(params: Any) -> Any:
         return seen.loss(params, seen.key, seen.batch, seen.state.step)[0]
 
-    grads = jax.jit(jax.grad(value))(seen.state.params)
-    return [
-        jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
-        if not np.isfinite(np.asarray(leaf)).all()
-    ]
+    grads = jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(value))(seen.state.params))
+    largest = {jax.tree_util.keystr(path): np.max(np.abs(np.asarray(leaf))) for path, leaf in grads}
+    names = [name for name, size in largest.items() if not np.isfinite(size)]
+    if names:
+        return (
+            f"the gradient of {', '.join(names[:4])} is not finite at step {step}, though the loss "
+            f"is ({values}): a root or a quotient at 0; clipping does not mend NaN, masking what "
+            "divides by zero does"
+        )
+    name = max(largest, key=lambda name: float(largest[name]))
+    return (
+        f"the optimizer's state would not be finite after step {step}, though the loss ({values}) "
+        f"and the gradient are: that of {name} reaches {float(largest[name]):.3g}, whose square "
+        "overflows; clip each entry first, optax.chain(optax.clip(1.0), optimizer), or look for "
+        "what makes it so steep (a scale near 0)"
+    )

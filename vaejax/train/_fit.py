@@ -57,6 +57,9 @@ def fit(
     done and saved. A resumed run gives bit for bit what the run without a stop gives, in memory or
     from a Source. Warns of uint8 levels without a transform.
 
+    Weights of the data count as `Batch` says: at any batch size the run minimises their weighted
+    mean of the loss, and `history` weighs each step by its batch.
+
     Args:
       loss: what is minimised, for instance `objectives.elbo(model)`.
       optimizer: an Optax optimizer.
@@ -84,8 +87,9 @@ def fit(
       checkpoint_every: epochs between two checkpoints; there is one at the end, too.
       resume: go on from the newest checkpoint in `directory`. A damaged one is set aside, with a
         warning, for the one before. A directory that is missing or empty starts a run anew.
-      skip: how many steps of the run may be left out because their loss or gradient is not finite;
-        `history` counts them as `skipped`. By default the first such step ends the run.
+      skip: how many steps of the run may be left out because their loss or gradient is not finite,
+        or the optimizer's state would not be; `history` counts them as `skipped`. By default the
+        first such step ends the run.
       chunk: steps of one compiled call, at most; signals are heeded between calls.
       mesh: several devices (`devices.mesh()`), which must divide the batch: each batch is split
         over them. Parameters are copied, or stay as `devices.sharded` has laid them. None is one
@@ -96,9 +100,11 @@ def fit(
     Returns:
       Fitted: the last state and the best one, and `history`, arrays `[epochs]`, nats per example.
     Raises:
-      NonFiniteError: at the first loss that is not finite. It names the terms, the step, the
-        examples and the last good checkpoint; its `fitted` holds the state before that step (with
-        `skip`, the state at the end of the compiled chunk).
+      NonFiniteError: at the first loss or gradient that is not finite, and at a gradient so large
+        that the optimizer's state would not be. It names the terms, the step, the examples and the
+        last good checkpoint; its `fitted` holds the state before that step (with `skip`, the state
+        at the end of the compiled chunk). Parameters or an optimizer's state that are not finite
+        for another reason, such as a schedule, are seen at the end of the chunk.
       Interrupted, Terminated: on Ctrl-C, and on SIGTERM; their `fitted` holds all there was.
       TypeError: for what is no loss, optimizer, transform or key.
       ValueError: for data that cannot be trained on, and for a directory or a checkpoint that is
@@ -144,7 +150,8 @@ def fit(
         progress=progress,
     )
     steps = examples.size // batch_size
-    init, step = make_step(loss, optimizer, transform=transform)
+    mean_weight = examples.source.mean_weight
+    init, step = make_step(loss, optimizer, transform=transform, mean_weight=mean_weight)
     step = skipping(step) if skip else step
     if mesh is not None:
         devices.check_divides("fit: batch_size", batch_size, mesh)
@@ -152,6 +159,8 @@ def fit(
         state = devices.placed(init(key, params), mesh)
     else:  # compiled, which an optimizer's moments that lie like sharded parameters must not be
         state = jax.jit(init)(key, params)
+
+    begun = faults.spoilt(state.opt_state)
 
     def rows(step: int) -> tuple[np.ndarray, Batch]:
         chosen = np.asarray(order(order_key, jnp.asarray(step)))
@@ -163,7 +172,7 @@ def fit(
     with feeding as advance:
         program = loop.Program(
             advance=advance,
-            inspect=partial(_inspect, loss, key, transform, rows, skip),
+            inspect=partial(_inspect, loss, key, transform, rows, skip, begun),
             evaluate=None if evaluate is None else partial(_evaluated, evaluate, key),
             steps=steps,
             identity={
@@ -187,6 +196,7 @@ def _inspect(
     transform: Transform | None,
     rows: Callable[[int], tuple[np.ndarray, Batch]],
     skip: int,
+    begun: set[str],
     run: loop.Run,
     history: Metrics,
     start: int,
@@ -206,7 +216,7 @@ def _inspect(
     else:
         bad[min(reached, count) :] = True
     if not bad.any():
-        faults.check_parameters(run.state.params, start + count - 1, last)
+        faults.check_state(run.state, start + count - 1, last, begun)
         return
     first = int(np.argmax(bad))
     step = start + first

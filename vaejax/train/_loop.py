@@ -22,6 +22,7 @@ from vaejax.train import _faults as faults
 from vaejax.train import _signals as signals
 from vaejax.train import checkpoint
 from vaejax.train._bookkeeping import Bookkeeping
+from vaejax.train._history import mean_of_steps, separated
 from vaejax.types import describe, numbers_in
 
 
@@ -88,6 +89,7 @@ class Run:
       best: the state with the lowest monitored value; None until something was compared.
       epoch: epochs done.
       partial: each step's metrics of the epoch under way.
+      weights: what each of them counts, of the metrics whose steps do not count alike.
       rows: the numbers of the epochs before.
       lowest: the lowest monitored value.
       waited: evaluations since then.
@@ -98,6 +100,7 @@ class Run:
     best: Any = None
     epoch: int = 0
     partial: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    weights: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     lowest: Any = math.inf
     waited: Any = 0
@@ -108,15 +111,19 @@ class Run:
         """Steps done of the epoch under way."""
         return max(map(len, self.partial.values()), default=0)
 
-    def gather(self, history: dict[str, Any]) -> None:
+    def gather(self, found: dict[str, Any]) -> None:
         """Add a chunk's metrics, `[steps]` or `[steps, members]` each, to the epoch under way."""
+        history, weights = separated(found)
         done, count = self.done, len(next(iter(history.values())))
+        for name, counts in weights.items():
+            alike = np.ones((done, *counts.shape[1:])).tolist()
+            self.weights.setdefault(name, alike).extend(counts.tolist())
         for name, values in history.items():
             # A resumed run may count what it did not before: its steps so far were not skipped.
             before = self.partial.setdefault(name, [0.0] * done)
             before.extend(np.asarray(values, float).tolist())
-        for values in self.partial.values():
-            values.extend([0.0] * (done + count - len(values)))
+        for so_far in self.partial.values():
+            so_far.extend([0.0] * (done + count - len(so_far)))
 
     def close_epoch(self) -> dict[str, Any]:
         """The means over the epoch's steps, which are no longer needed."""
@@ -130,11 +137,17 @@ class Run:
                 continue
             if counted.ndim and not counted.all():
                 array = array[counted]
-            mean = array.mean(axis=0) if len(array) else math.nan * array.sum(axis=0)
-            row[name] = mean.tolist()
-        self.partial = {}
+            row[name] = mean_of_steps(array, self.weight_of(name, counted))
+        self.partial, self.weights = {}, {}
         self.epoch += 1
         return row
+
+    def weight_of(self, name: str, counted: np.ndarray) -> np.ndarray | None:
+        """What each counted step of the epoch under way counts in the mean of a metric."""
+        if name not in self.weights:
+            return None
+        weight = np.asarray(self.weights[name])
+        return weight[counted] if counted.ndim else weight
 
     def compare(self, value: np.ndarray, patience: int | None) -> None:
         """Keep the state where its monitored value is the lowest so far, else count the waiting."""
@@ -246,9 +259,10 @@ class _Loop(NamedTuple):
             return step
         count = min(self.book.piece(steps), steps - run.done)
         with self.rescued(step):
-            run.state, history = self.program.advance(run.state, step, count)
+            run.state, found = self.program.advance(run.state, step, count)
+        history, _ = separated(found)
         self.program.inspect(run, history, step, self.last)
-        run.gather(history)
+        run.gather(found)
         return step + len(next(iter(history.values())))
 
     def end_epoch(self, step: int) -> dict[str, str]:

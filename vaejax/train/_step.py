@@ -12,32 +12,57 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from vaejax.batch import as_batch, over_examples, size_of
+from vaejax.batch import as_batch, mean_weight_of, over_examples, size_of
 from vaejax.train._order import shuffled
 from vaejax.train._state import TrainState
 from vaejax.trees import finite
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, StepOrder, Transform
+from vaejax.types import (
+    Array,
+    Batch,
+    Key,
+    Loss,
+    Metrics,
+    Params,
+    StepOrder,
+    Transform,
+    Weighted,
+)
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
+BATCH_WEIGHT = "batch_weight"
+"""The metric that a step on a batch with weights has beside those of its loss."""
+
+
 def make_step(
-    loss: Loss, optimizer: optax.GradientTransformation, *, transform: Transform | None = None
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    transform: Transform | None = None,
+    mean_weight: Any = None,
 ) -> tuple[Callable[[Key, Params], TrainState], Step]:
     """One update as two pure functions: `init` makes the first state, `step` the next one.
 
-    An update whose loss, metrics or gradient are not finite is not made. The state then comes back
-    as it was, and its step is not counted. So a run stands still before the step that would have
-    ruined it, with all that is needed to look at it. `skipping` goes on to the next step instead.
+    An update whose loss, metrics or gradient are not finite is not made, and neither is one that
+    would make the parameters or the optimizer's state so because the gradient is huge (its square
+    overflows). The state then comes back as it was, and its step is not counted. So a run stands
+    still before the step that would have ruined it, with all that is needed to look at it.
+    `skipping` goes on to the next step instead.
 
     Args:
       loss: what is minimised.
       optimizer: an Optax optimizer.
       transform: `transform(key, x)`, of one example, turns stored data into what the loss sees
         (binarised, dequantised or scaled), anew at every step; by default the loss sees the data.
+      mean_weight: the mean of `Batch.weight` over the data that batches are drawn from. The
+        gradient is then multiplied by (mean weight of the batch) / mean_weight, and so minimises
+        the weighted mean over the data. By default it is that of each batch's own mean, as masks
+        of ragged ends want.
     Returns:
       `init(key, params) -> TrainState` and `step(state, batch) -> (state, metrics)`. The metrics
-      are the loss and its named parts before the update, nats per example.
+      are the loss and its named parts before the update, nats per example; of a batch with weights
+      also `batch_weight`, their mean, by which means over steps are weighed.
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> from vaejax import train
@@ -56,13 +81,14 @@ def make_step(
         return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        grads, fine, metrics = gradient(loss, state, batch, transform=transform)
+        grads, metrics = _gradient(loss, state, batch, transform, mean_weight)
         # The key stays outside: mapped over, `cond` reads it twice, as if it were used twice.
+        old = state._replace(key=())
         new = lax.cond(
-            fine,
+            finite(metrics) & holds(optimizer, old, grads),
             lambda state: update(optimizer, state, grads),
             lambda state: state,
-            state._replace(key=()),
+            old,
         )
         return new._replace(key=state.key), metrics
 
@@ -70,7 +96,12 @@ def make_step(
 
 
 def gradient(
-    loss: Loss, state: TrainState, batch: Any, *, transform: Transform | None = None
+    loss: Loss,
+    state: TrainState,
+    batch: Any,
+    *,
+    transform: Transform | None = None,
+    mean_weight: Any = None,
 ) -> tuple[Params, Array, Metrics]:
     """The first half of a step: the gradient.
 
@@ -78,15 +109,85 @@ def gradient(
       loss: what is minimised.
       state: the state before the step.
       batch: a Batch, or the x of one, `[batch, ...]`.
-      transform: as for `make_step`.
+      transform, mean_weight: as for `make_step`.
     Returns:
       The gradient by the parameters; whether it, the loss and the metrics are finite, `()`; and the
-      metrics, nats per example.
+      metrics, nats per example, as those of `make_step`.
     """
+    grads, metrics = _gradient(loss, state, batch, transform, mean_weight)
+    return grads, finite((metrics, grads)), metrics
+
+
+def _gradient(
+    loss: Loss, state: TrainState, batch: Any, transform: Transform | None, mean_weight: Any
+) -> tuple[Params, Metrics]:
+    """The gradient, scaled by the batch's weight, and the metrics."""
     key, batch = as_seen(state, batch, transform)
     with_value = jax.value_and_grad(loss, has_aux=True)
     (value, metrics), grads = with_value(state.params, key, batch, state.step)
-    return grads, finite((value, metrics, grads)), {"loss": value, **metrics}
+    metrics = {"loss": value, **metrics}
+    if isinstance(batch.weight, tuple):
+        return grads, metrics
+    weight = jnp.mean(batch.weight, dtype=float)
+    if mean_weight is not None:
+        share = metrics["loss"].weight if isinstance(metrics["loss"], Weighted) else 1.0
+        scale = share * weight / mean_weight
+        # What a batch that does not count gives is nothing, NaN too.
+        grads = jax.tree.map(lambda g: jnp.where(scale > 0, scale * g, 0).astype(g.dtype), grads)
+    return grads, {**metrics, BATCH_WEIGHT: weight}
+
+
+def moderate(grads: Params) -> Array:
+    """Whether no entry of a gradient is NaN, infinite or huge, so that sums of squares are finite.
+
+    Huge is beyond the cube root of the type's largest number (7e12 in float32).
+
+    Args:
+      grads: a tree of arrays.
+    Returns:
+      A boolean, `()`.
+    """
+
+    def small(leaf: Array) -> Array:
+        limit = float(jnp.finfo(leaf.dtype).max) ** (1 / 3)
+        return jnp.all(jnp.abs(leaf) <= limit)
+
+    return jnp.stack([small(leaf) for leaf in jax.tree.leaves(grads)]).all()
+
+
+def unspoilt(new: Any, old: Any) -> Array:
+    """Whether every number of a state that was finite still is.
+
+    An optimizer may begin with infinity on purpose (the best loss so far).
+
+    Args:
+      new, old: the same tree after and before an update.
+    Returns:
+      A boolean, `()`.
+    """
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    found = [
+        jnp.all(jnp.isfinite(one) | ~jnp.isfinite(other))
+        for one, other in pairs
+        if jnp.issubdtype(one.dtype, jnp.inexact)
+    ]
+    return jnp.stack(found).all()
+
+
+def holds(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> Array:
+    """Whether the gradient is finite, and the parameters and the optimizer's state after it too.
+
+    A moderate gradient cannot break a state of sums of squares, so nothing is computed for it. Else
+    the update is made on trial, and only this answer leaves the branch: a branch that returned the
+    state would cost every step a copy of it, a tenth of its time.
+    """
+
+    def tried(state: TrainState) -> Array:
+        new = update(optimizer, state, grads)
+        after, before = (new.params, new.opt_state), (state.params, state.opt_state)
+        return finite(grads) & unspoilt(after, before)
+
+    return lax.cond(moderate(grads), lambda state: jnp.ones((), bool), tried, state)
 
 
 def update(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> TrainState:
@@ -143,9 +244,17 @@ def make_scan(
     Returns:
       `(state, data) -> (state, history)`. `data` is a Batch, or the x of one, on the device as it
       is stored (uint8 stays uint8 until inside the step). `history` holds each metric for every
-      step, `[steps]`, nats per example.
+      step, `[steps]`, nats per example. Weights count as in `make_step` with the mean weight of
+      `data`.
     """
-    return scan_of(make_step(loss, optimizer, transform=transform)[1], indices, steps)
+
+    def scan(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        data = as_batch(data)
+        mean_weight = mean_weight_of(data)
+        step = make_step(loss, optimizer, transform=transform, mean_weight=mean_weight)[1]
+        return scan_of(step, indices, steps)(state, data)
+
+    return scan
 
 
 def make_train(

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from vaejax.batch import size_of
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Weighted
 
 __all__ = ["accumulate", "rematerialize"]
 
@@ -71,6 +71,7 @@ def accumulate(loss: Loss, parts: int) -> Loss:
 
     - A term of the whole batch (total correlation, MMD, batch top-k) sees one part, as it would see
       a smaller batch; its value is then another. So is a metric that is no mean, such as a ratio.
+      A `types.Weighted` metric, a mean over some of the examples, stays the mean over all of those.
     - Only the gradient of the loss by the parameters is there. Any other, of a metric or by the
       batch, is NaN. Differentiate in reverse (`jax.grad`), not forward.
     - `optax.MultiSteps(optimizer, k)` accumulates over k *steps* instead, for a stream whose
@@ -92,17 +93,23 @@ def accumulate(loss: Loss, parts: int) -> Loss:
         return loss
 
     def total(one: Callable[..., Any], sums: Any, key: Key, batch: Batch) -> Any:
-        """`sum_p share_p v_p` of `one(key_p, part_p) -> (values, grads)`, the grads into `sums`."""
+        """`(value, metrics), grads` of the batch, from those that `one(key_p, part_p)` returns."""
 
         def body(sums: Any, at: Any) -> tuple[Any, Any]:
             p, share, part = at
-            values, grads = one(jax.random.fold_in(key, p), part)
-            values, grads = jax.tree.map(partial(_weighed, share), (values, grads))
-            return jax.tree.map(jnp.add, sums, grads), values
+            (value, metrics), grads = one(jax.random.fold_in(key, p), part)
+            counts = _count(share, metrics.get("loss"))
+            value, grads = jax.tree.map(partial(_weighed, counts), (value, grads))
+            metrics = {name: _counted(share, metric) for name, metric in metrics.items()}
+            return jax.tree.map(jnp.add, sums, grads), (value, metrics)
 
         over = jnp.arange(parts), _shares(batch, parts), _split(batch, parts)
         sums, values = lax.scan(body, sums, over)
-        return jax.tree.map(partial(jnp.sum, axis=0), values), sums
+        value, metrics = jax.tree.map(partial(jnp.sum, axis=0), values)
+        if isinstance(metrics.get("loss"), Weighted):
+            whole = _or_one(metrics["loss"].weight)
+            value, sums = jax.tree.map(lambda part: part / whole, (value, sums))
+        return (value, {name: _divided(metric) for name, metric in metrics.items()}), sums
 
     @jax.custom_vjp
     def accumulated(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
@@ -160,7 +167,7 @@ def _shares(batch: Batch, parts: int) -> Array:
     if isinstance(batch.weight, tuple):
         return jnp.full(parts, 1 / parts)
     weights = jnp.sum(_split(batch.weight, parts), axis=1)
-    return weights / jnp.sum(weights)
+    return weights / _or_one(jnp.sum(weights))
 
 
 def _split(tree: Any, parts: int) -> Any:
@@ -170,6 +177,31 @@ def _split(tree: Any, parts: int) -> Any:
         return jnp.swapaxes(jnp.reshape(leaf, (-1, parts, *jnp.shape(leaf)[1:])), 0, 1)
 
     return jax.tree.map(dealt, tree)
+
+
+def _count(share: Array, metric: Any) -> Array:
+    """What a part counts in the mean of a metric."""
+    return share * metric.weight if isinstance(metric, Weighted) else share
+
+
+def _counted(share: Array, metric: Any) -> Any:
+    """A part's metric as a summand of the mean over the parts."""
+    if not isinstance(metric, Weighted):
+        return jax.tree.map(partial(_weighed, share), metric)
+    counts = _count(share, metric)
+    return Weighted(_weighed(counts, metric.value), counts)
+
+
+def _divided(metric: Any) -> Any:
+    """The mean over the parts, of the sums of `_counted`."""
+    if not isinstance(metric, Weighted):
+        return metric
+    return Weighted(metric.value / _or_one(metric.weight), metric.weight)
+
+
+def _or_one(total: Array) -> Array:
+    """A sum of weights to divide by: 1 where it is 0, and so is what is divided."""
+    return jnp.where(total > 0, total, jnp.ones_like(total))
 
 
 def _weighed(share: Array, value: Array) -> Array:

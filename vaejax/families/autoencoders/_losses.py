@@ -168,6 +168,8 @@ def sparse(model: Model, *, penalty: Penalty, weight: Schedule, draw: MakeDraw =
         if jnp.shape(Omega) != ():
             fix = "average it over the batch, or pass sparsity.l1, kl(rho) or squared(rho)"
             raise wrong("sparse: penalty", f"shape {jnp.shape(Omega)}", "one number, ()", fix)
+        if not isinstance(batch.weight, tuple):  # of no example there is nothing to penalise
+            Omega = jnp.where(jnp.any(batch.weight > 0), Omega, 0)
         metrics = {"distortion": D, "penalty": Omega, **batch_mean(shares, batch.weight)}
         return D + schedule(weight, step) * Omega, metrics
 

@@ -23,10 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jax import lax
 
 from vaejax import evaluate
-from vaejax.batch import as_batch, batch_mean, labels_of, over_batch
+from vaejax.batch import as_batch, labels_of, mean_over, over_batch
 from vaejax.distributions import Categorical
 from vaejax.errors import at_least_one, takes, wrong
 from vaejax.model import Draw, Model, deterministic, draw
@@ -207,8 +206,10 @@ def classification(model: Model, *, draw: Callable[..., Draw] = draw) -> Loss:
     its gradient are 0. Other labels that are no class make the loss infinite, which `fit` reports.
     A batch without labels, or with labels that are not one integer per example, is a ValueError.
 
-    `mean_loss` weighs batches by all their examples, labelled or not; `error_rate` counts the
-    labelled alone.
+    The loss and the metrics are means over the labelled examples (`types.Weighted`), and so are
+    those of `history` and `mean_loss`: a batch has the share of its labelled examples. Where the
+    data have weights, `fit` takes an unlabelled example for one of loss 0: the optimum is that of
+    the labelled ones, and the gradient is smaller by their share of the data.
 
     Args:
       model: a `classifier`.
@@ -226,18 +227,13 @@ def classification(model: Model, *, draw: Callable[..., Draw] = draw) -> Loss:
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         y = labels_of("classification: y", batch)
-        counts = (y != -1).astype(float)
+        known = y != -1
+        counts = known.astype(float)
         if not isinstance(batch.weight, tuple):
             counts = counts * batch.weight
         weighed = batch._replace(c=(batch.c, y), weight=counts)
-        # A batch may hold no label at all: a mean over nothing, which moves nothing. The gradient
-        # is cut at the parameters, where NaN that 0 was multiplied with on the way is left behind.
-        some = jnp.any(counts > 0)
-        params = jax.tree.map(lambda p: jnp.where(some, p, lax.stop_gradient(p)), params)
-        values = over_batch(example, params, key, weighed)
-        means = batch_mean(values, jnp.where(some, counts, 1.0))
-        H, error = jax.tree.map(lambda mean: jnp.where(some, mean, 0.0), means)
-        return H, {"cross_entropy": H, "error": error}
+        H, error = mean_over(over_batch(example, params, key, weighed), known, batch.weight)
+        return H.value, {"loss": H, "cross_entropy": H, "error": error}
 
     return loss
 
@@ -317,10 +313,10 @@ def _keys(key: Key | None, levels: int) -> Any:
 
 
 def _check_history(i: int, history: dict[str, np.ndarray]) -> None:
-    bad = ~np.all([np.isfinite(values) for values in history.values()], axis=0)
+    bad = ~np.all([np.isfinite(values) for values in jax.tree.leaves(history)], axis=0)
     if bad.any():
         step = int(np.argmax(bad))
-        terms = {name: float(values[step]) for name, values in history.items()}
+        terms = {name: np.asarray(values).T[step].tolist() for name, values in history.items()}
         raise NonFiniteError(
             f"pretrain: level {i}: {terms} at step {step}; check the level's likelihood against "
             "what it sees (a Bernoulli's support is [0, 1]), then try a lower learning rate",

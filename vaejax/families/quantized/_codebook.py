@@ -24,9 +24,10 @@ def perplexity(used: Array) -> Array:
     Args:
       used: counts or shares, `[entries]`, for instance of `usage`.
     Returns:
-      a number from 1 to `entries`, `()`.
+      a number from 1 to `entries`, `()`; 1 where nothing is used.
     """
-    share = used / jnp.sum(used)
+    total = jnp.sum(used)
+    share = used / jnp.where(total > 0, total, jnp.ones_like(total))
     return jnp.exp(
         -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
     )

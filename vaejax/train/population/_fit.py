@@ -13,7 +13,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from vaejax.batch import as_batch, size_of
+from vaejax.batch import as_batch, mean_weight_of, size_of
 from vaejax.data.examples import as_examples
 from vaejax.data.sources import in_arrays
 from vaejax.errors import at_least_one, wrong
@@ -53,8 +53,8 @@ class Population(NamedTuple):
       history: arrays `[epochs, members]` by name (`epoch` and `step` are `[epochs]`). Those of a
         frozen member are not finite, from the epoch of that step or the next one on.
       stopped: as in `train.Fitted`.
-      frozen: the step before which a member was frozen because its loss, metrics, gradient or new
-        parameters were not finite there; -1 for the others, `[members]`.
+      frozen: the step before which a member was frozen because its loss, metrics, gradient, new
+        parameters or optimizer's state were not finite there; -1 for the others, `[members]`.
     """
 
     hyper: Any
@@ -136,8 +136,9 @@ def make_scan(
 ) -> Callable[[TrainState, Any, Array, Any], tuple[TrainState, Metrics]]:
     """Some updates of all members as one pure program.
 
-    A member whose loss, gradient or new parameters are not finite stays at the state before (its
-    `step` tells which), and its metrics are NaN from the next step on.
+    A member whose loss, gradient, new parameters or optimizer's state are not finite stays at the
+    state before (its `step` tells which), and its metrics are NaN from the next step on. Weights
+    count as in `train.make_scan`.
 
     Args:
       make: `make(hyper) -> (loss, optimizer)`, of one member.
@@ -150,27 +151,40 @@ def make_scan(
       alone is computed once. `history` holds each metric, `[steps, members]`, nats per example.
     """
 
-    def gradient(hyper: Any, state: TrainState, number: Array, data: Batch) -> Any:
+    def gradient(
+        hyper: Any, state: TrainState, number: Array, data: Batch, mean_weight: Any
+    ) -> Any:
         chosen = indices(train.key_for(state.key, "order"), number)
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], data)
         now = state._replace(step=number)
-        return train.gradient(make(hyper)[0], now, batch, transform=transform)
+        loss = make(hyper)[0]
+        return train.gradient(loss, now, batch, transform=transform, mean_weight=mean_weight)
 
     def update(hyper: Any, state: TrainState, grads: Params) -> TrainState:
         return train.update(make(hyper)[1], state, grads)
 
     def scan(state: TrainState, hyper: Any, start: Array, data: Any) -> tuple[TrainState, Metrics]:
         data = as_batch(data)
+        mean_weight = mean_weight_of(data)
 
         def body(state: TrainState, number: Array) -> tuple[TrainState, Metrics]:
             going = state.step == number
-            found = jax.vmap(gradient, (0, 0, None, None))(hyper, state, number, data)
+            shared = number, data, mean_weight
+            found = jax.vmap(gradient, (0, 0, None, None, None))(hyper, state, *shared)
             grads, fine, metrics = found
             old = state._replace(key=())
             new = jax.vmap(update)(hyper, old, grads)
-            fine = fine & jax.vmap(finite)(new.params)  # an optimizer can spoil them too
+            # An optimizer can spoil the parameters too, and a huge gradient its state.
+            fine = fine & jax.vmap(finite)(new.params)
+            fine = fine & lax.cond(
+                jnp.all(jax.vmap(train.moderate)(grads)),
+                lambda new, old: jnp.ones_like(fine),
+                jax.vmap(train.unspoilt),
+                (new.params, new.opt_state),
+                (old.params, old.opt_state),
+            )
             new = loop.chosen(fine & going, new, old)
-            metrics = {name: jnp.where(going, value, jnp.nan) for name, value in metrics.items()}
+            metrics = jax.tree.map(lambda value: jnp.where(going, value, jnp.nan), metrics)
             return new._replace(key=state.key), metrics
 
         return lax.scan(body, state, start + jnp.arange(steps, dtype=jnp.int32))
@@ -368,8 +382,8 @@ def _inspect(
         }
         warnings.warn(
             f"population.fit: member {member} of {members} ({setting}) is frozen before step "
-            f"{first}, whose loss, gradient or new parameters are not finite ({terms}); the others "
-            "go on",
+            f"{first}, whose loss, gradient, new parameters or optimizer's state are not finite "
+            f"({terms}); the others go on",
             stacklevel=5,
         )
     if (reached < start + steps).all():

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import as_batch, batch_mean, over_examples, size_of
+from vaejax.batch import as_batch, check_some_weight, over_batches, over_examples, size_of
 from vaejax.data.sources import in_arrays
 from vaejax.errors import at_least_one
 from vaejax.train.population._fit import Make
-from vaejax.types import Array, Batch, Key, Metrics, Params, Transform
+from vaejax.types import Array, Batch, Key, Metrics, Params, Transform, Weighted
 
 
 def mean_loss(
@@ -25,7 +25,8 @@ def mean_loss(
 ) -> Callable[[Any, Params, Key], Metrics]:
     """An `evaluate` for `fit`: a member's loss and metrics over a whole data set.
 
-    These are the numbers of training, at the same scale, the ragged end included. The data become
+    These are the numbers of training, at the same scale, the ragged end included. Examples count by
+    their weights, and a metric of some of the examples is NaN where there are none. The data become
     part of the compiled program, so a part of a large set is enough.
 
     Args:
@@ -33,8 +34,11 @@ def mean_loss(
       data, transform, batch_size, step: as for `evaluate.mean_loss`.
     Returns:
       `evaluate(hyper, params, key) -> {name: number}`, of one member, nats per example.
+    Raises:
+      ValueError: where no example has a weight above 0.
     """
     data = as_batch(in_arrays("population.mean_loss", data))
+    check_some_weight("population.mean_loss", data)
     size = size_of(data)
     at_least_one("mean_loss", batch_size=batch_size, examples=size)
     width = min(batch_size, size)
@@ -58,6 +62,13 @@ def mean_loss(
             return {"loss": value, **metrics}, weights.sum()
 
         found, counts = lax.map(lambda arguments: part(*arguments), (jnp.arange(parts), at, inside))
-        return batch_mean(found, counts)
+        return {name: _number(metric) for name, metric in over_batches(found, counts).items()}
 
     return evaluate
+
+
+def _number(metric: Any) -> Any:
+    """A metric as a number, NaN where the data have no example that it concerns."""
+    if not isinstance(metric, Weighted):
+        return metric
+    return jnp.where(metric.weight > 0, metric.value, jnp.nan)
