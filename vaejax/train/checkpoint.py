@@ -252,7 +252,7 @@ def _restored(store: Store, step: int, like: Record) -> Record:
         raise ValueError(
             f"{store.function}: {where} was written by an earlier vaejax (format "
             f"{stored.get('format', 1)}), which did not keep all that a resume checks; nothing was "
-            f"changed; {_new_run(store)}"
+            f"changed. {_new_run(store)}"
         )
     _check_kinds(store, where, found, signature(target))
     _check_run(store, where, stored)
@@ -319,7 +319,7 @@ def _newest(path: Path) -> tuple[int, Any]:
     """The newest checkpoint as it is stored, and its step; a run may go on in the directory."""
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(create=False, read_only=True, save_interval_steps=0)
+    options = ocp.CheckpointManagerOptions(create=False)  # which writes and removes nothing
     parts = {"arrays": ocp.args.StandardRestore(), "meta": ocp.args.JsonRestore()}
     while True:
         with ocp.CheckpointManager(path, options=options) as manager:
