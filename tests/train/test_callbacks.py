@@ -69,7 +69,7 @@ def test_parameters_of_a_hook_that_are_not_finite_are_never_kept(tmp_path):
         bad = jnp.where(state.step == 9, jnp.inf, 1.0)
         return state._replace(params={"mean": state.params["mean"].at[2, 1].mul(bad)})
 
-    with pytest.raises(train.NonFiniteError, match="fit: hook returned .*after step 9") as caught:
+    with pytest.raises(train.NonFiniteError, match="hook returned .*mean.*after step 9") as caught:
         quiet_fit(hook=hook, directory=tmp_path, evaluate=size_of_mean)
     assert caught.value.checkpoint == tmp_path / "6" and caught.value.step == 9
     assert {path.name for path in tmp_path.iterdir()} == {"3", "6"}
@@ -89,6 +89,7 @@ def test_parameters_of_a_hook_that_are_not_finite_are_never_kept(tmp_path):
         ({"loss": 1.0, "figure": None}, TypeError, "fit: evaluate: 'figure': got None, expected a"),
         ({"loss": "1.0"}, TypeError, "'loss': got '1.0', expected a number"),
         ({"loss": 1.0, "rate": 2j}, TypeError, "'rate': got 2j"),
+        ({"loss": [[1.0], [2.0, 3.0]]}, TypeError, "expected a number"),
         ({"loss": np.ones(3)}, ValueError, r"'loss': got shape \(3,\), expected one number"),
         ({"loss": jnp.ones((1,))}, ValueError, r"'loss': got shape \(1,\)"),
         ({1: 1.0}, TypeError, "the name 1, expected a string"),

@@ -79,7 +79,7 @@ def hooked(
       NonFiniteError: for parameters that are not finite, and for an optimizer's state with NaN.
     """
     where, fix = f"{function}: hook", "return state._replace(params=...)"
-    before, structure = _kinds(state), jax.tree.structure(state)
+    before, structure = _kinds(state), str(jax.tree.structure(state))
     number, words = int(state.step), _words(state.key)
     new = hook(state)
     if not isinstance(new, TrainState):
@@ -87,9 +87,9 @@ def hooked(
         raise wrong(where, f"{describe(new)} returned", expected, fix, TypeError)
     if lines := differences(_kinds(new), before, there="returned"):
         raise ValueError(f"{where} returned a state of another kind:\n  {lines}\n{fix}")
-    if jax.tree.structure(new) != structure:
-        got, expected = str(jax.tree.structure(new))[:300], str(structure)[:300]
-        raise wrong(where, f"the structure {got}", expected, "change the values alone")
+    if (found := str(jax.tree.structure(new))) != structure:
+        got = f"the structure {found[:300]}"
+        raise wrong(where, got, structure[:300], "change the values alone")
     if int(new.step) != number or _words(new.key) != words:
         expected = f"those of the state: {number} steps done"
         raise wrong(where, f"step {int(new.step)} or another key", expected, fix)
@@ -118,7 +118,10 @@ def numbers(function: str, found: Any, shape: tuple[int, ...]) -> dict[str, Any]
         if not isinstance(name, str):
             raise wrong(where, f"the name {name!r}", "a string", _EVALUATE, TypeError)
         dtype = getattr(value, "dtype", None)
-        dtype = np.asarray(value).dtype if dtype is None else dtype
+        try:
+            dtype = np.asarray(value).dtype if dtype is None else dtype
+        except ValueError:  # a ragged list
+            dtype = np.dtype(object)
         real = jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)
         if not (real or jnp.issubdtype(dtype, np.bool_)):
             raise wrong(f"{where}: {name!r}", describe(value), "a number", _EVALUATE, TypeError)
@@ -136,22 +139,23 @@ def _check_finite(
 
     An optimizer may keep an infinity: the lowest value so far, for instance, before there is one.
     """
-    kept = [
-        jnp.isnan(leaf).any()
-        for leaf in jax.tree.leaves(state.opt_state)
-        if jnp.issubdtype(leaf.dtype, np.inexact)
-    ]
-    spoiled = any(bool(nan) for nan in kept)
-    if not spoiled and faults._all_finite(state.params):
-        return
-    what = "an optimizer's state with NaN" if spoiled else "parameters that are not finite"
-    raise faults.NonFiniteError(
-        f"{where} returned {what}, after step {step}; look at what it divides by, and where it "
-        f"takes a logarithm or a root. {faults.last_good(last())}",
-        step,
-        {},
-        last(),
-    )
+    leaves = jax.tree_util.tree_leaves_with_path(({"params": state.params}, state.opt_state))
+    bad = []
+    for path, leaf in leaves:
+        if jnp.issubdtype(leaf.dtype, np.inexact):
+            in_optimizer = path[0].idx == 1
+            spoiled = jnp.isnan(leaf) if in_optimizer else ~jnp.isfinite(leaf)
+            if bool(spoiled.any()):
+                start = ".opt_state" if in_optimizer else ""
+                bad.append(start + jax.tree_util.keystr(path[1:]))
+    if bad:
+        raise faults.NonFiniteError(
+            f"{where} returned {', '.join(bad[:4])} with NaN or infinity, after step {step}; look "
+            f"at what it divides by, and where it takes a logarithm. {faults.last_good(last())}",
+            step,
+            {},
+            last(),
+        )
 
 
 def _kinds(tree: Any) -> dict[str, str]:

@@ -347,7 +347,7 @@ def _begin(state: Any, store: checkpoint.Store | None, book: Bookkeeping) -> Run
     progress = dict(record.progress)
     compared = progress.pop("compared")
     before = {name: progress.pop(name) for name in ("monitor", "maximize")}
-    now = {"monitor": book.monitor, "maximize": book.maximize}
+    now: dict[str, Any] = {"monitor": book.monitor, "maximize": book.maximize}
     if compared and before != now:
         where, fix = f"{book.function}: directory {book.directory}", "resume with these"
         raise wrong(where, f"{now}", f"{before}, by which the run chose its best state", fix)

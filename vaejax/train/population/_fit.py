@@ -249,7 +249,7 @@ def fit(
     members = _members(hyper, params, keys)
     examples = as_examples("population.fit", in_arrays("population.fit", data), transform)
     order_key = train.key_for(jax.random.clone(keys)[0], "order")
-    order = order_of(indices, order_key, examples.size, batch_size)
+    order = order_of(indices, order_key, examples.size, batch_size, "population.fit")
     book = Bookkeeping(
         function="population.fit",
         epochs=epochs,
@@ -276,7 +276,7 @@ def fit(
         everywhere = devices.put(examples.arrays, devices.copied(mesh))
 
     def identified() -> dict[str, Any]:
-        first = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), (hyper, state))
+        one, start = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), (hyper, state))
         example = examples.source.read(np.zeros(1, int))
         return {
             "examples": examples.size,
@@ -285,7 +285,9 @@ def fit(
             "members": members,
             "hyper": digest(hyper),
             "keys": digest(jax.random.key_data(keys)),
-            "functions": identity.of_members(make, *first, transform, order, example, batch_size),
+            "functions": identity.of_members(
+                make, one, start, transform, order, example, batch_size
+            ),
             "versions": identity.versions(),
         }
 
