@@ -110,6 +110,12 @@ def test_numbers_of_any_kind_are_taken_and_may_be_nan_where_nothing_depends_on_t
     assert np.isnan(fitted.history["eval/ratio"][0])
 
 
+def test_an_evaluation_that_takes_the_memory_of_the_parameters_is_refused():
+    halved = jax.jit(lambda params: jax.tree.map(lambda a: a / 2, params), donate_argnums=0)
+    with pytest.raises(ValueError, match="evaluate: got the parameters donated.*donate_argnums"):
+        quiet_fit(evaluate=lambda params, key: size_of_mean(halved(params), key))
+
+
 def test_what_a_log_does_to_its_row_changes_nothing(tmp_path):
     def log(row):
         row["extra"] = object()

@@ -98,6 +98,14 @@ def hooked(
     return new
 
 
+def check_there(where: str, state: Any) -> None:
+    """Raise ValueError where a function took the memory of a state that it was only shown."""
+    leaves = jax.tree.leaves(state)
+    if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
+        got, fix = "the parameters donated", "leave out donate_argnums in it"
+        raise wrong(where, got, "them to stay as they are", fix)
+
+
 def numbers(function: str, found: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     """What `evaluate` returned, checked to be numbers by name; may be traced.
 

@@ -286,6 +286,7 @@ class _Loop(NamedTuple):
         if self.program.evaluate is None or not (due or run.epoch == book.epochs):
             return {}
         found = self.program.evaluate(run.state)
+        callbacks.check_there(f"{book.function}: evaluate", run.state)
         found = callbacks.numbers(book.function, found, np.shape(run.state.step))
         measured = {name: np.asarray(value).astype(float) for name, value in found.items()}
         faults.check_monitored(measured, book.monitor, step, self.last, book.function)
