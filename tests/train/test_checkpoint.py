@@ -1,6 +1,8 @@
 """Checkpoints: those of another run, model or format are refused, and so are damaged ones."""
 
 import errno
+import json
+import random
 import resource
 import shutil
 import tempfile
@@ -10,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
-from tests.train.runs import IMAGES, MEAN, equal, quiet_fit
-from vaejax import checkpoint
+from tests.train.runs import ADAM, DISTANCE, IMAGES, MEAN, equal, quiet_fit
+from vaejax import checkpoint, train
+from vaejax.trees import digest
 
 WIDE = {"mean": np.zeros((5, 3), np.float32)}
 
@@ -103,6 +107,26 @@ def test_parameters_in_named_tuples_lists_and_by_number_load_too(tmp_path):
         checkpoint.load(tmp_path, like=params | {"pair": Pair(np.zeros(2), np.zeros(3))})
 
 
+def test_a_checkpoint_of_an_earlier_format_is_loaded_but_not_resumed(tmp_path):
+    """It has a tree where there are lists now, and no checksum of its words."""
+    state = train.make_step(DISTANCE, ADAM)[0](jax.random.key(3), MEAN)
+    kept = state._replace(key=jax.random.key_data(state.key))
+    other = kept._replace(params={"mean": kept.params["mean"] + 1})
+    digests = {"state": digest(kept.params), "best": digest(other.params)}
+    run = {"format": 2, "examples": 50}
+    meta = {"run": run, "signature": {}, "sha256": "", "params": digests, "progress": {}}
+    parts = {
+        "arrays": ocp.args.StandardSave({"state": kept, "best": other}),
+        "meta": ocp.args.JsonSave(meta),
+    }
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(3, args=ocp.args.Composite(**parts))
+    equal(checkpoint.load(tmp_path, like=MEAN), kept.params)
+    equal(checkpoint.load(tmp_path, like=MEAN, best=True), other.params)
+    with pytest.raises(ValueError, match=r"earlier vaejax \(format 2\).*params=checkpoint.load"):
+        quiet_fit(directory=tmp_path, resume=True)
+
+
 # --- damage --------------------------------------------------------------------------------------
 
 
@@ -160,6 +184,53 @@ def test_a_damaged_checkpoint_is_not_loaded(folder, written):
             refused += 1
         largest.write_bytes(stored)
     assert refused >= 1
+
+
+def damaged(stored, chance):
+    """The bytes of a file with a bit flipped, another digit, or the end cut off."""
+    place = chance.randrange(len(stored))
+    digits = [i for i, byte in enumerate(stored) if byte in b"0123456789"]
+    match chance.choice(["flip", "cut", "digit", "digit"]):
+        case "cut":
+            return stored[:place]
+        case "digit" if digits:
+            place = chance.choice(digits)
+            others = [d for d in b"0123456789" if d != stored[place]]
+            return stored[:place] + bytes([chance.choice(others)]) + stored[place + 1 :]
+    return stored[:place] + bytes([stored[place] ^ 1 << chance.randrange(8)]) + stored[place + 1 :]
+
+
+def test_whatever_is_damaged_is_noticed_or_counts_for_nothing(folder, written):
+    """Every file of a checkpoint, its words of how far the run was among them."""
+    shutil.rmtree(folder / "6")
+    fitted, chance, refused = written[1], random.Random(5), 0
+    words = json.loads((folder / "9" / "meta" / "metadata").read_text())
+    run = {name: part for name, part in words["run"].items() if name != "format"}
+    state = train.make_step(DISTANCE, ADAM)[0](jax.random.key(3), MEAN)
+    files = [path for path in sorted((folder / "9").rglob("*")) if path.is_file()]
+    named = [path for path in files if path.name in ("metadata", "_METADATA", "manifest.ocdbt")]
+    for path in (*files, *3 * named, *5 * [folder / "9" / "meta" / "metadata"]):
+        stored = path.read_bytes()
+        if not stored:
+            continue
+        path.write_bytes(damaged(stored, chance))
+        try:
+            with checkpoint.opened(folder, run, resume=True) as store:
+                found = checkpoint.restore(store, like=checkpoint.Record(state, state, {}))
+            equal((found.state, found.best), (fitted.state, fitted.best))
+            assert json.dumps(found.progress) == json.dumps(words["progress"])
+        except ValueError as error:
+            assert "damaged" in str(error) and "no other is good" in str(error)
+            refused += 1
+        path.write_bytes(stored)
+    assert refused >= 6  # the words alone
+
+
+def test_a_checkpoint_under_another_step_is_damaged(folder):
+    (folder / "9").rename(folder / "12")
+    with pytest.warns(UserWarning, match="12 is damaged.*from the one before"):
+        resumed = quiet_fit(directory=folder, resume=True, epochs=2)
+    assert int(resumed.state.step) == 6
 
 
 # --- disks ---------------------------------------------------------------------------------------

@@ -96,6 +96,24 @@ def test_early_stopping_keeps_the_best_state():
     equal(fitted.best.opt_state[0].count, np.int32(6))  # its own optimizer state
 
 
+def test_a_number_may_be_maximised(tmp_path):
+    """The best is the highest, patience waits for a higher one, and a resume knows it."""
+    values = iter([-3.0, -1.0, -2.0, -5.0, -0.5])
+    options = {
+        "evaluate": lambda params, key: {"elbo": next(values)},
+        "monitor": "elbo",
+        "maximize": True,
+        "directory": tmp_path,
+    }
+    first = quiet_fit(epochs=3, patience=2, **options)
+    assert first.stopped == "epochs" and int(first.best.step) == 6
+    with pytest.raises(ValueError, match="(?s)fit: directory.*'error'.*by which the run chose"):
+        quiet_fit(epochs=9, resume=True, **options | {"monitor": "error"})
+    more = quiet_fit(epochs=9, patience=2, resume=True, **options)
+    assert more.stopped == "early" and more.history["eval/elbo"].tolist() == [-3, -1, -2, -5]
+    equal(more.best, first.best)
+
+
 def test_best_is_the_last_state_until_something_was_compared():
     """At the first of two evaluations the run is stopped."""
     with pytest.raises(train.Interrupted) as caught:
@@ -137,8 +155,12 @@ def test_options_that_would_do_nothing_are_refused():
 
 
 def test_what_cannot_be_monitored_or_logged_is_refused():
-    with pytest.raises(ValueError, match="fit: monitor: got 'elbo', expected what is minimised"):
+    with pytest.raises(ValueError, match="fit: monitor: got 'elbo', minimised.*maximize=True"):
         quiet_fit(evaluate=size_of_mean, monitor="elbo")
+    with pytest.raises(ValueError, match="fit: monitor: got 'loss', maximised.*leave out"):
+        quiet_fit(evaluate=size_of_mean, maximize=True)
+    with pytest.raises(ValueError, match="got monitor='rate', maximize=False, expected evaluate"):
+        quiet_fit(monitor="rate")
     with pytest.raises(ValueError, match=r"monitor='rate' is not among.*\['loss'\]"):
         quiet_fit(evaluate=size_of_mean, monitor="rate")
 

@@ -209,6 +209,17 @@ def test_every_member_keeps_its_own_best_and_is_measured_by_its_own_loss():
     hyper = {"row": np.array([0, 1]), "seed": np.arange(2)}
     counts = {"count": np.zeros(2, np.float32)}
     found = quiet_fit(counting, hyper, params=counts, evaluate=evaluate_member)
+    highest = quiet_fit(
+        counting,
+        hyper,
+        params=counts,
+        evaluate=lambda *given: {"gain": evaluate_member(*given)["loss"]},
+        monitor="gain",
+        maximize=True,
+        epochs=3,
+    )
+    np.testing.assert_array_equal(highest.best.params["count"], [3, 9])
+    assert highest.best_member() == 0 and highest.best_member("eval/gain", maximize=False) == 0
     np.testing.assert_array_equal(found.best.params["count"], [6, 3])
     np.testing.assert_array_equal(found.best.step, [6, 3])
     np.testing.assert_array_equal(found.params["count"], [12, 12])
@@ -258,9 +269,12 @@ def test_members_are_asked_for_by_what_there_is():
     state = train.TrainState(np.arange(3), (), jax.random.split(jax.random.key(0), 3), np.arange(3))
     found = population.Population((), state, state, history, "epochs", np.full(3, -1))
     assert (found.best_member(), found.best_member("eval/gap")) == (1, 0)
+    assert found.best_member("eval/elbo", maximize=True) == 1
+    by_gap = found._replace(monitor="gap", maximize=True)  # as it was trained
+    assert (by_gap.best_member(), by_gap.best_member("loss")) == (1, 1)
     for metric, message in (
-        ("eval/elbo", "got 'eval/elbo', expected what is minimised; metric 'eval/loss', its"),
-        ("eval/typo", r"got 'eval/typo', expected one of \['loss', 'eval/gap'\]"),
+        ("eval/elbo", "got 'eval/elbo', minimised, expected it to be maximised; add maximize=True"),
+        ("eval/typo", r"got 'eval/typo', expected one of \['loss', 'eval/elbo', 'eval/gap'\]"),
         ("epoch", "got 'epoch', expected one of"),
     ):
         with pytest.raises(ValueError, match=f"best_member: metric: {message}"):
@@ -308,7 +322,7 @@ def test_the_summary_is_over_the_seeds_that_are_finite():
         ({"keys": jax.random.key(0)}, "expected keys >= 1"),
         (
             {"keys": jax.random.split(jax.random.key(0, impl="rbg"), 4)},
-            "fit: keys: got rbg keys, expected threefry2x32 keys; .*impl=",
+            "population.fit: keys: got rbg keys, expected threefry2x32 keys; .*impl=",
         ),
     ],
 )

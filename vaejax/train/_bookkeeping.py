@@ -13,11 +13,13 @@ class Bookkeeping:
     """Everything about a run that changes none of its steps.
 
     Args:
+      function: what the user called, for messages.
       epochs: how many the run has.
       chunk: steps of one compiled call, at most.
       evaluate_every: epochs between two evaluations.
-      monitor: the name of the number, among those evaluated, that is to be minimised.
-      patience: evaluations without a lower one after which the run stops; None for never.
+      monitor: the name of the number, among those evaluated, that is compared.
+      maximize: whether it is to be maximised; else it is minimised.
+      patience: evaluations without a better one after which the run stops; None for never.
       directory: where checkpoints go; None for nowhere.
       keep: how many checkpoints stay.
       checkpoint_every: epochs between two checkpoints.
@@ -27,10 +29,12 @@ class Bookkeeping:
       progress: whether to show a progress bar.
     """
 
+    function: str
     epochs: int
     chunk: int
     evaluate_every: int
     monitor: str
+    maximize: bool
     patience: int | None
     directory: str | Path | None
     keep: int
@@ -46,7 +50,7 @@ class Bookkeeping:
         `evaluate`: what the run is evaluated by, or None.
         """
         at_least_one(
-            "fit",
+            self.function,
             epochs=self.epochs,
             patience=self.patience,
             evaluate_every=self.evaluate_every,
@@ -56,13 +60,15 @@ class Bookkeeping:
         )
         if self.patience is not None and evaluate is None:
             fix = "give evaluate=..."
-            raise wrong("fit: patience", self.patience, "evaluate beside it", fix)
+            raise wrong(f"{self.function}: patience", self.patience, "evaluate beside it", fix)
+        if (self.maximize or self.monitor != "loss") and evaluate is None:
+            got = f"monitor={self.monitor!r}, maximize={self.maximize}"
+            raise wrong(self.function, got, "evaluate beside it", "give evaluate=...")
         if self.resume and self.directory is None:
             fix = "give directory=..."
-            raise wrong("fit: resume", self.resume, "a directory to resume from", fix)
-        if self.monitor == "elbo":
-            fix = "monitor 'loss', its negative"
-            raise wrong("fit: monitor", "'elbo'", "what is minimised", fix)
+            where = f"{self.function}: resume"
+            raise wrong(where, self.resume, "a directory to resume from", fix)
+        check_direction(f"{self.function}: monitor", self.monitor, self.maximize)
 
     def piece(self, steps: int) -> int:
         """Steps of a call in an epoch of `steps`: an even part where there is one, at most `chunk`.
@@ -74,3 +80,19 @@ class Bookkeeping:
             return steps
         even = (n for n in range(parts, min(2 * parts, steps) + 1) if steps % n == 0)
         return steps // next(even, parts)
+
+
+def check_direction(where: str, name: str, maximize: bool) -> None:
+    """Raise ValueError where a number is to be minimised that is good where it is high.
+
+    Args:
+      where: the function and its argument, for the message.
+      name: of the number, such as "loss" or "eval/elbo".
+      maximize: whether it is to be maximised.
+    """
+    last = name.rsplit("/", 1)[-1]
+    if last in ("elbo", "log_likelihood", "log_prob", "accuracy") and not maximize:
+        raise wrong(where, f"{name!r}, minimised", "it to be maximised", "add maximize=True")
+    if last == "loss" and maximize:
+        fix = "leave out maximize=True"
+        raise wrong(where, f"{name!r}, maximised", "it to be minimised", fix)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.errors import check_key, takes, unscaled, wrong
+from vaejax.errors import unscaled, wrong
 from vaejax.trees import finite
 from vaejax.types import Batch, Key, Loss, Metrics
 
@@ -132,42 +132,32 @@ def spoilt(tree: Any) -> set[str]:
     return {name for name, one in zip(named, fine, strict=True) if not one}
 
 
-def check_metrics(history: Metrics, dimensions: int) -> None:
+def check_metrics(history: Metrics, dimensions: int, function: str = "fit") -> None:
     """Raise ValueError for a metric that is not one number (for each member, of a population)."""
     for name, values in history.items():
         if np.ndim(values) != dimensions:
             shape = np.shape(values)[dimensions:]
-            raise wrong(f"fit: metric {name!r}", f"shape {shape}", "a scalar", "take its mean")
-
-
-def check_functions(loss: Any, optimizer: Any, transform: Any, evaluate: Any, key: Any) -> None:
-    """Raise TypeError unless `fit` was given functions, an optimizer and a key."""
-    fix = "for instance objectives.elbo(model)"
-    takes("fit: loss", loss, "params, key, batch, step", fix)
-    if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
-        got = getattr(optimizer, "__name__", type(optimizer).__name__)
-        fix = "for instance optax.adam(1e-3)"
-        raise wrong("fit: optimizer", got, "an Optax optimizer", fix, TypeError)
-    if transform is not None:
-        takes("fit: transform", transform, "key, x", "for instance data.scale")
-    if evaluate is not None:
-        fix = "for instance lambda params, key: evaluate.mean_loss(loss, params, key, data)"
-        takes("fit: evaluate", evaluate, "params, key", fix)
-    check_key("fit", key)
+            where = f"{function}: metric {name!r}"
+            raise wrong(where, f"shape {shape}", "a scalar", "take its mean")
 
 
 def check_monitored(
-    measured: dict[str, Any], monitor: str, step: int, last: Callable[[], Path | None]
+    measured: dict[str, Any],
+    monitor: str,
+    step: int,
+    last: Callable[[], Path | None],
+    function: str = "fit",
 ) -> None:
     """Raise where the monitored number was not measured, or is not finite."""
     if monitor not in measured:
         raise ValueError(
-            f"fit: monitor={monitor!r} is not among what evaluate returned: {sorted(measured)}"
+            f"{function}: monitor={monitor!r} is not among what evaluate returned: "
+            f"{sorted(measured)}"
         )
     if not np.isfinite(measured[monitor]).any():
         raise NonFiniteError(
-            f"fit: evaluate returned {measured} after step {step}, of which {monitor!r} is "
-            f"monitored and not finite. {last_good(last())}",
+            f"{function}: evaluate returned {measured} after step {step}, of which {monitor!r} "
+            f"is monitored and not finite. {last_good(last())}",
             step,
             measured,
             last(),

@@ -12,7 +12,9 @@ import optax
 from jax.sharding import Mesh
 
 from vaejax.data.examples import as_examples
+from vaejax.train import _callbacks as callbacks
 from vaejax.train import _faults as faults
+from vaejax.train import _identity as identity
 from vaejax.train import _loop as loop
 from vaejax.train import checkpoint, devices
 from vaejax.train._advance import advancing
@@ -39,6 +41,7 @@ def fit(
     evaluate: Callable[[Params, Key], Metrics] | None = None,
     evaluate_every: int = 1,
     monitor: str = "loss",
+    maximize: bool = False,
     patience: int | None = None,
     directory: str | Path | None = None,
     keep: int = 2,
@@ -75,18 +78,22 @@ def fit(
       transform: `transform(key, x)`, of one example, is applied in each step, anew; by default the
         loss sees the data as they are stored.
       evaluate: `evaluate(params, key) -> {name: number}`, with the same key each time; by default
-        nothing is evaluated.
+        nothing is evaluated. Numbers that are not monitored may be NaN.
       evaluate_every: epochs between two evaluations. The last epoch is always evaluated. If it
         is no multiple of `evaluate_every`, it does not count for `best` or `patience`.
-      monitor: the name of the evaluated number that is to be minimised. The state with the lowest
-        one is kept as `best`.
-      patience: training stops after so many evaluations without a lower number; None for never.
+      monitor: the name of the evaluated number by which the best state is kept as `best`: the
+        lowest one is best.
+      maximize: whether the highest one is best, as of an ELBO.
+      patience: training stops after so many evaluations without a better number; None for never.
       directory: where checkpoints go, named by their step; None for nowhere. One that holds a run
-        is refused without `resume`.
+        is refused without `resume`, and one in which a run goes on always.
       keep: how many of the newest checkpoints stay.
       checkpoint_every: epochs between two checkpoints; there is one at the end, too.
       resume: go on from the newest checkpoint in `directory`. A damaged one is set aside, with a
-        warning, for the one before. A directory that is missing or empty starts a run anew.
+        warning, for the one before. A directory that is missing or empty starts a run anew. The
+        data, batch size, key, loss, optimizer, transform and order have to be those of the run:
+        what they compute is compared, for which they are traced once more. Nobody compares what
+        `hook`, `evaluate` and `log` do.
       skip: how many steps of the run may be left out because their loss or gradient is not finite,
         or the optimizer's state would not be; `history` counts them as `skipped`. By default the
         first such step ends the run.
@@ -94,7 +101,8 @@ def fit(
       mesh: several devices (`devices.mesh()`), which must divide the batch: each batch is split
         over them. Parameters are copied, or stay as `devices.sharded` has laid them. None is one
         device.
-      hook: `hook(state) -> state` runs after each epoch, before it is evaluated.
+      hook: `hook(state) -> state` runs after each epoch, before it is evaluated. It changes
+        values of parameters and of the optimizer's state, no shapes or types, key or step.
       log: `log(row)` gets each epoch's numbers.
       progress: whether to show a progress bar.
     Returns:
@@ -104,11 +112,14 @@ def fit(
         that the optimizer's state would not be. It names the terms, the step, the examples and the
         last good checkpoint; its `fitted` holds the state before that step (with `skip`, the state
         at the end of the compiled chunk). Parameters or an optimizer's state that are not finite
-        for another reason, such as a schedule, are seen at the end of the chunk.
+        for another reason, such as a schedule, are seen at the end of the chunk. And for a
+        monitored number, or parameters of a hook, that are not finite.
       Interrupted, Terminated: on Ctrl-C, and on SIGTERM; their `fitted` holds all there was.
-      TypeError: for what is no loss, optimizer, transform or key.
+      TypeError: for what is no loss, optimizer, transform or key, and for what no hook or
+        evaluation returns.
       ValueError: for data that cannot be trained on, and for a directory or a checkpoint that is
         not this run's.
+      BlockingIOError: where another run goes on in the directory.
       OSError: where a checkpoint cannot be written.
       Exception: whatever reading a Source, `hook`, `evaluate` or `log` raises. The steps before the
         error are saved first (not in a run of several processes). Resuming repeats the call that
@@ -131,15 +142,17 @@ def fit(
       >>> float(fitted.params["mean"]), int(fitted.state.step), fitted.history["loss"].tolist()
       (3.0, 6, [3.0, 0.0])
     """
-    faults.check_functions(loss, optimizer, transform, evaluate, key)
+    callbacks.check_functions(loss, optimizer, transform, evaluate, hook, log, key)
     examples = as_examples("fit", data, transform)
     order_key = key_for(key, "order")
     order = order_of(indices, order_key, examples.size, batch_size)
     book = Bookkeeping(
+        function="fit",
         epochs=epochs,
         chunk=chunk,
         evaluate_every=evaluate_every,
         monitor=monitor,
+        maximize=maximize,
         patience=patience,
         directory=directory,
         keep=keep,
@@ -166,6 +179,20 @@ def fit(
         chosen = np.asarray(order(order_key, jnp.asarray(step)))
         return chosen, examples.source.read(chosen)
 
+    def identified() -> dict[str, Any]:
+        example = examples.source.read(np.zeros(1, int))
+        return {
+            "examples": examples.size,
+            "data": examples.digest,
+            "batch_size": batch_size,
+            "key": checkpoint.key_words(key),
+            "hook": "none" if hook is None else "one",
+            "functions": identity.of_functions(
+                loss, optimizer, transform, order, state, example, batch_size
+            ),
+            "versions": identity.versions(),
+        }
+
     feeding = advancing(
         examples, step, order, order_key, stop=epochs * steps, state=state, mesh=mesh
     )
@@ -175,12 +202,7 @@ def fit(
             inspect=partial(_inspect, loss, key, transform, rows, skip, begun),
             evaluate=None if evaluate is None else partial(_evaluated, evaluate, key),
             steps=steps,
-            identity={
-                "examples": examples.size,
-                "data": examples.digest,
-                "batch_size": batch_size,
-                "key": checkpoint.key_words(key),
-            },
+            identity=identified,
         )
         return loop.drive(state, program, book)
 

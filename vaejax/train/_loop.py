@@ -6,6 +6,7 @@ member, for a population.
 """
 
 import contextlib
+import copy
 import dataclasses
 import math
 import signal
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.errors import wrong
+from vaejax.train import _callbacks as callbacks
 from vaejax.train import _faults as faults
 from vaejax.train import _signals as signals
 from vaejax.train import checkpoint
@@ -31,7 +34,7 @@ class Fitted(NamedTuple):
 
     Args:
       state: after the last step.
-      best: the state with the lowest monitored value; the last one where nothing was compared.
+      best: the state with the best monitored value; the last one where nothing was compared.
       history: arrays `[epochs]` by name (`[epochs, members]` of a population), nats per example;
         `eval/...` is NaN where an epoch was not evaluated.
       stopped: "epochs", "early", "interrupted", "not finite" or "not saved".
@@ -86,14 +89,16 @@ class Run:
 
     Args:
       state: after the steps done so far.
-      best: the state with the lowest monitored value; None until something was compared.
+      best: the state with the best monitored value; None until something was compared.
       epoch: epochs done.
       partial: each step's metrics of the epoch under way.
       weights: what each of them counts, of the metrics whose steps do not count alike.
       rows: the numbers of the epochs before.
-      lowest: the lowest monitored value.
+      lowest: the lowest monitored value, of its negative where it is maximised.
       waited: evaluations since then.
       stopped: whether patience has run out.
+      monitor: the name of the monitored value.
+      maximize: whether it is maximised.
     """
 
     state: Any
@@ -105,6 +110,8 @@ class Run:
     lowest: Any = math.inf
     waited: Any = 0
     stopped: bool = False
+    monitor: str = "loss"
+    maximize: bool = False
 
     @property
     def done(self) -> int:
@@ -150,8 +157,9 @@ class Run:
         return weight[counted] if counted.ndim else weight
 
     def compare(self, value: np.ndarray, patience: int | None) -> None:
-        """Keep the state where its monitored value is the lowest so far, else count the waiting."""
-        lower = value < np.asarray(self.lowest)
+        """Keep the state where its monitored value is the best so far, else count the waiting."""
+        value = -value if self.maximize else value
+        lower = np.isfinite(value) & (value < np.asarray(self.lowest))
         new = self.state
         if self.best is None:
             self.best = owned(new)
@@ -193,14 +201,14 @@ class Program(NamedTuple):
         NonFiniteError; `last()` is the path of the last good checkpoint, or None.
       evaluate: `state -> {name: number}`, or None.
       steps: how many an epoch has.
-      identity: what tells this run from another one, values that JSON can hold.
+      identity: finds what tells this run from another one, values that JSON can hold.
     """
 
     advance: Callable[[Any, int, int], tuple[Any, dict[str, Any]]]
     inspect: Callable[[Run, dict[str, Any], int, Callable[[], Path | None]], None]
     evaluate: Callable[[Any], dict[str, Any]] | None
     steps: int
-    identity: dict[str, Any]
+    identity: Callable[[], dict[str, Any]]
 
 
 def drive(state: Any, program: Program, book: Bookkeeping) -> Fitted:
@@ -210,9 +218,15 @@ def drive(state: Any, program: Program, book: Bookkeeping) -> Fitted:
     evaluation, the log and the checkpoint.
     """
     book.check(program.evaluate)
-    opened = checkpoint.opened(book.directory, program.identity, resume=book.resume, keep=book.keep)
+    opened = checkpoint.opened(
+        book.directory,
+        program.identity,
+        resume=book.resume,
+        keep=book.keep,
+        function=book.function,
+    )
     with opened as store, _bar(book) as bar, signals.collected() as collected:
-        run = _begin(state, store, book.patience)
+        run = _begin(state, store, book)
         loop = _Loop(run, program, book, store)
         bar.update(run.epoch)
         resumed_at = run.epoch * program.steps + run.done
@@ -233,7 +247,7 @@ def drive(state: Any, program: Program, book: Bookkeeping) -> Fitted:
                     again = ended and step == unended
                     checkpoint.save(store, step, run.record(), again=again)
                 if caught:
-                    raise _stopped(run, program.steps, caught, book.directory)
+                    raise _stopped(run, program.steps, caught, book)
         except faults.NonFiniteError as error:
             error.fitted = run.fitted("not finite")
             raise
@@ -271,11 +285,11 @@ class _Loop(NamedTuple):
         with self.rescued(step):
             means = run.close_epoch()
             if book.hook is not None:
-                run.state = owned(book.hook(run.state))
+                run.state = callbacks.hooked(book.function, book.hook, run.state, step, self.last)
             row = {"epoch": float(run.epoch), "step": float(step)} | means
             row |= self.measured(step)
             if book.log is not None and jax.process_index() == 0:
-                book.log(row)
+                book.log(copy.deepcopy(row))  # a log may change what it is given
             run.rows.append(row)  # the last, since the record of before shares them
         return {n: _shown(row[n]) for n in (*means, f"eval/{book.monitor}") if n in row}
 
@@ -285,9 +299,11 @@ class _Loop(NamedTuple):
         due = run.epoch % book.evaluate_every == 0
         if self.program.evaluate is None or not (due or run.epoch == book.epochs):
             return {}
-        found = self.program.evaluate(run.state).items()
-        measured = {name: np.asarray(value, float) for name, value in found}
-        faults.check_monitored(measured, book.monitor, step, self.last)
+        found = self.program.evaluate(run.state)
+        callbacks.check_there(f"{book.function}: evaluate", run.state)
+        found = callbacks.numbers(book.function, found, np.shape(run.state.step))
+        measured = {name: np.asarray(value).astype(float) for name, value in found.items()}
+        faults.check_monitored(measured, book.monitor, step, self.last, book.function)
         if due:  # one at the end only is recorded: a longer run has it not
             run.compare(measured[book.monitor], book.patience)
         return {f"eval/{name}": value.tolist() for name, value in measured.items()}
@@ -310,7 +326,8 @@ class _Loop(NamedTuple):
             if store is not None and step and whole and jax.process_count() == 1:
                 try:
                     checkpoint.save(store, step, record)
-                    error.add_note(f"fit: saved before step {step}; resume=True goes on there")
+                    where = self.book.function
+                    error.add_note(f"{where}: saved before step {step}; resume=True goes on there")
                 except checkpoint.SaveError as unsaved:
                     error.add_note(str(unsaved))
             raise
@@ -332,34 +349,42 @@ def chosen(whether: Any, new: Any, old: Any) -> Any:
     return jax.tree.map(choose, new, old)
 
 
-def _begin(state: Any, store: checkpoint.Store | None, patience: int | None) -> Run:
+def _begin(state: Any, store: checkpoint.Store | None, book: Bookkeeping) -> Run:
     """The run as the newest good checkpoint has it, or a fresh one."""
-    fresh = Run(state)
+    fresh = Run(state, monitor=book.monitor, maximize=book.maximize)
     if store is None:
         return fresh
     checkpoint.check_space(store, fresh.record())
     record = checkpoint.restore(store, like=fresh.record())
+    store.run()  # while all is well: it reads the data, and a step that fails is saved
     if record is None:
         return fresh
-    jax.tree.map(lambda leaf: leaf.delete(), state)  # held by the callers all along, and not needed
     progress = dict(record.progress)
-    best = owned(record.best) if progress.pop("compared") else None
-    run = Run(owned(record.state), best, **progress)
-    run.stopped = run.out_of(patience)
+    compared = progress.pop("compared")
+    before = {name: progress.pop(name) for name in ("monitor", "maximize")}
+    now: dict[str, Any] = {"monitor": book.monitor, "maximize": book.maximize}
+    if compared and before != now:
+        where, fix = f"{book.function}: directory {book.directory}", "resume with these"
+        raise wrong(where, f"{now}", f"{before}, by which the run chose its best state", fix)
+    jax.tree.map(lambda leaf: leaf.delete(), state)  # held by the callers all along, and not needed
+    best = owned(record.best) if compared else None
+    run = Run(owned(record.state), best, **progress, **now)
+    run.stopped = run.out_of(book.patience)
     return run
 
 
-def _stopped(run: Run, steps: int, caught: list[int], directory: Any) -> BaseException:
+def _stopped(run: Run, steps: int, caught: list[int], book: Bookkeeping) -> BaseException:
     """The error that ends a run for a signal."""
     if run.done:
         where = f"in epoch {run.epoch + 1} (step {run.done} of {steps})"
     else:
         where = f"after epoch {run.epoch}"
-    saved = f"; resume=True continues from {directory}" if directory is not None else ""
+    kept = book.directory is not None
+    saved = f"; resume=True continues from {book.directory}" if kept else ""
     fitted = run.fitted("interrupted")
     if signal.SIGTERM in caught:
-        return Terminated(f"fit: stopped by SIGTERM {where}{saved}", fitted)
-    return Interrupted(f"fit: stopped by Ctrl-C {where}{saved}", fitted)
+        return Terminated(f"{book.function}: stopped by SIGTERM {where}{saved}", fitted)
+    return Interrupted(f"{book.function}: stopped by Ctrl-C {where}{saved}", fitted)
 
 
 def _shown(value: Any) -> str:

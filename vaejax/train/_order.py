@@ -40,7 +40,9 @@ def shuffled(size: int, batch_size: int) -> StepOrder:
     return indices
 
 
-def order_of(indices: StepOrder | None, key: Key, size: int, batch_size: int) -> StepOrder:
+def order_of(
+    indices: StepOrder | None, key: Key, size: int, batch_size: int, function: str = "fit"
+) -> StepOrder:
     """The order of a run: the caller's `indices`, once checked, or `shuffled`.
 
     Raises ValueError for a batch larger than the data, for indices that are not one batch, and for
@@ -51,11 +53,11 @@ def order_of(indices: StepOrder | None, key: Key, size: int, batch_size: int) ->
         return by_default
     chosen = np.asarray(indices(key, jnp.zeros((), jnp.int32)))
     if chosen.shape != (batch_size,):
-        fix = "give fit and indices one batch_size, which also says how many steps an epoch has"
-        raise wrong("fit: indices", f"shape {chosen.shape}", f"({batch_size},)", fix)
+        fix = f"give {function} and indices one batch_size, which also says how long an epoch is"
+        raise wrong(f"{function}: indices", f"shape {chosen.shape}", f"({batch_size},)", fix)
     if chosen.min() < 0 or chosen.max() >= size:
-        got, fix = f"{chosen.min()} to {chosen.max()}", "make them for the data that fit is given"
-        raise wrong("fit: indices", got, f"0 to {size - 1}, the examples", fix)
+        got, fix = f"{chosen.min()} to {chosen.max()}", f"make them for the data of {function}"
+        raise wrong(f"{function}: indices", got, f"0 to {size - 1}, the examples", fix)
     return indices
 
 

@@ -1,24 +1,38 @@
 """Checkpoints of a run on disk, written by Orbax, checked when they are read.
 
-A checkpoint is a directory named by its step. Beside the arrays it keeps a description of them, a
-checksum, and what identifies the run. So a checkpoint that is damaged, or that belongs to another
-model or another run, is refused with a message and never loaded in part.
+A checkpoint is a directory named by its step. Beside the arrays it keeps a description of them,
+what identifies the run, and checksums of all of it. So a checkpoint that is damaged, or that
+belongs to another model or another run, is refused with a message and never loaded in part.
+
+One run at a time uses a directory. A process that is killed leaves no lock behind. The lock holds
+between the machines of a shared file system where that file system passes `flock` on, as NFS does;
+on Windows there is none. `load` only reads, and may do so while a run goes on.
 """
 
 import contextlib
+import functools
 import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from vaejax.errors import wrong
+from vaejax.train import _identity as identity
+from vaejax.train._description import (
+    by_name,
+    checksum,
+    is_whole,
+    key_words,
+    kind,
+    signature,
+    with_keys,
+    without_keys,
+)
+from vaejax.train._directory import check_free, check_writable, claimed, together
 from vaejax.trees import differences, digest
-from vaejax.types import Key
 
 __all__ = [
     "Record",
@@ -34,7 +48,7 @@ __all__ = [
     "signature",
 ]
 
-_FORMAT = 2  # of what a checkpoint holds; 1 had whole epochs only, and no such entry
+_FORMAT = 3  # 1 had whole epochs only, 2 neither a checksum of all nor the run's functions
 
 
 class Record(NamedTuple):
@@ -57,12 +71,15 @@ class Store(NamedTuple):
     Args:
       path: where it is.
       manager: Orbax's CheckpointManager.
-      run: what identifies the run that it belongs to, values that JSON can hold.
+      run: finds, at its first call, what identifies the run that it belongs to, values that JSON
+        can hold.
+      function: what the user called, for messages.
     """
 
     path: Path
     manager: Any
-    run: dict[str, Any]
+    run: Callable[[], dict[str, Any]]
+    function: str = "fit"
 
 
 class SaveError(OSError):
@@ -76,20 +93,27 @@ class SaveError(OSError):
 
 @contextlib.contextmanager
 def opened(
-    path: str | Path | None, run: dict[str, Any], *, resume: bool, keep: int = 2
+    path: str | Path | None,
+    run: dict[str, Any] | Callable[[], dict[str, Any]],
+    *,
+    resume: bool,
+    keep: int = 2,
+    function: str = "fit",
 ) -> Iterator[Store | None]:
-    """A directory for a run's checkpoints, open inside a `with`.
+    """A directory for a run's checkpoints, open inside a `with`, and for this run alone.
 
     Args:
       path: the directory, which is made if it is missing; None for no checkpoints.
-      run: what identifies the run, values that JSON can hold. A checkpoint that says otherwise is
-        refused by `restore`.
+      run: what identifies the run, values that JSON can hold, or a function that finds them. A
+        checkpoint that says otherwise is refused by `restore`.
       resume: whether the directory may hold a run already.
       keep: how many of the newest checkpoints stay.
+      function: what the user called, for messages.
     Returns:
       A context that gives a Store, or None where `path` is None.
     Raises:
       FileExistsError: where the directory holds a run already and `resume` is false.
+      BlockingIOError: where another run goes on in the directory.
       OSError: where nothing can be written there.
     """
     if path is None:
@@ -99,19 +123,25 @@ def opened(
 
     path = Path(path).expanduser().resolve()
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"fit: expected directory to be a folder, got the file {path}")
-    if not resume and path.exists() and any(path.iterdir()):
-        raise FileExistsError(
-            f"fit: {path} already holds a run; pass resume=True to continue it, or another "
-            "directory"
+        raise NotADirectoryError(
+            f"{function}: expected directory to be a folder, got the file {path}"
         )
-    _together("looked")  # before any process writes there
-    _check_writable(path)
+    check_free(path, resume, function)
+    together("looked")  # before any process writes there
+    check_writable(path, function)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, enable_async_checkpointing=False
     )
-    with ocp.CheckpointManager(path, options=options) as manager:
-        yield Store(path, manager, {"format": _FORMAT, **run})
+    with (
+        claimed(path, resume, function),
+        ocp.CheckpointManager(path, options=options) as manager,
+    ):
+
+        @functools.cache
+        def identity() -> dict[str, Any]:
+            return {"format": _FORMAT, **(run() if callable(run) else run)}
+
+        yield Store(path, manager, identity, function)
 
 
 def save(store: Store, step: int, record: Record, *, again: bool = False) -> None:
@@ -134,13 +164,18 @@ def save(store: Store, step: int, record: Record, *, again: bool = False) -> Non
         store.manager.delete(step)
     arrays = _arrays(record)
     meta = {
-        "run": store.run,
+        "step": step,
+        "run": store.run(),
         "signature": signature(arrays),
+        "names": list(by_name(arrays["state"])),
         "sha256": digest(arrays),
         "params": {"state": digest(record.state.params), "best": digest(record.best.params)},
         "progress": record.progress,
     }
-    parts = {"arrays": ocp.args.StandardSave(arrays), "meta": ocp.args.JsonSave(meta)}
+    meta["checksum"] = checksum(meta)
+    # Lists of arrays: a tree's nodes that hold none are no part of what is kept.
+    lists = {which: jax.tree.leaves(tree) for which, tree in arrays.items()}
+    parts = {"arrays": ocp.args.StandardSave(lists), "meta": ocp.args.JsonSave(meta)}
     try:
         store.manager.save(step, args=ocp.args.Composite(**parts))
     except Exception as error:
@@ -160,7 +195,7 @@ def check_space(store: Store, like: Record) -> None:
     if free < needed:
         got, fix = f"{free / 1e6:.0f} MB free", "make room, or use another directory"
         raise wrong(
-            f"fit: directory {store.path}",
+            f"{store.function}: directory {store.path}",
             got,
             f"{needed / 1e6:.0f} MB for a checkpoint",
             fix,
@@ -191,8 +226,9 @@ def restore(store: Store, *, like: Record) -> Record | None:
     if damaged and found is None:
         step = max(damaged)
         raise ValueError(
-            f"fit: the checkpoint {store.path / str(step)} is damaged ({damaged[step]}), and no "
-            "other is good; nothing was changed; start the run again in another directory"
+            f"{store.function}: the checkpoint {store.path / str(step)} is damaged "
+            f"({damaged[step]}), and no other is good; nothing was changed; start the run again in "
+            "another directory"
         )
     for step, what in damaged.items():
         _set_aside(store, step, what)
@@ -207,29 +243,40 @@ def _restored(store: Store, step: int, like: Record) -> Record:
         parts = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = store.manager.restore(step, args=parts)["meta"]
         found, stored = meta["signature"], meta["run"]
+        current = is_whole(meta, step)
     except (MemoryError, PermissionError):  # not the checkpoint's fault
         raise
     except Exception as error:
         raise _Damaged(_short(error)) from error
-    _check_same("model or optimizer", where, found, signature(target))
-    _check_same("run", where, stored, store.run)
-    try:
-        shapes = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target
+    if not current:
+        raise ValueError(
+            f"{store.function}: {where} was written by an earlier vaejax (format "
+            f"{stored.get('format', 1)}), which did not keep all that a resume checks; nothing was "
+            f"changed. {_new_run(store)}"
         )
+    _check_kinds(store, where, found, signature(target))
+    _check_run(store, where, stored)
+    try:
+        shapes = {
+            which: [
+                jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
+                for a in jax.tree.leaves(tree)
+            ]
+            for which, tree in target.items()
+        }
         parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))
-        arrays = store.manager.restore(step, args=parts)["arrays"]
-        if digest(arrays) != meta["sha256"]:
+        lists = store.manager.restore(step, args=parts)["arrays"]
+        if digest(lists) != meta["sha256"]:
             raise ValueError("its arrays do not match their checksum")
     except (MemoryError, PermissionError):
         raise
     except Exception as error:
         raise _Damaged(_short(error)) from error
-    return Record(
-        _with_keys(arrays["state"], like.state),
-        _with_keys(arrays["best"], like.best),
-        meta["progress"],
+    state, best = (
+        with_keys(jax.tree.unflatten(jax.tree.structure(tree), lists[which]), tree)
+        for which, tree in (("state", like.state), ("best", like.best))
     )
+    return Record(state, best, meta["progress"])
 
 
 def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
@@ -239,7 +286,7 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
       path: the directory that `fit` was given.
       like: parameters of the model that they are for (`model.init(...)`), whose structure, shapes
         and types must agree.
-      best: whether those with the lowest monitored value are meant instead of the last.
+      best: whether those with the best monitored value are meant instead of the last.
     Returns:
       Parameters in the structure of `like`.
     Raises:
@@ -247,38 +294,62 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
       ValueError: for a checkpoint of another model, and for one whose arrays do not match their
         checksum.
     """
-    import orbax.checkpoint as ocp
-
     path = Path(path).expanduser().resolve()
-    with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(create=False)) as manager:
-        step = manager.latest_step() if path.is_dir() else None
-        if step is None:
-            fix = "give the directory that fit was given, DIR/checkpoints of an experiment"
-            raise wrong(
-                "checkpoint.load", f"no checkpoint in {path}", "one", fix, FileNotFoundError
-            )
-        parts = {"arrays": ocp.args.StandardRestore(), "meta": ocp.args.JsonRestore()}
-        with warnings.catch_warnings():  # that arrays go where they were: on one device they do
-            warnings.simplefilter("ignore")
-            try:
-                restored = manager.restore(step, args=ocp.args.Composite(**parts))
-            except (MemoryError, PermissionError):
-                raise
-            except Exception as error:
-                raise _unloadable(path / str(step), _short(error)) from error
+    step, restored = _newest(path)
     which = "best" if best else "state"
-    # Without a target Orbax gives dicts of strings for named tuples and for keys of other types.
-    found, expected = _by_name(restored["arrays"][which]["params"]), _by_name(like)
-    types = [{name: _type(leaf) for name, leaf in one.items()} for one in (found, expected)]
+    try:
+        is_whole(restored["meta"], step)
+        found, expected = _params(restored, which), by_name(like)
+        wanted = restored["meta"]["params"][which]
+    except Exception as error:
+        raise _unloadable(path / str(step), _short(error)) from error
+    types = [{name: kind(leaf) for name, leaf in one.items()} for one in (found, expected)]
     if lines := differences(*types, there="checkpoint"):
         raise ValueError(
             f"checkpoint.load: {path / str(step)} holds parameters of another model:\n  {lines}\n"
             "Build the model as the run did (an experiment keeps its config.json)."
         )
     leaves = [found[name] for name in expected]
-    if digest(leaves) != restored["meta"]["params"][which]:
+    if digest(leaves) != wanted:
         raise _unloadable(path / str(step), "its arrays do not match their checksum")
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _newest(path: Path) -> tuple[int, Any]:
+    """The newest checkpoint as it is stored, and its step; a run may go on in the directory."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(create=False)  # which writes and removes nothing
+    parts = {"arrays": ocp.args.StandardRestore(), "meta": ocp.args.JsonRestore()}
+    while True:
+        with ocp.CheckpointManager(path, options=options) as manager:
+            step = manager.latest_step() if path.is_dir() else None
+            if step is None:
+                fix = "give the directory that fit was given, DIR/checkpoints of an experiment"
+                got = f"no checkpoint in {path}"
+                raise wrong("checkpoint.load", got, "one", fix, FileNotFoundError)
+            with warnings.catch_warnings():  # that arrays go where they were: on one device they do
+                warnings.simplefilter("ignore")
+                try:
+                    return step, manager.restore(step, args=ocp.args.Composite(**parts))
+                except (MemoryError, PermissionError):
+                    raise
+                except Exception as error:
+                    steps = [int(one.name) for one in path.iterdir() if one.name.isdigit()]
+                    if max(steps, default=step) <= step and (path / str(step)).exists():
+                        raise _unloadable(path / str(step), _short(error)) from error
+        # The run has written a newer one meanwhile, and removed this one.
+
+
+def _params(restored: Any, which: str) -> dict[str, Any]:
+    """The parameters of a checkpoint by names that say nothing of what holds them."""
+    tree = restored["arrays"][which]
+    if "names" not in restored["meta"]:
+        # Without a target Orbax gives dicts of strings for named tuples and keys of other types.
+        return by_name(tree["params"])
+    named = zip(restored["meta"]["names"], tree, strict=True)
+    inside = {name: leaf for name, leaf in named if f"{name}/".startswith("params/")}
+    return {name.removeprefix("params").removeprefix("/"): a for name, a in inside.items()}
 
 
 def latest(store: Store | None) -> Path | None:
@@ -293,69 +364,50 @@ def latest(store: Store | None) -> Path | None:
     return None if store is None or step is None else store.path / str(step)
 
 
-def signature(tree: Any) -> dict[str, str]:
-    """Names, types and shapes of a tree's arrays.
-
-    Args:
-      tree: any tree of arrays.
-    Returns:
-      A dictionary such as `{"['params']['w']": "float32[784, 400]"}`.
-    """
-    return {
-        jax.tree_util.keystr(path): _type(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def key_words(key: Key) -> list[int]:
-    """The words of a PRNG key, as JSON can hold them.
-
-    Args:
-      key: a typed or raw key.
-    Returns:
-      A list of integers.
-    """
-    return np.asarray(_without_keys(key)).ravel().tolist()
-
-
-def _type(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    """A tree's leaves, in order, by names that say nothing of what holds them."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def _arrays(record: Record) -> dict[str, Any]:
-    return {"state": _without_keys(record.state), "best": _without_keys(record.best)}
+    return {"state": without_keys(record.state), "best": without_keys(record.best)}
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _without_keys(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
-
-
-def _with_keys(tree: Any, like: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, old: (
-            jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(old)) if _is_key(old) else leaf
-        ),
-        tree,
-        like,
+def _check_kinds(
+    store: Store, where: Path, found: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """Raise ValueError where a checkpoint's arrays are of other names, shapes or types."""
+    lines = differences(found, expected, there="checkpoint")
+    if not lines:
+        return
+    names = {*found, *expected}
+    params = any(found.get(n) != expected.get(n) for n in names if ".opt_state" not in n)
+    what = "model" if params else "optimizer"
+    raise ValueError(
+        f"{store.function}: {where} is a checkpoint of another {what}; nothing was changed:\n  "
+        f"{lines}\nResume with what it was started with, or use another directory."
+        f"{'' if params else ' ' + _new_run(store)}"
     )
 
 
-def _check_same(what: str, where: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    if lines := differences(found, expected, there="checkpoint"):
+def _check_run(store: Store, where: Path, found: dict[str, Any]) -> None:
+    """Raise ValueError for a checkpoint of another run; warn where versions leave it open."""
+    lines, doubtful = identity.words_for(found, store.run())
+    if lines:
         raise ValueError(
-            f"fit: {where} is a checkpoint of another {what}; nothing was changed:\n  {lines}\n"
-            "Resume with what it was started with, or use another directory."
+            f"{store.function}: {where} is a checkpoint of another run; nothing was changed:\n  "
+            f"{lines}\nResume with what it was started with, or use another directory. "
+            f"{_new_run(store)}"
         )
+    if doubtful:
+        warnings.warn(
+            f"{store.function}: {where} was written by other versions, under which JAX makes other "
+            "programs of the run's functions, so that they cannot be compared; the run goes on:\n  "
+            f"{doubtful}",
+            stacklevel=2,
+        )
+
+
+def _new_run(store: Store) -> str:
+    return (
+        "To train on from its parameters on purpose, start a new run in another directory with "
+        f"params=checkpoint.load({str(store.path)!r}, like=params)."
+    )
 
 
 def _unloadable(where: Path, what: str) -> ValueError:
@@ -381,37 +433,15 @@ def _set_aside(store: Store, step: int, what: str) -> None:
         if aside.exists():
             shutil.rmtree(aside)
         path.rename(aside)
-    _together(aside.name)
+    together(aside.name)
     store.manager.reload()
     if not first:
         return
     warnings.warn(
-        f"fit: the checkpoint {path} is damaged ({what}); it was renamed {aside.name}, and the "
-        "run goes on from the one before",
+        f"{store.function}: the checkpoint {path} is damaged ({what}); it was renamed "
+        f"{aside.name}, and the run goes on from the one before",
         stacklevel=2,
     )
-
-
-def _together(what: str) -> None:
-    """Wait until every process of the run is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"vaejax: {what}")
-
-
-def _check_writable(path: Path) -> None:
-    """Raise OSError where checkpoints could not be written, before any work is lost."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise type(error)(
-            error.errno,
-            f"fit: nothing can be written to directory {path} ({error.strerror}); change its "
-            "permissions, make room, or use another directory",
-        ) from error
 
 
 def _unwritten(store: Store, step: int, arrays: Any, error: Exception) -> SaveError:
@@ -421,9 +451,9 @@ def _unwritten(store: Store, step: int, arrays: Any, error: Exception) -> SaveEr
     last, free = latest(store), shutil.disk_usage(store.path).free
     before = "No checkpoint has been written." if last is None else f"Last good checkpoint: {last}"
     return SaveError(
-        f"fit: the checkpoint {store.path / str(step)} could not be written ({_short(error)}): it "
-        f"takes {_size_of(arrays) / 1e6:.3g} MB, {free / 1e6:.3g} MB are free; make room and pass "
-        f"resume=True. {before}"
+        f"{store.function}: the checkpoint {store.path / str(step)} could not be written "
+        f"({_short(error)}): it takes {_size_of(arrays) / 1e6:.3g} MB, {free / 1e6:.3g} MB are "
+        f"free; make room and pass resume=True. {before}"
     )
 
 

@@ -16,13 +16,15 @@ from jax.sharding import Mesh
 from vaejax.batch import as_batch, mean_weight_of, size_of
 from vaejax.data.examples import as_examples
 from vaejax.data.sources import in_arrays
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, takes, wrong
+from vaejax.train import _callbacks as callbacks
 from vaejax.train import _faults as faults
+from vaejax.train import _identity as identity
 from vaejax.train import _loop as loop
 from vaejax.train import _step as train
 from vaejax.train import devices
 from vaejax.train._advance import Advance
-from vaejax.train._bookkeeping import Bookkeeping
+from vaejax.train._bookkeeping import Bookkeeping, check_direction
 from vaejax.train._order import order_of
 from vaejax.train._state import TrainState
 from vaejax.trees import digest, finite, on_host
@@ -49,12 +51,13 @@ class Population(NamedTuple):
     Args:
       hyper: the hyperparameters, as given.
       state: after the last step.
-      best: the state with the lowest monitored value, for each member by itself.
+      best: the state with the best monitored value, for each member by itself.
       history: arrays `[epochs, members]` by name (`epoch` and `step` are `[epochs]`). Those of a
         frozen member are not finite, from the epoch of that step or the next one on.
       stopped: as in `train.Fitted`.
       frozen: the step before which a member was frozen because its loss, metrics, gradient, new
         parameters or optimizer's state were not finite there; -1 for the others, `[members]`.
+      monitor, maximize: by which number `best` was chosen, as given to `fit`.
     """
 
     hyper: Any
@@ -63,6 +66,8 @@ class Population(NamedTuple):
     history: dict[str, np.ndarray]
     stopped: str
     frozen: np.ndarray
+    monitor: str = "loss"
+    maximize: bool = False
 
     @property
     def params(self) -> Params:
@@ -82,7 +87,7 @@ class Population(NamedTuple):
 
         Args:
           index: which member; -1 is the last.
-          best: whether the state with its lowest monitored value is meant instead of the last one.
+          best: whether the state with its best monitored value is meant instead of the last one.
         Returns:
           A TrainState without the axis of members.
         Raises:
@@ -101,26 +106,31 @@ class Population(NamedTuple):
         state = state._replace(key=jax.random.clone(state.key))
         return jax.tree.map(lambda leaf: leaf[index], state)
 
-    def best_member(self, metric: str | None = None) -> int:
-        """The member with the lowest value of a metric in any epoch, frozen ones left out.
+    def best_member(self, metric: str | None = None, *, maximize: bool | None = None) -> int:
+        """The member with the best value of a metric in any epoch, frozen ones left out.
 
         Args:
-          metric: a name in `history`; by default `eval/loss` where it was evaluated, else `loss`.
+          metric: a name in `history`; by default the monitored number where it was evaluated, else
+            `loss`.
+          maximize: whether the highest value is best; by default as for `fit` where `metric` is the
+            monitored number, else the lowest.
         Returns:
           The index of the member.
         Raises:
           ValueError: where every member was frozen, for a metric that is not known for each member,
-            and for one that is to be maximised.
+            and for an ELBO that would be minimised.
         """
-        name = metric or ("eval/loss" if "eval/loss" in self.history else "loss")
-        if name.endswith("elbo"):
-            fix = f"metric {name[:-4] + 'loss'!r}, its negative"
-            raise wrong("best_member: metric", repr(name), "what is minimised", fix)
-        known = [n for n, v in self.history.items() if v.ndim == 2 and not n.endswith("elbo")]
+        monitored = f"eval/{self.monitor}"
+        name = metric or (monitored if monitored in self.history else "loss")
+        if maximize is None:
+            maximize = self.maximize and name == monitored
+        check_direction("best_member: metric", name, maximize)
+        known = [n for n, v in self.history.items() if v.ndim == 2]
         if name not in known:
             fix = "evaluate returns what eval/... is to be"
             raise wrong("best_member: metric", repr(name), f"one of {known}", fix)
-        values = np.where(self.frozen >= 0, np.inf, np.nan_to_num(self.history[name], nan=np.inf))
+        values = -self.history[name] if maximize else self.history[name]
+        values = np.where((self.frozen >= 0) | ~np.isfinite(values), np.inf, values)
         if np.isinf(values).all():
             raise wrong(
                 "best_member",
@@ -206,6 +216,7 @@ def fit(
     evaluate: Callable[[Any, Params, Key], Metrics] | None = None,
     evaluate_every: int = 1,
     monitor: str = "loss",
+    maximize: bool = False,
     patience: int | None = None,
     directory: str | Path | None = None,
     keep: int = 2,
@@ -233,7 +244,7 @@ def fit(
       batch_size, indices, transform: as for `train.fit`; each member has an order of its own.
       evaluate: `evaluate(hyper, params, key) -> {name: number}`, of one member; it is traced.
         `mean_loss` makes one. By default nothing is evaluated.
-      evaluate_every, monitor: as for `train.fit`; `best` is kept for each member.
+      evaluate_every, monitor, maximize: as for `train.fit`; `best` is kept for each member.
       patience: as for `train.fit`; the run stops once all members are out of it.
       directory, keep, checkpoint_every, resume: as for `train.fit`; one checkpoint holds all.
       chunk: as for `train.fit`.
@@ -248,15 +259,18 @@ def fit(
       ValueError: where an argument has no value for each member.
       Exception: else as `train.fit`.
     """
+    _check_functions(make, transform, evaluate, log)
     members = _members(hyper, params, keys)
     examples = as_examples("population.fit", in_arrays("population.fit", data), transform)
     order_key = train.key_for(jax.random.clone(keys)[0], "order")
-    order = order_of(indices, order_key, examples.size, batch_size)
+    order = order_of(indices, order_key, examples.size, batch_size, "population.fit")
     book = Bookkeeping(
+        function="population.fit",
         epochs=epochs,
         chunk=chunk,
         evaluate_every=evaluate_every,
         monitor=monitor,
+        maximize=maximize,
         patience=patience,
         directory=directory,
         keep=keep,
@@ -274,24 +288,34 @@ def fit(
         devices.check_divides("population.fit: members", members, mesh)
         state, hyper = devices.put((state, hyper), devices.split(mesh))
         everywhere = devices.put(examples.arrays, devices.copied(mesh))
-    program = loop.Program(
-        advance=_advance(make, hyper, order, transform, everywhere),
-        inspect=partial(_inspect, hyper, members),
-        evaluate=None if evaluate is None else _measure(evaluate, hyper),
-        steps=examples.size // batch_size,
-        identity={
+
+    def identified() -> dict[str, Any]:
+        one, start = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), (hyper, state))
+        example = examples.source.read(np.zeros(1, int))
+        return {
             "examples": examples.size,
             "data": examples.digest,
             "batch_size": batch_size,
             "members": members,
             "hyper": digest(hyper),
             "keys": digest(jax.random.key_data(keys)),
-        },
+            "functions": identity.of_members(
+                make, one, start, transform, order, example, batch_size
+            ),
+            "versions": identity.versions(),
+        }
+
+    program = loop.Program(
+        advance=_advance(make, hyper, order, transform, everywhere),
+        inspect=partial(_inspect, hyper, members),
+        evaluate=None if evaluate is None else _measure(evaluate, hyper),
+        steps=examples.size // batch_size,
+        identity=identified,
     )
     fitted = loop.drive(state, program, book)
     reached = on_host(fitted.state.step)
     frozen = np.where(reached < reached.max(), reached, -1)
-    return Population(hyper, *fitted, frozen)
+    return Population(hyper, *fitted, frozen, monitor, maximize)
 
 
 def _advance(
@@ -319,7 +343,8 @@ def _measure(
     """What `evaluate` finds of each member, NaN for those that are frozen."""
 
     def one(hyper: Any, params: Params, key: Key) -> Metrics:
-        return evaluate(hyper, params, train.key_for(key, "evaluation"))
+        found = evaluate(hyper, params, train.key_for(key, "evaluation"))
+        return callbacks.numbers("population.fit", found, ())
 
     @jax.jit
     def measured(hyper: Any, state: TrainState) -> Metrics:
@@ -334,9 +359,23 @@ def _member_init(make: Make) -> Callable[[Any, Key, Params], TrainState]:
     """The first state of one member."""
 
     def init(hyper: Any, key: Key, params: Params) -> TrainState:
-        return train.make_step(*make(hyper))[0](key, params)
+        made = make(hyper)
+        callbacks.check_member(made)
+        return train.make_step(*made)[0](key, params)
 
     return init
+
+
+def _check_functions(make: Any, transform: Any, evaluate: Any, log: Any) -> None:
+    """Raise TypeError unless these are functions of the right arguments."""
+    fix = (
+        "for instance lambda hyper: (objectives.elbo(model, beta=hyper['beta']), optax.adam(1e-3))"
+    )
+    takes("population.fit: make", make, "hyper", fix)
+    callbacks.check_transform_and_log("population.fit", transform, log)
+    if evaluate is not None:
+        fix = "for instance population.mean_loss(make, data)"
+        takes("population.fit: evaluate", evaluate, "hyper, params, key", fix)
 
 
 def _members(hyper: Any, params: Params, keys: Key) -> int:
@@ -370,7 +409,7 @@ def _inspect(
     last: Callable[[], Path | None],
 ) -> None:
     """Warn of members that were frozen in this chunk; raise once all are."""
-    faults.check_metrics(history, 2)
+    faults.check_metrics(history, 2, "population.fit")
     reached = on_host(run.state.step)
     steps = len(next(iter(history.values())))
     for member in np.flatnonzero((reached >= start) & (reached < start + steps)):
