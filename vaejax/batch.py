@@ -6,6 +6,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vaejax.errors import check_key, is_key, warn_of_levels, wrong
@@ -43,18 +44,33 @@ def as_batch(data: Any) -> Batch:
       The Batch.
     Raises:
       TypeError: where x is a PRNG key.
-      ValueError: where there are not as many conditions as examples.
+      ValueError: where there are not as many conditions as examples, and for masked values.
     """
     batch = data if isinstance(data, Batch) else Batch(data)
     if any(map(is_key, jax.tree.leaves(batch.x))):
         fix = "the key comes before the data"
         raise wrong("Batch: x", "a PRNG key", "examples [n, ...]", fix, TypeError)
+    for name, part in zip(batch._fields, batch, strict=True):
+        for leaf in jax.tree.leaves(part):
+            check_unmasked(f"Batch: {name}", leaf)
     if jax.tree.leaves(batch.c) and size_of(batch.c) != size_of(batch.x):
         raise ValueError(
             f"Batch: got {size_of(batch.c)} conditions c for {size_of(batch.x)} examples x, "
             "expected as many; give one for each example"
         )
     return batch
+
+
+def check_unmasked(where: str, array: Any) -> None:
+    """Raise ValueError for a masked array of numpy, whose mask JAX would drop.
+
+    Args:
+      where: the function and its argument, for the message.
+      array: anything; a mask that hides nothing is none.
+    """
+    if isinstance(array, np.ma.MaskedArray) and (hidden := int(np.ma.count_masked(array))):
+        got, fix = f"{hidden} masked values", "choose what stands for them: array.filled(value)"
+        raise wrong(where, got, "an array without a mask", fix)
 
 
 def labels_of(where: str, batch: Batch) -> Any:
@@ -211,6 +227,7 @@ def example_at(
 __all__ = [
     "as_batch",
     "batch_mean",
+    "check_unmasked",
     "example_at",
     "keys_of",
     "labels_of",

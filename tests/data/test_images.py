@@ -95,7 +95,7 @@ def test_the_remedy_for_16_bits_keeps_them(one, tmp_path):
         Image.fromarray(DEEP + np.uint16(i)).save(path)
     with pytest.raises(ValueError) as caught:
         one(Image.fromarray(DEEP).save, "a.png")
-    advice = str(caught.value).split("array of floats: ")[1]
+    advice = str(caught.value).split("array of floats: ")[1].removesuffix(" (NEW is another path)")
     exec(
         advice,
         {"np": np, "PIL": __import__("PIL.Image"), "NEW": tmp_path / "x.npy", "paths": paths},

@@ -272,6 +272,8 @@ def test_files_that_cannot_be_streamed(tmp_path):
     np.savez(tmp_path / "fewer.npz", x=GREY, y=Y[:24])
     refused("24 labels for 25 examples, expected as many", "fewer.npz")
     refused("no such file", "missing.npy", kind=FileNotFoundError)
+    refused("no such file or folder", "missing/folder", kind=FileNotFoundError)
+    (tmp_path / "table.csv").touch()
     refused("another kind of file, .* or a folder; write its numbers", "table.csv")
     np.savez(tmp_path / "good.npz", x=GREY)
     refused("train, test or all", "good.npz", split="valid")

@@ -252,8 +252,7 @@ def huge(rng, path, others):
         raw = raw[:12] + head + struct.pack(">I", zlib.crc32(head)) + raw[33:]
     elif path.suffix == ".bmp":
         raw = raw[:18] + struct.pack("<ii", side, side) + raw[26:]
-    elif path.suffix in (".npy", ".npz"):
-        shape = re.search(rb"'shape': \((\d+),([^)]*)\), } *", raw)
+    elif shape := re.search(rb"'shape': \((\d+),([^)]*)\), } *", raw):
         text = b"'shape': (%d,%s), }" % (10 ** int(rng.integers(9, 30)), shape[2])
         raw = raw[: shape.start()] + text.ljust(len(shape[0])) + raw[shape.end() :]
         if path.suffix == ".npz":  # the archive's own checksum would refuse it

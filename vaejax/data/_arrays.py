@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from vaejax.batch import check_unmasked
 from vaejax.errors import wrong
 from vaejax.types import Batch
 
@@ -29,7 +30,7 @@ def checked(batch: Batch, where: str) -> Batch:
     x, y = unmasked(batch.x, where), batch.y
     got = f"{x.dtype} of shape {x.shape}"
     if x.dtype.names:
-        fix = "pass np.lib.recfunctions.structured_to_unstructured(x)"
+        fix = "pass numpy.lib.recfunctions.structured_to_unstructured(x), which is to be imported"
         raise wrong(where, f"rows of fields {x.dtype.names}", "an array of numbers", fix)
     if x.ndim not in (2, 3, 4) or not x.size:
         expected = "vectors [n, d] or images [n, height, width] or [n, height, width, channels]"
@@ -79,9 +80,7 @@ def _fix(x: np.ndarray) -> str:
 
 def unmasked(array: ArrayLike, where: str) -> np.ndarray:
     """An array in numpy; ValueError where it has a mask, which numpy would drop."""
-    if isinstance(array, np.ma.MaskedArray) and (hidden := int(np.ma.count_masked(array))):
-        got, fix = f"{hidden} masked values", "choose what stands for them: array.filled(value)"
-        raise wrong(where, got, "an array without a mask", fix)
+    check_unmasked(where, array)
     return np.asarray(array)
 
 
@@ -117,12 +116,12 @@ def as_labels(y: ArrayLike, where: str) -> np.ndarray:
     if y.dtype.kind not in "iub" or y.ndim != 1:
         fix = "for one-hot rows: y.argmax(axis=1)"
         if y.ndim == 1:
-            fix = "names, y = np.unique(y, return_inverse=True) numbers them"
+            fix = "names, y = np.unique(y, return_inverse=True) numbers them, over all splits"
             fix = "y.astype(int), -1 where unknown" if y.dtype.kind == "f" else fix
         raise wrong(where, f"{y.dtype} of shape {y.shape}", "integers [n]", fix)
     if y.size and not -1 <= int(y.min()) <= int(y.max()) <= np.iinfo(np.int32).max:
         at = int(np.argmax((y < -1) | (y > np.iinfo(np.int32).max)))
-        fix = "number them anew: names, y = np.unique(y, return_inverse=True)"
+        fix = "number them anew, over all splits: names, y = np.unique(y, return_inverse=True)"
         expected = "class numbers from 0 to 2**31 - 1, -1 where unknown"
         raise wrong(where, f"{y[at]} at index {at}", expected, fix)
     return y.astype(np.int32)

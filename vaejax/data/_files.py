@@ -65,7 +65,10 @@ def check_file(path: Path, where: str, kinds: str = "a path to .npz or .npy") ->
         fix = "read it by vaejax.sources.open(path, split)"
         raise wrong(where, "a folder", expected, fix)
     if path.suffix.lower() not in (".npz", ".npy"):
-        if path.exists() or len(path.parts) > 1:
+        if len(path.parts) > 1 and not path.exists():
+            fix, got = "correct the path", "no such file or folder"
+            raise wrong(where, got, path.absolute(), fix, FileNotFoundError)
+        if path.exists():
             fix = "write its numbers as one array: np.save(NEW, x)"
             raise wrong(where, "another kind of file", expected, fix)
         near = (difflib.get_close_matches(str(path), NAMES, 1) or [f"tfds:{path}"])[0]

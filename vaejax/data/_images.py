@@ -61,7 +61,7 @@ def pixels(path: str) -> np.ndarray:
       ValueError: for a file that is damaged or no image; and for one that holds more than grey or
         RGB of 8 bits: further pages, transparency, more bits, other colours.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     where = f"open: source {path!r}"
     try:
@@ -72,16 +72,19 @@ def pixels(path: str) -> np.ndarray:
         _check_png(raw)
         with Image.open(io.BytesIO(raw)) as image:
             beyond = _beyond_levels(image)
-            found = None if beyond else np.asarray(_levels(image))
+            found = np.empty(0) if beyond else np.asarray(_levels(image))
     except Exception as error:  # Pillow's, of many classes, for damaged files
+        said = str(error) or type(error).__name__
+        said = "nothing that Pillow knows" if isinstance(error, UnidentifiedImageError) else said
         fix = "get or write it anew, or take it out of the folder"
-        raise wrong(where, f"({error or type(error).__name__})", "an image", fix) from error
-    if found is None:
-        raise wrong(where, beyond[0], "one image, grey or RGB of 8 bits", beyond[1])
+        raise wrong(where, f"({said.splitlines()[0]})", "an image", fix) from error
+    if beyond:
+        fix = f"{beyond[1]} (NEW is another path)"
+        raise wrong(where, beyond[0], "one image, grey or RGB of 8 bits", fix)
     return found[..., None] if found.ndim == 2 else found
 
 
-def _beyond_levels(image: Any) -> tuple[str, str] | tuple[()]:
+def _beyond_levels(image: Any) -> tuple[str, str] | None:
     """What an opened image holds that grey or RGB of 8 bits do not, and what keeps it."""
     pages, mode = getattr(image, "n_frames", 1), image.mode
     if pages > 1:
@@ -102,7 +105,7 @@ def _beyond_levels(image: Any) -> tuple[str, str] | tuple[()]:
         return f"mode {mode} with transparency", _BACKGROUND
     if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         return f"mode {mode}", _COLOURS
-    return ()
+    return None
 
 
 def _has_alpha(image: Any) -> bool:

@@ -46,7 +46,7 @@ def split_of(function: str, split: str) -> tuple[str, Callable[[int], slice]]:
     def window(n: int) -> slice:
         chosen = slice(position(start, n), position(stop, n))
         if len(range(n)[chosen]) == 0:
-            fix = 'widen the slice, or pass split="all" for a small array'
+            fix = 'widen the slice, or pass split="all" where there are few'
             raise wrong(where, f"{split!r} of {n} examples", "at least one example", fix)
         return chosen
 

@@ -81,7 +81,7 @@ def _check_finite(data: Batch) -> None:
 
 def _check_whole_numbers(function: str, data: Batch) -> None:
     """Raise ValueError for whole numbers that JAX would cut: it takes 2**32 + 5 for 5."""
-    for name in ("x", "c", "y"):
+    for name in ("x", "c"):
         for leaf in jax.tree.leaves(getattr(data, name)):
             dtype = getattr(leaf, "dtype", np.dtype(bool))
             if isinstance(leaf, jax.Array) or not np.issubdtype(dtype, np.integer):

@@ -65,9 +65,9 @@ def digest(source: Source) -> str:
 
     Unless the source has an answer of its own, up to 2500 rows are read and digested, all of them,
     and of more one row in each of 2500 equal parts, so that a change of 1 % of the rows escapes
-    with a probability of 1e-11. That takes 2500 reads: 0.02 s for rows in memory. Of a folder of
-    more than 2500 rows, the sizes and bytes of all files of the split are digested too (of a file
-    above 1 MiB, 16 parts), which takes one pass over small files.
+    with a probability of 1e-11. That takes 0.01 s in memory, 1 s of a set of TFDS and 1 ms for each
+    PNG of 64 x 64. Of a folder of more than 2500 rows, the sizes and bytes of all files of the
+    split are digested too (of a file above 1 MiB, 16 parts): 0.1 ms a file.
 
     Args:
       source: the examples.
@@ -369,7 +369,8 @@ def _folder_of(path: Path, where: str, split: str, classes: Sequence[str]) -> St
     kinds = {"images" if kind in IMAGES else kind for kind in kinds}
     kinds |= {"subfolders"} if folders else set()
     if len(kinds) != 1:
-        got = f"a folder of {' and '.join(sorted(kinds))}" if kinds else "an empty folder"
+        nothing = "a folder without them" if any(path.iterdir()) else "an empty folder"
+        got = f"a folder of {' and '.join(sorted(kinds))}" if kinds else nothing
         expected = "images, subfolders of images, .npy files or .npz files"
         raise wrong(where, got, expected, "put each kind into a folder of its own")
     if kinds <= set(ARRAYS):
