@@ -139,9 +139,7 @@ def read(kind, way, folder):
     }
     path = folder / files.get(kind, "")
     if kind == "text":
-        from experiments.common import characters
-
-        return [getattr(text, "read", characters.read)(path)]
+        return [text.read(path)]
     if kind == "weights":
         return list(jax.tree.leaves(weights.load(path, like={"a": GREY, "b": {"c": np.ones(3)}})))
     if way == "stream":

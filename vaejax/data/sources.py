@@ -351,13 +351,9 @@ def _folder(path: Path, split: str, where: str) -> Stored:
         others = [name for name in folders if name != named[split]]
     else:
         found, others = _folder_of(path, where, split, folders), []
-    if Path(found.files[0]).suffix.lower() in ARRAYS:
-        root = Path(
-            found.files[0]
-        ).parent  # files of arrays for other splits have names that say so
-        read = [str(root / name) for name in listed(root)[0]]
-    else:
-        read = list(found.files)
+    read, first = list(found.files), Path(found.files[0])
+    if first.suffix.lower() in ARRAYS:  # arrays of other splits, of others there was a warning
+        read = [str(first.with_name(name)) for name in listed(first.parent)[0]]
     warn_of_unread(path, read, others, where)
     return found
 
