@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaejax import data
+from vaejax import conditional, data
+from vaejax.batch import as_batch
 from vaejax.data import _cache, prepare
 from vaejax.types import Batch
 
@@ -210,6 +211,19 @@ def test_errors_teach(source, split, message):
     with pytest.raises(ValueError, match=message) as caught:
         data.load(source, split)
     assert str(caught.value).startswith("load: ") and "got" in str(caught.value)
+
+
+def test_a_mask_is_refused_wherever_arrays_enter():
+    rows = np.ma.masked_greater(GREY.reshape(25, 12) / 50, 3)
+    for enter in (
+        lambda: as_batch(rows),
+        lambda: as_batch(Batch(rows.data, c={"a": rows})),
+        lambda: data.sources.in_memory(Batch(rows)),
+        lambda: data.stream(rows, key=jax.random.key(0), batch_size=5),
+        lambda: conditional.one_hot(np.ma.masked_equal(np.arange(3), 1), 3),
+    ):
+        with pytest.raises(ValueError, match=r"got \d+ masked values, .*array\.filled\(value\)"):
+            enter()
 
 
 def test_what_has_one_meaning_is_taken():

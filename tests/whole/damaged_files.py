@@ -112,7 +112,7 @@ def make(folder):
         np.save(folder / "arrays" / f"labels-{i}.npy", LABELS[part])
         np.savez(folder / "archives" / f"{i}.npz", x=GREY[part], y=LABELS[part])
     images(folder / "png", ["png"])
-    images(folder / "lossy", ["jpg", "webp", "jpeg"], np.stack([SMOOTH] * 3, axis=-1))
+    images(folder / "lossy", ["jpg", "webp", "gif"], np.stack([SMOOTH] * 3, axis=-1))
     images(folder / "plain", ["bmp", "tif"])
     for split in ("train", "test"):
         for label in ("ant", "bee"):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.batch import check_unmasked
 from vaejax.data._arrays import check_rows, stored
 from vaejax.data._files import PathLike, check_regular, mapped
 from vaejax.errors import at_least_one, wrong
@@ -65,8 +66,8 @@ def stream(
       floats as float32, uint8 as it is. Where n / batch_size is not whole, every batch has a
       `weight`, and the last of an epoch is filled up with rows of weight 0: one shape, one program.
     Raises:
-      ValueError: for other types; and for rows with NaN or infinity, when their batch is due,
-        naming the row and the file.
+      ValueError: for other types and masked values; and for rows with NaN or infinity, when their
+        batch is due, naming the row and the file.
       TypeError: for counts that are not whole.
       FileNotFoundError: for a missing file.
     """
@@ -86,6 +87,7 @@ def stream(
 def _rows(source: Any) -> tuple[Rows, str]:
     """What is sliced by rows, and its name in messages."""
     where, rows = "stream: source", source
+    check_unmasked(where, source)
     if isinstance(source, PathLike):
         path = Path(source).expanduser()
         where = f"stream: source {str(path)!r}"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vaejax.batch import size_of
+from vaejax.batch import check_unmasked, size_of
 from vaejax.data import _digest, tfds
 from vaejax.data._arrays import as_labels, check_rows, checked, stored
 from vaejax.data._files import (
@@ -88,7 +88,11 @@ def in_memory(batch: Batch) -> Source:
       batch: arrays `[n, ...]`, or memory maps of them.
     Returns:
       A Source that reads from them.
+    Raises:
+      ValueError: for masked values, and for axes that do not agree.
     """
+    for leaf in jax.tree.leaves(batch):
+        check_unmasked("in_memory: batch", leaf)
     size = size_of(batch)
 
     def read(indices: np.ndarray) -> Batch:
