@@ -31,11 +31,13 @@ def test_files_are_read_or_named(tmp_path):
     (tmp_path / "good.txt").write_bytes("\ufeffgrün\r\nblau".encode())
     assert text.read(str(tmp_path / "good.txt")) == "grün\nblau"
     (tmp_path / "latin.txt").write_bytes("grün".encode("latin-1"))
+    (tmp_path / "wide.txt").write_bytes("grün".encode("utf-16"))
     (tmp_path / "zeros.txt").write_bytes(bytes(9))
     (tmp_path / "empty.txt").touch()
     os.mkfifo(tmp_path / "pipe.txt")
     for name, kind, said in (
         ("latin.txt", ValueError, "byte 0xfc at position 2, no UTF-8, expected .*latin-1"),
+        ("wide.txt", ValueError, "a text in UTF-16, .*read_text..utf-16"),
         ("zeros.txt", ValueError, "a binary file"),
         ("empty.txt", ValueError, "an empty file"),
         ("pipe.txt", FileNotFoundError, "no regular file"),

@@ -95,9 +95,9 @@ def warn_of_unread(path: Path, read: Sequence[str], other: Sequence[str], where:
     if unread:
         shown = ", ".join(map(repr, unread[:4])) + (", ..." if len(unread) > 4 else "")
         warnings.warn(
-            f"{where}: {len(unread)} files are not read: {shown}; what is read has another name "
-            f"than a hidden file and ends in {', '.join(IMAGES + ARRAYS)}: write them as one of "
-            "these, or move them out of the folder",
+            f"{where}: {len(unread)} of its files not read: {shown}; the name of what is read ends "
+            f"in {', '.join(IMAGES + ARRAYS)} and begins with no dot: write them as one of these, "
+            "or move them out of the folder",
             stacklevel=4,
         )
 

@@ -29,17 +29,20 @@ def read(path: str | os.PathLike) -> str:
     if not path.is_file():  # to open a pipe would wait for its writer
         got = "no regular file" if path.exists() else "no such file"
         raise wrong(where, got, "a text file", "correct the path", FileNotFoundError)
+    raw, expected = path.read_bytes(), "a text in UTF-8"
+    anew = 'write it anew: Path(NEW).write_text(Path(path).read_text("{}"), "utf-8")'
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise wrong(where, "a text in UTF-16", expected, anew.format("utf-16"))
+    if not raw or b"\0" in raw:
+        got = "a binary file, with zeros" if raw else "an empty file"
+        raise wrong(where, got, expected, "give another file")
     try:
-        found = path.read_text(encoding="utf-8-sig")
+        found = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        fix = 'write it anew: Path(NEW).write_text(Path(path).read_text("latin-1"), "utf-8")'
-        got = f"byte {error.object[error.start]:#x} at position {error.start}, no UTF-8"
-        fix = f"give another file, or where it is in Latin-1, {fix}"
-        raise wrong(where, got, "a text in UTF-8", fix) from error
-    if not found or "\0" in found:
-        got = "a binary file, with zeros" if found else "an empty file"
-        raise wrong(where, got, "a text in UTF-8", "give another file")
-    return found
+        got = f"byte {raw[error.start]:#x} at position {error.start}, no UTF-8"
+        fix = f"give another file, or where it is in Latin-1, {anew.format('latin-1')}"
+        raise wrong(where, got, expected, fix) from error
+    return found.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def vocabulary(text: str | Sequence[str]) -> str:
