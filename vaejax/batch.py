@@ -67,6 +67,8 @@ def check_unmasked(where: str, array: Any) -> None:
     Args:
       where: the function and its argument, for the message.
       array: anything; a mask that hides nothing is none.
+    Raises:
+      ValueError: where it hides something.
     """
     if isinstance(array, np.ma.MaskedArray) and (hidden := int(np.ma.count_masked(array))):
         got, fix = f"{hidden} masked values", "choose what stands for them: array.filled(value)"
