@@ -45,13 +45,16 @@ def as_batch(data: Any) -> Batch:
       The Batch.
     Raises:
       TypeError: where x is a PRNG key.
-      ValueError: where there are not as many conditions as examples, and for labels or weights that
-        `check_companions` refuses.
+      ValueError: where there are not as many conditions as examples, for masked values, and for
+        labels or weights that `check_companions` refuses.
     """
     batch = data if isinstance(data, Batch) else Batch(data)
     if any(map(is_key, jax.tree.leaves(batch.x))):
         fix = "the key comes before the data"
         raise wrong("Batch: x", "a PRNG key", "examples [n, ...]", fix, TypeError)
+    for name, part in zip(batch._fields, batch, strict=True):
+        for leaf in jax.tree.leaves(part):
+            check_unmasked(f"Batch: {name}", leaf)
     check_companions("Batch", batch)
     if jax.tree.leaves(batch.c) and size_of(batch.c) != size_of(batch.x):
         raise ValueError(
@@ -123,6 +126,20 @@ def mean_weight_of(batch: Batch) -> Any:
     if _is_known(batch.weight):
         return float(np.mean(np.asarray(batch.weight), dtype=np.float64))
     return jnp.mean(batch.weight, dtype=float)
+
+
+def check_unmasked(where: str, array: Any) -> None:
+    """Raise ValueError for a masked array of numpy, whose mask JAX would drop.
+
+    Args:
+      where: the function and its argument, for the message.
+      array: anything; a mask that hides nothing is none.
+    Raises:
+      ValueError: where it hides something.
+    """
+    if isinstance(array, np.ma.MaskedArray) and (hidden := int(np.ma.count_masked(array))):
+        got, fix = f"{hidden} masked values", "choose what stands for them: array.filled(value)"
+        raise wrong(where, got, "an array without a mask", fix)
 
 
 def labels_of(where: str, batch: Batch) -> Any:
@@ -393,6 +410,7 @@ __all__ = [
     "batch_mean",
     "check_companions",
     "check_some_weight",
+    "check_unmasked",
     "check_unweighted",
     "example_at",
     "keys_of",

@@ -19,7 +19,7 @@ __all__ = ["continued", "log_probs", "pictures", "read", "witten_bell"]
 def read(path: Path | None) -> str:
     """The text of a file, or the documentation of Python's syntax, which every Python brings."""
     if path is not None:
-        return path.expanduser().read_text(encoding="utf-8")
+        return text.read(path)
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))

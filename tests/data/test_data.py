@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaejax import data
+from vaejax import conditional, data
+from vaejax.batch import as_batch
 from vaejax.data import _cache, prepare
 from vaejax.types import Batch
 
@@ -41,7 +42,7 @@ def test_mnist_is_read_once_then_mapped_from_the_cache(mnist_prepared, cache):
     np.testing.assert_array_equal(first.x[:100], second.x)
     np.testing.assert_array_equal(first.y[:100], second.y)
     assert "tensorflow" not in sys.modules
-    assert not list(cache.glob("tmp*")) and len(list(cache.glob("*.npy"))) == 2
+    assert not list(cache.glob("tmp*")) and len(list(cache.glob("*"))) == 3
     with pytest.raises(ValueError, match=r"'valid', expected train, test; choose"):
         data.load("mnist", "valid", cache_dir=cache)
 
@@ -53,11 +54,31 @@ def test_damaged_and_unwritable_caches(mnist_prepared, cache, tmp_path, monkeypa
     data.load("mnist", "train", cache_dir=tmp_path)
     assert len(data.load("mnist", "train", cache_dir=tmp_path).x) == 25 and len(calls) == 1
     (copy,) = tmp_path.glob("*.x.npy")
-    copy.write_bytes(copy.read_bytes()[:200])
-    assert len(data.load("mnist", "train", cache_dir=tmp_path).x) == 25 and len(calls) == 2
-    copy.write_bytes(b"")
+    (labels,) = tmp_path.glob("*.y.npy")
+    (sums,) = tmp_path.glob("*.json")
+    whole = copy.read_bytes()
+    other = tmp_path / "other.npy"
+    np.save(other, np.arange(25, dtype=np.int32)[::-1])
+    for number, (path, raw) in enumerate(
+        (
+            (copy, whole[:200]),
+            (copy, b""),
+            (copy, whole[:-1] + bytes([whole[-1] ^ 4])),  # one bit of one pixel
+            (copy, whole + b"0"),
+            (labels, other.read_bytes()),
+            (sums, sums.read_bytes()[:-1]),
+            (sums, b"[]"),
+        ),
+        start=2,
+    ):
+        path.write_bytes(raw)
+        with pytest.warns(UserWarning, match=r"the decoded copy .* is damaged .* made again"):
+            found = data.load("mnist", "train", cache_dir=tmp_path)
+        assert len(calls) == number and copy.read_bytes() == whole
+        np.testing.assert_array_equal(found.x, decoded.x)
+    sums.unlink()  # as an older release left a copy
     data.load("mnist", "train", cache_dir=tmp_path)
-    assert len(calls) == 3
+    assert len(data.load("mnist", "train", cache_dir=tmp_path).x) == 25 and len(calls) == 9
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="no decoded copy of mnist is kept"):
         batch = data.load("mnist", "train", cache_dir=tmp_path / "file" / "inside")
@@ -154,10 +175,16 @@ def test_slices(split, index):
         (GREY, "train[:101%]", "positions up to 23"),
         (GREY, "train[5:5]", "of 23 examples, expected at least one"),
         (GREY[:5], "test", 'pass split="all"'),
-        (GREY.astype(np.int64), "train", r"pass x\.astype\(np\.uint8\)"),
+        (GREY.astype(np.int64), "train", r"uint8\) for grey levels.*counts.*astype\(np\.float32\)"),
         (GREY.astype(np.int64) - 1, "train", r"np\.float32"),
-        (GREY.astype(complex), "train", "complex128"),
-        (GREY.astype(object), "train", "object"),
+        (GREY.astype(complex), "train", r"complex128 .*np\.stack\(\[x\.real, x\.imag\]"),
+        (GREY.astype(object), "train", r"object .*np\.array\(x\.tolist\(\), np\.float32\)"),
+        (GREY.astype(str), "train", "<U3 .*pass numbers"),
+        (np.ma.masked_equal(GREY, 9), "train", r"2 masked values, .*filled\(value\)"),
+        (np.zeros(9, [("a", "f4"), ("b", "f4")]), "train", r"fields \('a', 'b'\).*to_unstructured"),
+        (np.zeros((9, 2), [("a", "f4")]), "train", r"fields \('a',\)"),
+        (np.zeros(()), "train", r"shape \(\), .*pass some examples"),
+        (np.zeros(7), "train", r"n numbers, one behind: x\[:, None\]"),
         (GREY % 2, "train", r"x\.astype\(bool\)"),
         (GREY[0, 0], "train", r"shape \(3,\)"),
         (GREY[None, None], "train", r"\(1, 1, 25, 4, 3\)"),
@@ -166,6 +193,17 @@ def test_slices(split, index):
         (np.full((9, 2), 1e300), "train", "18 values not finite"),
         (Batch(GREY, y=np.arange(24)), "train", r"\[\(24,\), \(25,\)\]"),
         (Batch(GREY, y=np.zeros((25, 10), int)), "train", "argmax"),
+        (Batch(GREY, y=np.arange(25) / 2), "train", r"labels: got float64 .*y\.astype\(int\)"),
+        (Batch(GREY, y=np.array(["a"] * 25)), "train", "return_inverse"),
+        (Batch(GREY, y=np.arange(25) + 2**31 - 20), "train", "2147483648 at index 20, expected"),
+        (
+            Batch(GREY, y=np.arange(25, dtype=np.uint64) << 60),
+            "train",
+            "at index 1, expected class",
+        ),
+        (Batch(GREY, y=np.arange(25) - 3), "train", "labels: got -3 at index 0"),
+        (Batch(GREY, y=np.ma.masked_equal(np.arange(25), 2)), "train", "labels: got 1 masked"),
+        (Batch(GREY, c=np.ma.masked_less(np.ones((25, 2)), 2)), "train", "c: got 50 masked values"),
         (Batch(GREY, weight=np.ones(3)), "train", "weights of the 25 examples"),
     ],
 )
@@ -173,6 +211,73 @@ def test_errors_teach(source, split, message):
     with pytest.raises(ValueError, match=message) as caught:
         data.load(source, split)
     assert str(caught.value).startswith("load: ") and "got" in str(caught.value)
+
+
+def test_a_mask_is_refused_wherever_arrays_enter():
+    rows = np.ma.masked_greater(GREY.reshape(25, 12) / 50, 3)
+    for enter in (
+        lambda: as_batch(rows),
+        lambda: as_batch(Batch(rows.data, c={"a": rows})),
+        lambda: data.sources.in_memory(Batch(rows)),
+        lambda: data.stream(rows, key=jax.random.key(0), batch_size=5),
+        lambda: conditional.one_hot(np.ma.masked_equal(np.arange(3), 1), 3),
+    ):
+        with pytest.raises(ValueError, match=r"got \d+ masked values, .*array\.filled\(value\)"):
+            enter()
+
+
+def test_what_has_one_meaning_is_taken():
+    """A mask that hides nothing, bytes in the other order, columns, labels that are unknown."""
+    x = np.asfortranarray(GREY.reshape(25, 12) / 7)
+    y = np.where(np.arange(25) < 3, -1, np.arange(25))
+    weight = np.arange(25).astype(">f8")
+    batch = Batch(np.ma.masked_array(x.astype(">f8")), y=y.astype(">i8"), weight=weight)
+    found = data.load(batch, "all")
+    np.testing.assert_array_equal(found.x, x.astype(np.float32))
+    assert found.y.tolist() == y.tolist() and found.weight.dtype == np.dtype("=f8")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_that_come_first_are_told(channels):
+    x = np.arange(25 * channels * 42).reshape(25, channels, 6, 7) % 255
+    with pytest.warns(UserWarning, match=r"load: source: .*np\.moveaxis\(x, 1, -1\)"):
+        data.load(x.astype(np.uint8))
+    for right in (np.moveaxis(x, 1, -1), x[:, :, :, :1], x[:, :, :, :3], x.repeat(2, axis=1)):
+        data.load(right.astype(np.uint8))  # without a warning
+
+
+def test_arrays_that_are_not_read_or_could_be_either(tmp_path):
+    np.savez(tmp_path / "more.npz", x=GREY, y=np.arange(25), weights=np.ones(25), z=np.ones(3))
+    np.savez(tmp_path / "split.npz", x_train=GREY, x_test=GREY, y_test=np.arange(25), ids=GREY)
+    for name, said in (("more", "weights, z"), ("split", "ids")):
+        for read in (data.load, data.sources.open):
+            with pytest.warns(UserWarning, match=rf"{name}\.npz': the arrays {said} are not read"):
+                read(tmp_path / f"{name}.npz")
+    np.savez(tmp_path / "either.npz", x=GREY, images=GREY[:, ::-1])
+    np.savez(tmp_path / "labels.npz", x=GREY, y=np.arange(25), targets=np.arange(25))
+    for name, said in (("either", "x and images"), ("labels", "y and targets")):
+        for read in (data.load, data.sources.open):
+            with pytest.raises(ValueError, match=rf"{name}\.npz': got {said}, expected one of"):
+                read(tmp_path / f"{name}.npz")
+
+
+def test_headers_that_claim_more_than_there_is(tmp_path):
+    np.save(tmp_path / "a.npy", GREY)
+    np.savez(tmp_path / "a.npz", x=GREY)
+    for name in ("a.npy", "a.npz"):
+        raw = (
+            (tmp_path / name)
+            .read_bytes()
+            .replace(b"(25, 4, 3), }            ", b"(%d, 4, 3), }" % 10**13)
+        )
+        (tmp_path / f"huge-{name}").write_bytes(raw)
+        (tmp_path / f"more-{name}").write_bytes(raw.replace(b"%d" % 10**13, b"24            "))
+        for damaged in ("huge", "more"):
+            for read in (data.load, data.sources.open):
+                with pytest.raises(
+                    ValueError, match=rf"{damaged}-{name}': got \(.*plain numpy arr"
+                ):
+                    read(tmp_path / f"{damaged}-{name}")
 
 
 def test_file_errors(tmp_path):
@@ -189,8 +294,13 @@ def test_file_errors(tmp_path):
             data.load(tmp_path / name)
     with pytest.raises(ValueError, match="one array of data, or named splits"):
         data.load(tmp_path / "two.npz")
-    with pytest.raises(ValueError, match=r"path to \.npz or \.npy"):
+    with pytest.raises(ValueError, match=r"another kind of file, .* path to \.npz or \.npy"):
         data.load(tmp_path / "table.csv")
+    with pytest.raises(ValueError, match=r"got a folder, .*; read it by vaejax\.sources\.open"):
+        data.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(FileNotFoundError, match=r"pipe\.npz': got no regular file"):
+        data.load(tmp_path / "pipe.npz")
 
 
 def test_unprepared_set_names_the_one_command(tmp_path):

@@ -156,8 +156,8 @@ def test_other_sources_and_counts_are_refused(tmp_path):
     np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     np.save(tmp_path / "empty.npy", ROWS[:0])
     for source, kind, message in (
-        (tmp_path / "many.npz", ValueError, "an archive of arrays.*expected a .npy file"),
-        (tmp_path / "text.npy", ValueError, "expected a .npy file of numbers; write one array"),
+        (tmp_path / "many.npz", ValueError, "an archive of arrays.*expected plain numpy arrays"),
+        (tmp_path / "text.npy", ValueError, "expected plain numpy arrays; write it anew"),
         (tmp_path / "words.npy", ValueError, "got <U1, expected floats or uint8"),
         (tmp_path / "empty.npy", ValueError, r"shape \(0, 3\), expected an array \[n, ...\]"),
         (tmp_path / "none.npy", FileNotFoundError, "got no such file"),

@@ -1,5 +1,7 @@
 """Text as arrays: what goes in comes out, and what cannot is refused by name."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,53 @@ def test_encode_and_decode_are_each_others_inverse():
     np.testing.assert_array_equal(codes, [characters.index(one) for one in POEM])
     assert text.decode(codes, characters) == POEM
     assert text.decode(codes[:0], characters) == ""
+
+
+def test_the_vocabulary_of_several_texts_is_that_of_all_their_characters():
+    texts = ["an apple", "two", "three eels"]
+    assert text.vocabulary(texts) == text.vocabulary("".join(texts)) == " aehlnoprstw"
+    rows = text.lines(texts, text.vocabulary(texts), 11)
+    assert [text.decode(row, text.vocabulary(texts)) for row in rows] == texts
+
+
+def test_files_are_read_or_named(tmp_path):
+    (tmp_path / "good.txt").write_bytes("\ufeffgrün\r\nblau".encode())
+    assert text.read(str(tmp_path / "good.txt")) == "grün\nblau"
+    (tmp_path / "latin.txt").write_bytes("grün".encode("latin-1"))
+    (tmp_path / "wide.txt").write_bytes("grün".encode("utf-16"))
+    (tmp_path / "zeros.txt").write_bytes(bytes(9))
+    (tmp_path / "empty.txt").touch()
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name, kind, said in (
+        ("latin.txt", ValueError, "byte 0xfc at position 2, no UTF-8, expected .*latin-1"),
+        ("wide.txt", ValueError, "a text in UTF-16, .*read_text..utf-16"),
+        ("zeros.txt", ValueError, "a binary file"),
+        ("empty.txt", ValueError, "an empty file"),
+        ("pipe.txt", FileNotFoundError, "no regular file"),
+        ("", FileNotFoundError, "no regular file"),
+        ("none.txt", FileNotFoundError, "no such file"),
+    ):
+        with pytest.raises(kind, match=rf"text\.read: path '.*{name}': got {said}"):
+            text.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: text.vocabulary(["ab", 3]), r"vocabulary: text: got int, expected a text"),
+        (lambda: text.vocabulary(b"ab"), "vocabulary: texts: got bytes"),
+        (lambda: text.encode(["ab"], "ab"), r"encode: text: got list.*lines\(texts"),
+        (lambda: text.encode(b"ab", "ab"), "encode: text: got bytes"),
+        (lambda: text.encode("ab", ["a", "b"]), "encode: characters: got list"),
+        (lambda: text.decode([0], ["ab", "cd"]), "decode: characters: got list"),
+        (lambda: text.lines("one line", " einlo", 9), r"lines: texts: got str, .*splitlines\(\)"),
+        (lambda: text.lines([b"a"], "a", 9), r"lines: texts: got bytes.*\.decode\(\)"),
+        (lambda: text.windows("abcdef", 2), r"windows: codes: got a text, .*encode\("),
+    ],
+)
+def test_what_is_no_text_is_refused(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
 
 
 def test_windows_cover_the_text_and_overlap_as_asked():

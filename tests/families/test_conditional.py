@@ -257,7 +257,9 @@ def test_a_condition_forgotten_or_of_another_shape(learned):
     keys = iter(jax.random.split(jax.random.key(0), 8))
     params = jax.eval_shape(model.init, next(keys), GREY[0], np.zeros(3, np.float32))
     loss = objectives.elbo(model)
-    for wrong in ((), np.arange(5), np.ones((5, 4), np.float32)):
+    with pytest.raises(ValueError, match=r"condition c: got the class number .*one_hot"):
+        jax.eval_shape(loss, params, next(keys), Batch(GREY, c=np.arange(5)), 0)
+    for wrong in ((), np.arange(5, dtype=np.float32), np.ones((5, 4), np.float32)):
         with pytest.raises(ValueError, match=r"encode: .* a conditional model needs the c"):
             jax.eval_shape(loss, params, next(keys), Batch(GREY, c=wrong), 0)
     with pytest.raises(ValueError, match="condition" if learned else "conditional model needs"):

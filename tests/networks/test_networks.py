@@ -180,3 +180,23 @@ def test_a_network_can_be_an_abstract_class_and_a_protocol_too():
     assert Network((4,)).apply(params, x, method="score").shape == ()
     with pytest.raises(TypeError, match="abstract"):
         Abstract((4,))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        networks.MLP((4,)),
+        networks.ConvEncoder((2,)),
+        networks.ConvDecoder((6, 6), (2, 2)),
+        causal.MADE((6, 6, 1), (4,)),
+    ],
+    ids=lambda net: type(net).__name__,
+)
+def test_a_class_number_is_no_size(net, key):
+    """Class 2 would count twice as much as class 1."""
+    x = jnp.zeros((6, 6, 1))
+    for c in (jnp.int32(2), np.array([2], np.uint8)):
+        with pytest.raises(ValueError, match=r"condition c: got the class number .*one_hot\(y, cl"):
+            jax.eval_shape(net.init, key, x, c)
+    for c in (jnp.float32(2), jnp.zeros(3, jnp.int32), jnp.bool_(True)):
+        jax.eval_shape(net.init, key, x, c)

@@ -1,7 +1,9 @@
-"""Splits of a data set: their names, slices of them, and the every-n-th rule for plain arrays."""
+"""Splits of a data set: their names, slices of them, every n-th of an array, a hash for folders."""
 
+import hashlib
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -44,7 +46,7 @@ def split_of(function: str, split: str) -> tuple[str, Callable[[int], slice]]:
     def window(n: int) -> slice:
         chosen = slice(position(start, n), position(stop, n))
         if len(range(n)[chosen]) == 0:
-            fix = 'widen the slice, or pass split="all" for a small array'
+            fix = 'widen the slice, or pass split="all" where there are few'
             raise wrong(where, f"{split!r} of {n} examples", "at least one example", fix)
         return chosen
 
@@ -75,6 +77,50 @@ def every_nth(
     if split == "train":
         return size - size // n, lambda i: i + i // (n - 1)
     raise wrong(f"{function}: split", repr(split), "train, test or all", "choose one of these")
+
+
+def by_name(
+    function: str, n: int, split: str, names: Sequence[str], ends: np.ndarray
+) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
+    """As `every_nth`, for rows in several files: a row's split depends on its own file alone.
+
+    Row i of a file is "test" where (i + hash of the file's name) % n is n - 1. So no row changes
+    its split when other files come or go, and of single images one in n, by chance, is "test".
+
+    Args:
+      function: the caller, for messages.
+      n: one of how many examples is for testing.
+      split: "train", "test" or "all".
+      names: of the files, relative to their folder, one after the other.
+      ends: how many rows there are up to the end of each file.
+    Returns:
+      The split's size, and a function from places in the split to places in the data set.
+    Raises:
+      ValueError: for another split.
+    """
+    if split not in ("train", "test"):
+        return every_nth(function, n, split, int(ends[-1]))
+    first = np.array([n - 1 - _hash(name) % n for name in names])  # in a file, the first "test"
+    lengths = np.diff(ends, prepend=0)
+    counts = np.maximum(0, -((first - lengths) // n))
+    counts = counts if split == "test" else lengths - counts
+    last = np.cumsum(counts)
+
+    def rows(i: np.ndarray) -> np.ndarray:
+        file = np.searchsorted(last, i, side="right")
+        before, inside = first[file], i - (last - counts)[file]
+        if split == "test":
+            inside = before + n * inside
+        else:
+            beyond = inside - before
+            inside = inside + np.where(beyond >= 0, 1 + beyond // (n - 1), 0)
+        return (ends - lengths)[file] + inside
+
+    return int(last[-1]), rows
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
 def cut(n: int, split: str, batch: Batch) -> Batch:

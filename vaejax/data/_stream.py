@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.batch import check_unmasked
 from vaejax.data._arrays import check_rows, stored
-from vaejax.data._files import PathLike
+from vaejax.data._files import PathLike, check_regular, mapped
 from vaejax.errors import at_least_one, wrong
 from vaejax.types import Batch, Key
 
@@ -65,8 +66,8 @@ def stream(
       floats as float32, uint8 as it is. Where n / batch_size is not whole, every batch has a
       `weight`, and the last of an epoch is filled up with rows of weight 0: one shape, one program.
     Raises:
-      ValueError: for other types; and for rows with NaN or infinity, when their batch is due,
-        naming the row and the file.
+      ValueError: for other types and masked values; and for rows with NaN or infinity, when their
+        batch is due, naming the row and the file.
       TypeError: for counts that are not whole.
       FileNotFoundError: for a missing file.
     """
@@ -86,20 +87,12 @@ def stream(
 def _rows(source: Any) -> tuple[Rows, str]:
     """What is sliced by rows, and its name in messages."""
     where, rows = "stream: source", source
+    check_unmasked(where, source)
     if isinstance(source, PathLike):
         path = Path(source).expanduser()
         where = f"stream: source {str(path)!r}"
-        if not path.is_file():
-            got, fix = "no such file", "correct the path"
-            raise wrong(where, got, path.absolute(), fix, FileNotFoundError)
-        try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(rows, np.ndarray):
-                rows.close()
-                raise ValueError("an archive of arrays, which cannot be memory-mapped")
-        except (ValueError, EOFError) as error:
-            fix = "write one array: np.save(path, rows.astype(np.float32))"
-            raise wrong(where, f"({error})", "a .npy file of numbers", fix) from error
+        check_regular(path, where)
+        rows = mapped(path, where)
     shape, dtype = getattr(rows, "shape", None), getattr(rows, "dtype", None)
     if not shape or 0 in shape or dtype is None:
         got, fix = f"{type(rows).__name__} of shape {shape}", "pass a path or np.asarray(rows)"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from vaejax.batch import as_batch, check_some_weight
-from vaejax.data.sources import Source, in_memory
+from vaejax.data.sources import Source, digest, in_memory
 from vaejax.errors import warn_of_levels, wrong
 from vaejax.types import Batch, Transform
 
@@ -30,8 +30,8 @@ class Examples(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the first 256 examples, the same wherever they lie."""
-        return self.source.digest
+        """What identifies the examples, the same wherever they lie; see `sources.digest`."""
+        return digest(self.source)
 
 
 def as_examples(function: str, data: Any, transform: Transform | None) -> Examples:
@@ -63,6 +63,7 @@ def as_examples(function: str, data: Any, transform: Transform | None) -> Exampl
         batch = as_batch(data)
         check_some_weight(function, batch)
         _check_finite(batch)
+        _check_whole_numbers(function, batch)
         found = Examples(in_memory(batch), batch)
     first = found.source.read(np.zeros(1, int))
     _check_mean_weight(function, found.source, first)
@@ -90,6 +91,24 @@ def _check_finite(data: Batch) -> None:
                     f"fit: data.{name} holds NaN or infinite values in {len(bad)} of "
                     f"{len(array)} examples, the first at index {bad[0]}; drop or fill them"
                 )
+
+
+def _check_whole_numbers(function: str, data: Batch) -> None:
+    """Raise ValueError for whole numbers that JAX would cut: it takes 2**32 + 5 for 5."""
+    for name in ("x", "c"):
+        for leaf in jax.tree.leaves(getattr(data, name)):
+            dtype = getattr(leaf, "dtype", np.dtype(bool))
+            if isinstance(leaf, jax.Array) or not np.issubdtype(dtype, np.integer):
+                continue
+            fits = np.iinfo(jax.dtypes.canonicalize_dtype(dtype))
+            if (
+                dtype != fits.dtype
+                and not fits.min <= int(leaf.min()) <= int(leaf.max()) <= fits.max
+            ):
+                at = int(np.argwhere((leaf < fits.min) | (leaf > fits.max))[0][0])
+                got = f"{dtype} with {leaf[at].max()} at index {at}"
+                fix = "number classes anew: names, y = np.unique(y, return_inverse=True)"
+                raise wrong(f"{function}: data.{name}", got, f"numbers within {fits.dtype}", fix)
 
 
 __all__ = ["Examples", "as_examples"]

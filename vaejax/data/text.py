@@ -1,25 +1,63 @@
 """Text as arrays of integers: vocabulary, encoding, and the windows or lines to train on."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from vaejax.errors import at_least_one, wrong
 
-__all__ = ["decode", "encode", "lines", "vocabulary", "windows"]
+__all__ = ["decode", "encode", "lines", "read", "vocabulary", "windows"]
 
 
-def vocabulary(text: str) -> str:
+def read(path: str | os.PathLike) -> str:
+    """The text of a file in UTF-8.
+
+    Args:
+      path: of the file.
+    Returns:
+      The text, its ends of lines as "\\n", without a mark of the order of bytes at its start.
+    Raises:
+      FileNotFoundError: where there is no such file.
+      ValueError: for a file that is empty, or no text in UTF-8.
+    """
+    path = Path(path).expanduser()
+    where = f"text.read: path {str(path)!r}"
+    if not path.is_file():  # to open a pipe would wait for its writer
+        got = "no regular file" if path.exists() else "no such file"
+        raise wrong(where, got, "a text file", "correct the path", FileNotFoundError)
+    raw, expected = path.read_bytes(), "a text in UTF-8"
+    anew = 'write it anew: Path(NEW).write_text(Path(path).read_text("{}"), "utf-8")'
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise wrong(where, "a text in UTF-16", expected, anew.format("utf-16"))
+    if not raw or b"\0" in raw:
+        got = "a binary file, with zeros" if raw else "an empty file"
+        raise wrong(where, got, expected, "give another file")
+    try:
+        found = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        got = f"byte {raw[error.start]:#x} at position {error.start}, no UTF-8"
+        fix = f"give another file, or where it is in Latin-1, {anew.format('latin-1')}"
+        raise wrong(where, got, expected, fix) from error
+    return found.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def vocabulary(text: str | Sequence[str]) -> str:
     """The characters that a text uses, each once, sorted: character i has the code i.
 
     Args:
-      text: all that is going to be encoded.
+      text: all that is going to be encoded: one text, or several.
     Returns:
       The characters.
     Raises:
       ValueError: for an empty text.
+      TypeError: for what is no text.
     """
+    if not isinstance(text, str):
+        text = "".join(_text("vocabulary: text", one) for one in _texts("vocabulary", text))
     if not text:
         raise wrong("vocabulary: text", "an empty text", "at least one character", "read a file")
     return "".join(sorted(set(text)))
@@ -36,7 +74,10 @@ def encode(text: str, characters: str) -> np.ndarray:
     Raises:
       ValueError: for an empty text, for `characters` that repeat one, and for a character that is
         not among them, naming it, its position and its line.
+      TypeError: for what is no text.
     """
+    fix = "encode one at a time, or take lines(texts, characters, length)"
+    text, characters = _text("encode: text", text, fix), _text("encode: characters", characters)
     if not text:
         raise wrong("encode: text", "an empty text", "at least one character", "read a file")
     places = {character: i for i, character in enumerate(characters)}
@@ -64,6 +105,7 @@ def decode(codes: ArrayLike, characters: str) -> str:
       ValueError: for codes that are neither characters nor the end symbol.
       TypeError: for codes that are no integers.
     """
+    characters = _text("decode: characters", characters)
     codes = np.asarray(codes)
     if codes.size and not np.issubdtype(codes.dtype, np.integer):
         fix = "convert them: codes.astype(int)"
@@ -89,7 +131,11 @@ def windows(codes: np.ndarray, length: int, *, stride: int | None = None) -> np.
       `[n, length, ...]`.
     Raises:
       ValueError: for a sequence shorter than `length`.
+      TypeError: for a text that is not encoded.
     """
+    if isinstance(codes, str):
+        fix = "encode it: encode(text, characters)"
+        raise wrong("windows: codes", "a text", "its codes", fix, TypeError)
     stride = length if stride is None else stride
     at_least_one("windows", length=length, stride=stride)
     if len(codes) < length:
@@ -114,14 +160,31 @@ def lines(texts: Sequence[str], characters: str, length: int) -> np.ndarray:
     Raises:
       ValueError: for no text, for one that is empty or leaves no room for an end symbol, naming it,
         and as `encode` does.
+      TypeError: for one text in place of several.
     """
+    texts = _texts("lines", texts)
     at_least_one("lines", texts=len(texts))
     filled = np.full((len(texts), length), len(characters), np.int32)
     for i, one in enumerate(texts):
-        if not 1 <= len(one) < length:
+        if not 1 <= len(_text("lines: texts", one)) < length:
             fix = "leave it out, or raise length"
             raise wrong(
                 "lines: texts", f"{len(one)} characters in text {i}", f"1 to {length - 1}", fix
             )
         filled[i, : len(one)] = encode(one, characters)
     return filled
+
+
+def _text(where: str, value: Any, fix: str = "decode bytes: value.decode()") -> str:
+    """A text as it is; TypeError for anything else."""
+    if not isinstance(value, str):
+        raise wrong(where, type(value).__name__, "a text (str)", fix, TypeError)
+    return value
+
+
+def _texts(function: str, value: Any) -> Sequence[str]:
+    """Several texts as a list; TypeError for one text, or for none."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        fix = f"pass a list: {function}(text.splitlines(), ...)"
+        raise wrong(f"{function}: texts", type(value).__name__, "a list of texts", fix, TypeError)
+    return list(value)

@@ -31,10 +31,12 @@ def open_set(function: str, name: str, split: str, data_dir: PathLike | None) ->
       The builder.
     Raises:
       FileNotFoundError: for a set that is not prepared.
-      ValueError: for an unknown name or split.
+      ValueError: for an unknown name or split, and for a set whose description is damaged.
     """
     from tensorflow_datasets.core import read_only_builder, registered
 
+    home = Path(folder(data_dir) or "~/tensorflow_datasets").expanduser()
+    _check_regular(function, name, home / re.split("[/:]", name)[0])
     try:  # from files alone: TFDS's front door asks the network about a set it does not find
         builder = read_only_builder.builder_from_files(name, data_dir=folder(data_dir))
     except registered.DatasetNotFoundError as error:
@@ -48,6 +50,8 @@ def open_set(function: str, name: str, split: str, data_dir: PathLike | None) ->
         expected = f"a prepared set under {where}"
         where = f"{function}: source {name!r}"
         raise wrong(where, "none", expected, fix, FileNotFoundError) from error
+    except Exception as error:  # of many classes, for damaged files
+        raise _damaged(function, name, folder(data_dir), error) from error
     if split not in builder.info.splits:
         splits = ", ".join(builder.info.splits)
         raise wrong(f"{function}: split of {name}", repr(split), splits, "choose one of these")
@@ -67,7 +71,7 @@ def reader(
     Returns:
       The size, and the function, which raises ValueError for images of several sizes.
     Raises:
-      ValueError: for a set that has not one image, or is stored in another format.
+      ValueError: for a set that has not one image, is stored in another format, or is damaged.
     """
     import tensorflow_datasets as tfds
 
@@ -82,15 +86,22 @@ def reader(
         got = f"features {list(builder.info.features)} stored as {kept}"
         fix = f"python -m vaejax.data.prepare {name} --data_dir NEW_FOLDER, or pass its arrays"
         raise wrong(where, got, "one image, stored as array_record", fix)
-    examples = builder.as_data_source(split=split)
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)  # the first decoded image brings advice to install OpenCV
-    shape = examples[0][image].shape
-    log.setLevel(level)
+    try:
+        examples = builder.as_data_source(split=split)
+        shape = examples[0][image].shape
+    except Exception as error:  # of many classes, for damaged files
+        raise _damaged(function, name, builder.data_path, error) from error
+    finally:
+        log.setLevel(level)
 
     def read(rows: Sequence[int]) -> Batch:
-        found = examples.__getitems__([int(row) for row in rows])
+        try:
+            found = examples.__getitems__([int(row) for row in rows])
+        except Exception as error:  # of many classes, for damaged files
+            raise _damaged(function, name, builder.data_path, error) from error
         shapes = {example[image].shape for example in found} | {shape}
         if len(shapes) > 1:
             got, fix = f"images of sizes {sorted(shapes)[:3]}", "resize them and pass the array"
@@ -99,6 +110,21 @@ def reader(
         return Batch(np.stack([example[image] for example in found]), y=y)
 
     return len(examples), read
+
+
+def _damaged(function: str, name: str, place: Any, error: Exception) -> Exception:
+    """The error for a prepared set whose files do not read."""
+    said = (str(error).strip().splitlines() or [""])[0][:200]
+    fix = "move it out of the way and prepare it again: python -m vaejax.data.prepare " + name
+    got = f"({type(error).__name__}: {said})"
+    return wrong(f"{function}: source {name!r}", got, f"a set that is whole in {place}", fix)
+
+
+def _check_regular(function: str, name: str, place: Path) -> None:
+    """Raise ValueError for a pipe and the like among a set's files, for which TFDS would wait."""
+    for path in sorted(place.rglob("*")):
+        if not path.is_file() and not path.is_dir():
+            raise _damaged(function, name, place, ValueError(f"{path.name} is no regular file"))
 
 
 def folder(data_dir: PathLike | None) -> str | None:

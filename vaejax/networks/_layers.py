@@ -228,8 +228,28 @@ def join(x: Any, c: Any = ()) -> Array:
       c: its condition; absent by default.
     Returns:
       One vector, `[total size]`.
+    Raises:
+      ValueError: for a class number as the condition.
     """
+    check_no_class_number(c)
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves((x, c))])
+
+
+def check_no_class_number(c: Any) -> None:
+    """Raise ValueError for a condition that is one whole number, which a layer takes for a size.
+
+    Args:
+      c: the condition, or `()`.
+    """
+    for leaf in jax.tree.leaves(c):
+        if jnp.size(leaf) == 1 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
+            got = f"the class number {jnp.result_type(leaf)} {list(jnp.shape(leaf))}"
+            expected = "numbers whose size means something, in which class 2 is not twice class 1"
+            fix = (
+                "make one-hot rows: Batch(x, c=conditional.one_hot(y, classes)); where it is a "
+                "count or a size: c.astype(np.float32)"
+            )
+            raise wrong("condition c", got, expected, fix)
 
 
 def has_condition(module: nn.Module, layer: str, c: Any) -> bool:
@@ -244,8 +264,10 @@ def has_condition(module: nn.Module, layer: str, c: Any) -> bool:
     Returns:
       True where there is one.
     Raises:
-      ValueError: where the parameters are for no condition, for another one, or need one.
+      ValueError: where the parameters are for no condition, for another one, or need one; and for a
+        class number as the condition.
     """
+    check_no_class_number(c)
     where, given = f"{type(module).__name__.strip('_')}: c", bool(jax.tree.leaves(c))
     own = None if module.is_initializing() else module.get_variable("params", layer)
     if given and own is None and not module.is_initializing():
