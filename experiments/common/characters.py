@@ -21,12 +21,14 @@ __all__ = ["check_length", "continued", "log_probs", "pictures", "read", "witten
 def read(path: Path | None) -> str:
     """The text of a file, or the documentation of Python's syntax, which every Python brings."""
     if path is not None:
+        fix = "name a text file, or leave --text out for Python's language reference"
+        if not path.expanduser().is_file():  # a pipe would be waited for
+            raise wrong("--text", f"{str(path)!r} (no such file)", "a text file", fix)
         try:
             return path.expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "no UTF-8 text"
-            fix = "name a text file, or leave --text out for Python's language reference"
-            raise wrong("--text", f"{str(path)!r} ({why})", "a text", fix) from error
+            raise wrong("--text", f"{str(path)!r} ({why})", "a text file", fix) from error
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))

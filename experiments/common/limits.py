@@ -118,12 +118,12 @@ def _possible(of: type, name: str, value: Any) -> bool:
         return False
     if number_kind(hints(of)[name]) is int:
         least, most = int(name not in MAY_BE_ZERO), LARGEST_SEED if name == "seed" else LARGEST
-        return isinstance(value, Integral) and least <= value <= most
+        return isinstance(value, Integral) and least <= int(value) <= most
     if not isinstance(value, Real) or not math.isfinite(value):
         return False
-    if name in SHARES and value >= 1:
+    if name in SHARES and float(value) >= 1:
         return False
-    return value > 0 if _above_zero(name) else value >= 0
+    return float(value) > 0 or (value == 0 and not _above_zero(name))
 
 
 def _above_zero(name: str) -> bool:

@@ -62,6 +62,9 @@ def test_a_sweep_leaves_what_it_promises(swept):
     assert "2 of 2" in printed and "test_nll_nats" in printed and len(printed.splitlines()) == 5
     rows = common.rows(folder)
     assert [row["epoch"] for row in rows] == [1, 2] and len(rows[1]["eval/loss"]) == 8
+    # Members are compared by the bound, whatever their beta.
+    np.testing.assert_allclose(rows[1]["eval/loss"], np.negative(rows[1]["eval/elbo"]), rtol=1e-6)
+    assert not np.allclose(rows[1]["loss"], np.negative(rows[1]["elbo"]))
     assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png", "sweep.png"}
     assert list((folder / "checkpoints").iterdir())
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -197,7 +198,7 @@ def wrong_values(name, hint):
     if name == "sweep":
         return [[word] for word in BAD_SWEEPS]
     if name == "text":
-        return [["missing.txt"], ["folder"], ["binary.npy"], ["empty.npy"], []]
+        return [["missing.txt"], ["folder"], ["binary.npy"], ["empty.npy"], ["pipe"], []]
     if name == "prompt":
         return [["\u2603"], [""]]
     if name == "out":
@@ -259,6 +260,7 @@ def place(tmp_path, monkeypatch):
     rows = np.random.default_rng(0).normal(size=(700, 12)).astype(np.float32)
     np.save(tmp_path / "activations.npy", rows)
     np.save(tmp_path / "large.npy", 16 * np.ones((200, 8, 8), np.float32))
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "short.txt").write_text("to be")
     digits = cache(_load._digits)
     begin = folder._begin
