@@ -18,6 +18,7 @@ from experiments.common import words
 from experiments.common.limits import check
 from experiments.common.processes import joined
 from vaejax import train
+from vaejax.errors import missing
 
 __all__ = ["FREE", "Options", "SweepOptions", "command_line", "parse", "shrunk"]
 
@@ -94,8 +95,10 @@ def _parsed(
     presets: Mapping[str, Config], about: str, argv: Sequence[str]
 ) -> tuple[Config, frozenset[str]]:
     """The config, and the names of the options that the command line gives."""
-    import tyro
-
+    try:
+        import tyro
+    except ImportError as error:
+        raise missing("experiments", "tyro", "experiments") from error
     first = next(iter(presets))
     call = command(type(presets[first]))
     said = words.read(presets, list(argv), call)
@@ -130,7 +133,7 @@ def command_line(
     use_compilation_cache()
     try:
         config, given = _parsed(presets, about or "", sys.argv[1:])
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         if not for_the_user(error):
             raise
         print(f"error: {error}", file=sys.stderr)

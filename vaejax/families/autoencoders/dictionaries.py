@@ -244,13 +244,17 @@ def _rows(key: Key, data: Batch, examples: int) -> Array:
 
 def _error(residual: Array, usable: Array) -> Array:
     """The squared error of the usable examples; without them it would be NaN."""
-    return jnp.sum(jnp.where(usable[:, None], residual, 0) ** 2)
+    return jnp.sum(jnp.where(usable[:, None], _wide(residual), 0) ** 2)
 
 
 def _mean(x: Array, usable: Array) -> Array:
     """The mean of the usable examples `[n, size]`, 0 where there is none."""
-    total = jnp.sum(jnp.where(usable[:, None], x, 0), axis=0)
+    total = jnp.sum(jnp.where(usable[:, None], _wide(x), 0), axis=0)
     return total / jnp.maximum(jnp.sum(usable), 1)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _coded(
@@ -308,7 +312,10 @@ def _restarted(
     if bias in old:
         new[bias] = (given, -norm * jnp.sum(u * mean[None], axis=1))
     fresh = {path: new[path][0] if path in new else False for path in old}
-    values = {path: jnp.where(at, value, old[path]) for path, (at, value) in new.items()}
+    values = {
+        path: jnp.where(at, value.astype(old[path].dtype), old[path])
+        for path, (at, value) in new.items()
+    }
     return unflatten_dict(old | values), unflatten_dict(fresh)
 
 
