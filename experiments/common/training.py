@@ -70,7 +70,7 @@ def stored(option: str, folder: Path | None) -> Callable[[Params], Params] | Non
     """`like -> params` that reads the checkpoints in the folder of an option; None without one."""
     if folder is None:
         return None
-    if not folder.is_dir():
+    if not (folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())):
         fix = "name one that such a run has left"
         raise wrong(option, repr(str(folder)), "a folder of checkpoints", fix)
     return lambda like: checkpoint.load(folder, like=like)
