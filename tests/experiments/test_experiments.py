@@ -116,10 +116,18 @@ def test_resume_without_a_run_is_refused(tmp_path):
         smoke("digits", tmp_path / "typo", resume=True)
 
 
-@pytest.mark.parametrize("images", [(30, 5, 6), (30, 4, 4, 4)], ids=["few", "four channels"])
+@pytest.mark.parametrize(
+    "images", [(30, 5, 6), (30, 4, 4, 4), (12, 3, 4)], ids=["few", "four channels", "one to test"]
+)
 def test_few_images_or_channels_that_cannot_be_drawn_do_not_spoil_a_run(images, tmp_path):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 256, images, np.uint8))
-    small = {"latent": 1, "epochs": 1, "batch_size": 8, "particles": 2, "progress": False}
+    small = {
+        "latent": len(images) - 1,
+        "epochs": 1,
+        "batch_size": 8,
+        "particles": 2,
+        "progress": False,
+    }
     config = vae.Config(dataset=str(tmp_path / "own.npy"), out=tmp_path / "run", **small)
     assert np.isfinite(vae.main(config)["test_elbo_nats"])
 
