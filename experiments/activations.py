@@ -57,6 +57,7 @@ def sampled(config: Config, key: Any) -> np.ndarray:
 
 def main(config: Config) -> dict[str, Any]:
     """Train in passes over the file, measure and draw; returns what summary.json holds."""
+    common.shrunk(config)  # checks; --smoke cuts the steps
     sample_key, init_key, fit_key, order_key, theta_key = jax.random.split(
         jax.random.key(config.seed), 5
     )

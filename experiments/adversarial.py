@@ -66,7 +66,7 @@ PRESETS = {
 
 def load(config: Config) -> Images:
     """Images: a Bernoulli sees binary pixels, a critic of images the grey ones."""
-    images, test = common.both_splits(config, "adversarial", samples=config.samples)
+    images, test = common.both_splits(config, "adversarial", binarised=config.family == "aae")
     if config.prior == "ring" and config.latent != 2:
         got, fix = f"{config.latent} latent dimensions", "leave --latent at 2"
         raise wrong("adversarial: --prior ring", got, "2, the plane of the ring", fix)
@@ -128,7 +128,7 @@ def draw(config: Config, images: Images, one: Trained, kept: Any) -> dict[str, A
     return drawn if z is None else drawn | game.pictures(one, keys, images.test, z)
 
 
-SMALLEST = {"hidden": (8, 8), "critic": (4, 4)}
+SMOKE = {"epochs": 2, "batch_size": 16, "samples": 50, "hidden": (8, 8), "critic": (4, 4)}
 RECIPE = common.Recipe(
     "adversarial",
     load,
@@ -136,8 +136,8 @@ RECIPE = common.Recipe(
     measure,
     draw,
     game.note,
-    smoke={"epochs": 2, "batch_size": 16, "samples": 50, **SMALLEST, **FEW_IMAGES},
-    swept={"learning_rate", "critic_rate", "weight", "gamma"},
+    smoke=SMOKE | FEW_IMAGES,
+    swept=game.swept,
     labels={"test_critic_accuracy": "critic's share of right answers", "classes_shown": "classes"},
 )
 

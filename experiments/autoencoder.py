@@ -21,6 +21,7 @@ from flax import linen as nn
 from experiments import common
 from experiments.common import FEW_IMAGES, Row, Trained, Trial, figures, measures
 from vaejax import autoencoders, data, evaluate, heads, networks
+from vaejax.errors import wrong
 from vaejax.model import Model, autoencoder, tied
 from vaejax.types import Batch, Params
 
@@ -56,11 +57,11 @@ PRESETS = {
 
 def build(config: Config, shape: tuple[int, ...]) -> Model:
     """The autoencoder for data of `shape`; squared error is a Normal of variance 1/2."""
-    encoder: list[Any]
-    decoder: list[Any]
+    if config.tie and config.network == "conv":
+        raise wrong("autoencoder: --tie", "--network conv", "dense layers", "leave one out")
     if config.network == "conv":
-        encoder = [networks.ConvEncoder(config.hidden)]
-        decoder = [networks.ConvDecoder(shape, (*config.hidden[::-1], 16))]
+        encoder: list[Any] = [networks.ConvEncoder(config.hidden)]
+        decoder: list[Any] = [networks.ConvDecoder(shape, (*config.hidden[::-1], 16))]
     elif config.network == "mlp":
         layers = partial(networks.MLP, kernel_init=nn.initializers.he_normal())
         encoder, decoder = [layers(config.hidden)], [layers(config.hidden[::-1])]

@@ -22,7 +22,6 @@ import optax
 from experiments import common
 from experiments.common import characters
 from vaejax import objectives, recurrent, text
-from vaejax.errors import at_least_one
 from vaejax.networks.autoregressive import Causal
 from vaejax.train import Fitted
 from vaejax.types import Key, Params
@@ -64,11 +63,10 @@ def load(config: Config) -> Text:
     """The text, and the prompt, of whose characters all have to occur in the text."""
     whole = characters.read(config.text)
     whole = whole[:6000] if config.smoke else whole
-    counts = {"context": config.context, "length": config.length, "epochs": config.epochs}
-    at_least_one("charmodel", **counts)
     vocabulary = text.vocabulary(whole)
     codes = text.encode(whole, vocabulary)
     split = len(codes) * 9 // 10
+    characters.check_length(config, codes, split)
     prompt = whole[split : split + 80] if config.prompt is None else config.prompt
     text.encode(prompt, vocabulary)  # refuses characters that the text has not
     return Text(codes, split, vocabulary, prompt)

@@ -19,7 +19,7 @@ import optax
 
 from experiments import common, vae
 from experiments.common import FEW_IMAGES, Row, Trained, Trial, diagnoses, image_vae
-from vaejax import diagnostics, objectives, train
+from vaejax import diagnostics, objectives
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def network_of(config: Config) -> vae.Config:
 def load(config: Config) -> image_vae.Images:
     """The images, checked."""
     base, key = network_of(config), common.keys(config, 5)[0]
-    images, test = common.both_splits(config, "collapse", betas=len(config.betas))
-    train.shuffled(len(images.x), base.batch_size)  # refuses a batch larger than the data
+    images, test = common.both_splits(config, "collapse")
+    common.check_batch(base, len(images.x))
     return image_vae.seen_as(base, images, test, key)
 
 

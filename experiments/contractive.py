@@ -24,6 +24,7 @@ from experiments.common import SOME_IMAGES, measures
 from experiments.common.figures import jacobians
 from vaejax import anomaly, autoencoders, contraction, data, evaluate, heads, representation, train
 from vaejax.data.corruption import gaussian, masking
+from vaejax.errors import wrong
 from vaejax.model import Model, autoencoder, tied
 from vaejax.networks import kernels
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
@@ -110,9 +111,10 @@ def measured(config: Config, model: Model, params: Params, seen: Batch, test: Ba
 def main(config: Config) -> dict[str, Any]:
     """Train by every method and seed, measure and draw; returns what summary.json holds."""
     config = common.shrunk(config, epochs=2, labels=100, units=10, **SOME_IMAGES)
-    splits = common.both_splits(
-        config, "contractive", labelled=True, seeds=config.seeds, labels=config.labels
-    )
+    splits = common.both_splits(config, "contractive", labelled=True)
+    if config.labels > len(splits[0].x):
+        got, fix = config.labels, "lower it"
+        raise wrong("contractive: --labels", got, f"at most {len(splits[0].x)}, the images", fix)
     seen, test = (part._replace(x=data.scale(jax.random.key(0), part.x)) for part in splits)
     folder = common.open_folder(config, name=f"contractive-{Path(config.dataset).stem}")
     model = build(config, np.asarray(seen.x.mean(axis=0)))

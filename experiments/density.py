@@ -19,7 +19,7 @@ from experiments import common
 from experiments.common import Trained, Trial, two_curves
 from vaejax import evaluate, flows, objectives, plot
 from vaejax.distributions import Mixture, MultivariateNormal
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import wrong
 from vaejax.types import Key
 
 
@@ -56,9 +56,9 @@ def keys_of(config: Config) -> Key:
 
 def load(config: Config) -> Points:
     """Points drawn from the truth."""
-    at_least_one("density", layers=config.layers, epochs=config.epochs)
     if not config.noise > 0:
         raise wrong("density: --noise", config.noise, "> 0", "a curve without width has no density")
+    common.check_batch(config, config.examples)
     p, count = two_curves.truth(config.shape, config.noise), config.examples + config.examples // 2
     sample = jax.jit(lambda keys: jax.vmap(p.sample)(keys))
     points = np.asarray(sample(jax.random.split(keys_of(config)[0], count)))

@@ -23,9 +23,10 @@ import optax
 
 from experiments import common, vae
 from experiments.common import em_steps, image_vae
+from experiments.common.images import split_of, warn_of_colours
 from vaejax import data, mixtures, objectives
 from vaejax.batch import over_examples
-from vaejax.errors import at_least_one
+from vaejax.errors import wrong
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,14 @@ def main(config: Config) -> dict[str, Any]:
     """Fit the mixture, train the VAE, measure and draw; returns what summary.json holds."""
     config = common.shrunk(config, **SMOKE)
     images, test = (
-        data.load(config.dataset, split).x
+        split_of(config, split).x
         for split in (("train[:64]", "test[:32]") if config.smoke else ("train", "test"))
     )
-    at_least_one("em", images=config.images, half_steps=config.half_steps)
+    warn_of_colours("em", images)
+    common.check_batch(config, len(images))
+    if config.components > len(images):
+        expected = f"at most {len(images)}, the images"
+        raise wrong("em: --components", config.components, expected, "lower it")
     keys = jax.random.split(jax.random.key(config.seed), 6)
     x, seen = (
         jax.jit(over_examples, static_argnums=0)(data.binarize, key, stored)

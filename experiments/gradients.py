@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from experiments import common, vae
 from experiments.common import image_vae, measures
-from experiments.common.estimators import elbos, toy, weighted
+from experiments.common.estimators import elbos, toy, trained, weighted
 from experiments.common.figures import gradients as figures
-from vaejax import data, gradients, objectives, train
-from vaejax.errors import at_least_one, wrong
-from vaejax.model import Model
+from experiments.common.images import split_of
+from vaejax import gradients
+from vaejax.errors import wrong
 from vaejax.types import Batch, Key, Params
 
 
@@ -54,30 +53,15 @@ PRESETS = {
 }
 
 
-def trained(config: Config, key: Key) -> tuple[Model, Params, Any]:
-    """A VAE after some epochs by the ELBO, and images as it sees them."""
-    init_key, fit_key, seen_key = jax.random.split(key, 3)
-    images = data.load(config.dataset, "train[:640]" if config.smoke else "train").x
+def load(config: Config) -> tuple[vae.Config, Any] | None:
+    """The VAE's options and the images to train it on, checked; None for the toy."""
+    if config.dataset == "toy":
+        return None
     preset = vae.PRESETS["digits" if config.dataset == "digits" else "burda"]
     network = replace(preset, hidden=config.hidden, latent=config.latent)
+    images = split_of(config, "train[:640]" if config.smoke else "train").x
     image_vae.check_images(network, images)
-    transform = image_vae.transform_for(network, images)
-    model = image_vae.build(network, images.shape[1:], common.mean_of(images))
-    keys = jax.random.split(seen_key, config.images)
-    x = jax.vmap(transform)(keys, images[-config.images :])
-    params = model.init(init_key, x[0])
-    fitted = train.fit(
-        objectives.elbo(model),
-        optax.adam(1e-3),
-        params,
-        images[: -config.images],
-        key=fit_key,
-        epochs=config.epochs,
-        batch_size=64,
-        transform=transform,
-        progress=False,
-    )
-    return model, fitted.params, x
+    return network, images
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -85,15 +69,15 @@ def main(config: Config) -> dict[str, Any]:
     config = common.shrunk(
         config, epochs=1, images=2, samples=20, particles=(2, 4), draws=(2,), dimensions=(2,)
     )
-    at_least_one("gradients", images=config.images, **{"smallest K": min(config.particles)})
     if len(set(config.particles)) < 2:
         raise wrong("gradients: --particles", config.particles, "two values of K", "add another")
+    loaded = load(config)
     folder = common.open_folder(config, name=f"gradients-{Path(config.dataset).stem}")
     point_key, small_key, weighted_key, elbo_key, toy_key = common.keys(config, 5)
-    if config.dataset == "toy":
+    if loaded is None:
         model, params, x = toy(point_key, config.latent, config.images)
     else:
-        model, params, x = trained(config, point_key)
+        model, params, x = trained(config, *loaded, point_key)
     found: dict[str, Any] = {"particles": {}, "draws": {}, "dimensions": {}}
 
     def measure(what: str, at: int, losses: Any, params: Params, key: Key, x: Any) -> None:

@@ -107,7 +107,7 @@ def draw(config: Config, images: Any, trained: dict[str, Trained], variances: An
     return drawn | figures.samples(trained, variations.keys_of_objectives(config)[3], title)
 
 
-load = partial(common.both_splits, recipe="hierarchical")
+load = partial(common.both_splits, recipe="hierarchical", binarised=True)
 NOTE = "nats per test image, binarised anew at every look"
 SMOKE = {"epochs": 1, "batch_size": 16, "particles": 2, "test_particles": 4, **FEW_IMAGES}
 SMOKE |= {"hidden": (16, 8), "latent": (6, 3)}

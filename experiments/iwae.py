@@ -81,7 +81,7 @@ def note(config: Config, _: dict[str, Any]) -> str:
     return f"nats per test image; -log p(x) with K = {config.test_particles}"
 
 
-load = partial(common.both_splits, recipe="iwae")
+load = partial(common.both_splits, recipe="iwae", binarised=True)
 SMOKE = {"epochs": 2, "batch_size": 16, "test_particles": 4, "particles": 2, **FEW_IMAGES}
 SWEPT = {"learning_rate", "adam_epsilon"}
 RECIPE = common.Recipe(

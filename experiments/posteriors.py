@@ -109,7 +109,7 @@ def note(config: Config, _: dict[str, Any]) -> str:
     return f"nats per test image; -log p(x) with K = {k}; margin: ELBO over diagonal"
 
 
-load = partial(common.both_splits, recipe="posteriors")
+load = partial(common.both_splits, recipe="posteriors", binarised=True)
 SMOKE = {**variations.SMALLEST, "iaf_hidden": (8,), "planar_layers": 2}
 LABELS = image_vae.LABELS | {"margin_nats": "gain over diagonal, nats per test image"}
 RECIPE = common.Recipe(

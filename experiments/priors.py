@@ -40,7 +40,7 @@ def load(config: Config) -> tuple[Batch, Batch, dict[str, Model]]:
 
     The models are made here, since the VampPrior looks at the images that it starts from.
     """
-    images, test = common.both_splits(config, "priors", components=config.components)
+    images, test = common.both_splits(config, "priors", binarised=True)
     base = variations.network(config, images.x)
     start = jax.vmap(partial(data.scale, jax.random.key(0)))(images.x[: config.components])
     make = {

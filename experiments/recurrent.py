@@ -24,7 +24,7 @@ from experiments import common
 from experiments.common.sentences import sentences
 from experiments.common.sequences import Task, linear, rows
 from vaejax import evaluate, objectives, plot
-from vaejax.errors import at_least_one
+from vaejax.errors import wrong
 from vaejax.train import Fitted
 from vaejax.types import Key, Params
 
@@ -103,8 +103,11 @@ def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
     warmup_epochs = min(1, config.warmup_epochs)
     config = common.shrunk(config, **SMALLEST, warmup_epochs=warmup_epochs)
-    at_least_one("recurrent", epochs=config.epochs, latent=config.latent)
+    if config.text is not None and config.kind != "sentences":
+        fix = "take the preset sentences, or leave --text out"
+        raise wrong("recurrent: --text", f"--kind {config.kind} beside it", "sentences", fix)
     task = KINDS[config.kind](config)
+    common.check_batch(config, len(jax.tree.leaves(task.train)[0]))
     folder = common.open_folder(config, name=f"recurrent-{config.kind}")
     fitted = trained(config, folder, task)
 

@@ -81,7 +81,7 @@ def trial(config: Config, loaded: Any) -> Trial:
         images.transform,
         batch_size=preset.batch_size,
         checkpoint_every=10,
-        ready=common.stored(config.trained and config.trained / "checkpoints"),
+        ready=common.stored("--trained", config.trained and config.trained / "checkpoints"),
     )
 
 

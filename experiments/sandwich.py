@@ -22,7 +22,6 @@ from experiments.common import Row, Trained, Trial, image_vae
 from experiments.common.figures import bounds as figures
 from experiments.common.measures import bound_numbers
 from vaejax import bounds, data, exact, objectives
-from vaejax.errors import at_least_one
 from vaejax.types import Batch, Key
 
 
@@ -61,7 +60,6 @@ PRESETS = {
 
 def trial(config: Config, images: tuple[Batch, Batch]) -> Trial:
     """The VAE, to be trained here or read from checkpoints."""
-    at_least_one("sandwich", chains=config.chains)
     init_key, fit_key, _ = common.keys(config, 3)
     x = images[0].x
     # Binarised pixels: log p(x) is at most 0. Smooth in z: at the kinks of a relu a grid converges
@@ -76,7 +74,7 @@ def trial(config: Config, images: tuple[Batch, Batch]) -> Trial:
         x,
         fit_key,
         data.binarize,
-        ready=common.stored(config.params),
+        ready=common.stored("--params", config.params),
     )
 
 
@@ -138,7 +136,7 @@ NOTE = "nats per image, mean over the images where not said"
 SMOKE: Row = {"epochs": 1, "particles": (1, 4), "chains": 2, "temperatures": (5, 8)}
 SMOKE |= {"spacing": 0.2, "batch_size": 64, "train_split": "train[:64]", "test_split": "test[:6]"}
 LABELS = common.LABELS | {"exact_log_px_nats": "exact log p(x), nats per image"}
-load = partial(common.both_splits, recipe="sandwich")
+load = partial(common.both_splits, recipe="sandwich", binarised=True)
 RECIPE = common.Recipe(
     "sandwich", load, trial, measure, draw, NOTE, SMOKE, ["learning_rate"], LABELS
 )

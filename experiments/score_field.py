@@ -19,7 +19,7 @@ from experiments import common
 from experiments.common import measures, planes
 from experiments.common.figures import planes as figures
 from vaejax import autoencoders, corruption, heads, networks, score
-from vaejax.errors import at_least_one
+from vaejax.errors import wrong
 from vaejax.model import autoencoder
 
 
@@ -55,8 +55,9 @@ def main(config: Config) -> dict[str, Any]:
     config = common.shrunk(
         config, steps=3, batch_size=20, points=200, chains=20, walk=3, hidden=(8,)
     )
-    sizes = {"chains": config.chains - 1, "points": config.points, "batch_size": config.batch_size}
-    at_least_one("score_field", steps=config.steps, walk=config.walk, **sizes)
+    if config.chains < 2:
+        raise wrong("score_field: --chains", 1, "2 or more", "their distances are compared")
+    common.check_batch(config, config.points)
     rng, keys = np.random.default_rng(config.seed), jax.random.split(jax.random.key(config.seed), 4)
     x, new = (
         planes.sample(config.density, n, rng) for n in (config.points, max(config.chains, 4000))

@@ -76,6 +76,7 @@ def trial(config: Config, examples: Examples) -> Trial:
     init_key, fit_key, _ = common.keys(config, 3)
     model = sparse_code.build(config, x.shape[1:])
     between = len(x) // config.batch_size
+    common.check_batch(config, len(x))
     steps = config.epochs * between
     loss, adam = sparse_code.loss_for(config, model), sparse_code.adam_for(config, steps)
     hook = sparse_code.reviving(config, model, adam, x, steps, between=between, transform=transform)

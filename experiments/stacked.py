@@ -119,9 +119,11 @@ SMOKE |= {"fine_tuning_rates": (1e-3,), "fine_tuning_batch": 20, **common.SOME_I
 def main(config: Config) -> dict[str, Any]:
     """Pretrain, fine-tune both starts for each seed, compare and draw; what summary.json holds."""
     config = common.shrunk(config, **SMOKE, hidden=config.hidden[:2])
-    at_least_one("stacked", labels=config.labels, valid=config.valid, hidden=len(config.hidden))
-    images, test = common.both_splits(config, "stacked", labelled=True, seeds=config.seeds)
+    at_least_one("stacked", hidden=len(config.hidden))
+    images, test = common.both_splits(config, "stacked", labelled=True)
     valid = jax.tree.map(lambda leaf: leaf[len(images.x) - config.valid :], images)
+    common.check_batch(config, len(images.x))
+    drawn_labels(images, config.labels, config.valid, config.seed)  # checks
     folder = common.open_folder(config, name=f"stacked-{Path(config.dataset).stem}")
     rows: list[dict[str, Any]] = []
     kept: dict[str, Any] = {}  # of the first seed, for the figures

@@ -78,6 +78,7 @@ def load(config: Config) -> tuple[np.ndarray, ...]:
     if stored.x.dtype != np.uint8 or stored.x.ndim != 4 or isinstance(stored.y, tuple):
         got, fix = f"{stored.x.dtype} x {stored.x.shape}", "choose digits, mnist or fashion_mnist"
         raise wrong("structure: --dataset", got, "labelled images of uint8 levels", fix)
+    features.check_others(config, stored.x.shape[1:])
     x, test_x = features.levels(stored.x), features.levels(test.x)
     masking = corruption.masking(config.masked)
     masked = np.asarray(over_examples(masking, jax.random.key(0), jnp.asarray(test_x)))

@@ -57,7 +57,7 @@ SMOKE = {"epochs": 2, "prior_epochs": 1, "batch_size": 16, **SMALLEST, **FEW_IMA
 
 def load(config: Config) -> tuple[Batch, Batch]:
     """Images, checked."""
-    images, test = common.both_splits(config, "vq")
+    images, test = common.both_splits(config, "vq", binarised=True)
     if images.x.ndim != 4:
         got = f"examples {images.x.shape[1:]}"
         raise wrong("vq: --dataset", got, "images", "give [n, h, w, c]")

@@ -35,12 +35,26 @@ def missing(where: str, package: str, extra: str) -> ImportError:
 
     Args:
       where: the function that needs it.
-      package: its name.
+      package: its name, by which pip finds it.
       extra: the extra of vaejax that installs it.
     Returns:
       The error.
     """
-    return ImportError(f'{where}: {package} is not installed; pip install "vaejax[{extra}]"')
+    return ImportError(f"{where}: {package} is not installed; {installing(extra, package)}")
+
+
+def installing(extra: str, *packages: str) -> str:
+    """The commands that install an extra, or its packages alone.
+
+    `vaejax[extra]` would ask the package index, which need not have vaejax.
+
+    Args:
+      extra: of vaejax.
+      packages: by which pip finds what is missing.
+    Returns:
+      Words for a message.
+    """
+    return f'pip install -e ".[{extra}]" in a clone of vaejax, or pip install {" ".join(packages)}'
 
 
 def concrete(value: Any) -> bool:
@@ -189,6 +203,7 @@ __all__ = [
     "check_key",
     "concrete",
     "finite_values",
+    "installing",
     "is_key",
     "missing",
     "takes",

@@ -25,6 +25,7 @@ Trials, `experiments/vae.py` one of a single Trial that can be swept.
 | file | what |
 | --- | --- |
 | `options` | `Options`, the command line, `--smoke` |
+| `limits`, `words` | what an option may be; the words of a command line |
 | `processes` | several processes and devices |
 | `folder` | the folder of a run: config.json, summary.json, figures, the report |
 | `records` | metrics.jsonl, TensorBoard, the profiler |
@@ -72,6 +73,7 @@ from experiments.common.images import (
     scaled,
 )
 from experiments.common.judge import judge
+from experiments.common.limits import check_batch
 from experiments.common.options import (
     FREE,
     Options,
@@ -109,6 +111,7 @@ __all__ = [
     "Trained",
     "Trial",
     "both_splits",
+    "check_batch",
     "check_unit_interval",
     "circumstances",
     "command_line",

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.common.limits import check_batch
 from vaejax import plot, text
+from vaejax.errors import wrong
 from vaejax.networks.autoregressive import Causal
 from vaejax.types import Array, Key, Params
 
-__all__ = ["continued", "log_probs", "pictures", "read", "witten_bell"]
+__all__ = ["check_length", "continued", "log_probs", "pictures", "read", "witten_bell"]
 
 
 def read(path: Path | None) -> str:
@@ -23,6 +25,18 @@ def read(path: Path | None) -> str:
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def check_length(config: Any, codes: np.ndarray, split: int) -> None:
+    """Raise unless a text is long enough to train on what is before `split` and validate behind it.
+
+    `config`: of experiments.charmodel.
+    """
+    check_batch(config, len(text.windows(codes[:split], config.window)))
+    if len(codes) - split < config.context:
+        got = f"{len(codes) - split} characters to validate on"
+        fix = "give a longer --text, or lower --context"
+        raise wrong("charmodel: --text", got, f"{config.context} or more, --context", fix)
 
 
 def witten_bell(codes: np.ndarray, split: int, vocabulary: int, order: int) -> list[np.ndarray]:

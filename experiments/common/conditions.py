@@ -44,7 +44,7 @@ def load(config: Any, keys: Key) -> Images:
       config: of experiments.cvae: the splits, `condition` and `block`.
       keys: two, `[2]`: of the binarised test images, and of what is hidden of them.
     """
-    stored, test = both_splits(config, "cvae", particles=config.particles, samples=config.samples)
+    stored, test = both_splits(config, "cvae", binarised=True)
     classed = config.condition == "class"
     if isinstance(stored.y, tuple) and classed:
         raise wrong("cvae: --dataset", "no labels", "labelled images", "take --condition block")

@@ -5,13 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from vaejax import objectives
+from experiments.common import image_vae
+from experiments.common.images import mean_of
+from vaejax import objectives, train
 from vaejax.distributions import Normal
 from vaejax.model import Model
 from vaejax.types import Key, Params
 
-__all__ = ["elbos", "toy", "weighted"]
+__all__ = ["elbos", "toy", "trained", "weighted"]
 
 
 def toy(key: Key, dimension: int, images: int) -> tuple[Model, Params, Any]:
@@ -43,6 +46,35 @@ def toy(key: Key, dimension: int, images: int) -> tuple[Model, Params, Any]:
         params,
         x,
     )
+
+
+def trained(config: Any, network: Any, images: Any, key: Key) -> tuple[Model, Params, Any]:
+    """A VAE after some epochs by the ELBO, and the last images as it sees them.
+
+    Args:
+      config: of experiments.gradients.
+      network: the options of the VAE.
+      images: as they are stored.
+      key: of the start, the training and the images.
+    """
+    init_key, fit_key, seen_key = jax.random.split(key, 3)
+    transform = image_vae.transform_for(network, images)
+    model = image_vae.build(network, images.shape[1:], mean_of(images))
+    keys = jax.random.split(seen_key, config.images)
+    x = jax.vmap(transform)(keys, images[-config.images :])
+    params = model.init(init_key, x[0])
+    fitted = train.fit(
+        objectives.elbo(model),
+        optax.adam(1e-3),
+        params,
+        images[: -config.images],
+        key=fit_key,
+        epochs=config.epochs,
+        batch_size=64,
+        transform=transform,
+        progress=False,
+    )
+    return model, fitted.params, x
 
 
 def weighted(model: Model, particles: int) -> dict[str, Any]:

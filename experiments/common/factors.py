@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.image_vae import seen_by
+from experiments.common.images import split_of, warn_of_colours
+from experiments.common.limits import check_batch
 from experiments.common.training import keys
-from vaejax import data, diagnostics, disentanglement, plot, sprites, train
-from vaejax.errors import at_least_one
+from vaejax import data, diagnostics, disentanglement, plot, sprites
 from vaejax.model import Model
 from vaejax.types import Array, Batch, Key, Params
 
@@ -36,7 +37,9 @@ def images_of(config: Any, key: Key) -> tuple[Batch, Batch]:
     """
     if config.dataset != "sprites":
         few = ("train[:64]", "test[:32]") if config.smoke else ("train", "test[:5000]")
-        return data.load(config.dataset, few[0]), data.load(config.dataset, few[1])
+        images, test = (split_of(config, split) for split in few)
+        warn_of_colours("disentangle", images.x)
+        return images, test
     counts = {"scales": config.scales, "rotations": config.rotations}
     grid = sprites.grid(**counts, positions=config.positions, turn=config.turn)
     batches = (
@@ -60,10 +63,9 @@ class Images(NamedTuple):
 
 def load(config: Any) -> Images:
     """Sprites, or images of a data set. `config`: of experiments.disentangle."""
-    at_least_one("disentangle", methods=len(config.methods), epochs=config.epochs)
     data_key, seen_key, *_ = keys(config, 5)
     images, test = images_of(config, data_key)
-    train.shuffled(len(images.x), config.batch_size)  # refuses a batch larger than the data
+    check_batch(config, len(images.x))
     return Images(images, test, seen_by(data.binarize, seen_key, images.x))
 
 

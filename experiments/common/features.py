@@ -13,9 +13,19 @@ from experiments.common import measures
 from experiments.common.measures import squared_error
 from experiments.common.recipe import Trained
 from vaejax import autoencoders, data, evaluate, heads, networks, train
+from vaejax.errors import wrong
 from vaejax.model import autoencoder
 
-__all__ = ["elsewhere", "gaussians", "judged", "levels", "network", "rebuilt", "samples"]
+__all__ = [
+    "check_others",
+    "elsewhere",
+    "gaussians",
+    "judged",
+    "levels",
+    "network",
+    "rebuilt",
+    "samples",
+]
 
 
 def network(shape: Any, hidden: int, head: Any, scale: float = 0.5**0.5, prior: Any = None) -> Any:
@@ -97,6 +107,16 @@ def gaussians(config: Any, key: Any) -> dict[str, float]:
             found[f"explained_{name}_{kind}"] = 1 - squared_error(x, r) / squared_error(x, 0)
         found[f"explained_{name}_pca"] = float(variances[:q].sum() / variances.sum())
     return found
+
+
+def check_others(config: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless the other data sets of `config` can be read and hold images of that shape."""
+    for name in config.others:
+        for split in (config.train_split, config.test_split):
+            x = data.load(name, split).x
+            if x.shape[1:] != shape or x.dtype != np.uint8:
+                got, fix = f"{name}: {x.dtype} x {x.shape}", "leave it out"
+                raise wrong("structure: --others", got, f"uint8 levels {shape}", fix)
 
 
 def elsewhere(

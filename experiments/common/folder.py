@@ -21,6 +21,7 @@ import numpy as np
 from experiments.common.options import FREE, Options
 from experiments.common.processes import first, mesh
 from experiments.common.records import summary_writer
+from vaejax.errors import wrong
 
 __all__ = [
     "circumstances",
@@ -75,7 +76,7 @@ def _begin(config: Any, folder: Path, free: Collection[str]) -> None:
         raise SystemExit(f"--resume needs --out, the folder of the run to continue: {where}")
     if config.resume:
         # Options that there were not yet when the run was started had their defaults.
-        record = json.loads(stored.read_text(encoding="utf-8"))
+        record = _record(stored)
         before = {**_plain(type(config)()), **record["options"]}
         changed = [
             f"{option}: then {before.get(option)}, now {value}"
@@ -100,9 +101,30 @@ def _begin(config: Any, folder: Path, free: Collection[str]) -> None:
             "continue the run it holds, or choose another --out"
         )
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         write_json(stored, {"options": options, **circumstances()})
     (folder / "figures").mkdir(exist_ok=True)
+
+
+def _record(stored: Path) -> dict[str, Any]:
+    """What config.json of a run holds."""
+    try:
+        record = json.loads(stored.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text at all
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
+        fix = "restore it from a copy, or start the run anew with another --out"
+        raise wrong(f"--resume: {stored}", "a damaged file", "the options of a run", fix)
+    return record
+
+
+def _make(folder: Path) -> None:
+    """Make a run's folder, where it can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got, fix = f"{str(folder)!r} ({error.strerror})", "name another one"
+        raise wrong("--out", got, "a folder that can be written", fix, type(error)) from error
 
 
 def _left(path: Path) -> bool:

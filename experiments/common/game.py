@@ -28,6 +28,7 @@ __all__ = [
     "pictures",
     "ring",
     "shown",
+    "swept",
 ]
 
 LEAKY = partial(nn.leaky_relu, negative_slope=0.2)
@@ -84,6 +85,12 @@ def adam_for(config: Any, steps: int) -> optax.GradientTransformation:
     if config.family == "gan":
         del rates["encoder"]
     return optax.partition({n: adam(r) for n, r in rates.items()}, {n: n for n in rates})
+
+
+def swept(config: Any) -> list[str]:
+    """What `--sweep` of experiments.adversarial takes: of the weights the one that is in use."""
+    weight = {"aae": ["weight"], "vae_gan": ["gamma"]}.get(config.family, [])
+    return ["learning_rate", "critic_rate", *weight]
 
 
 def shown(classify: Any, x: np.ndarray, classes: int) -> dict[str, Any]:

@@ -10,7 +10,12 @@ import numpy as np
 from flax import linen as nn
 
 from experiments.common import figures
-from experiments.common.images import both_splits, check_unit_interval, drawable
+from experiments.common.images import (
+    both_splits,
+    check_unit_interval,
+    drawable,
+    warn_of_colours,
+)
 from experiments.common.recipe import Trained
 from vaejax import data, evaluate, heads, networks, plot
 from vaejax.distributions import Normal
@@ -144,9 +149,11 @@ def check_images(config: Any, x: Any) -> None:
     if config.network == "conv" and x.ndim != 4:
         fix = "leave --network at mlp"
         raise wrong("vae: --network conv", f"vectors {x.shape}", "images", fix)
-    bounded = x.ndim == 4 or config.likelihood == "bernoulli"
-    if bounded:
+    binary = config.likelihood == "bernoulli"
+    if x.ndim == 4 or binary:
         check_unit_interval("vae", x)
+    if binary:
+        warn_of_colours("vae", x, "add --likelihood discretized_logistic, or fixed_normal")
 
 
 LABELS = {

@@ -1,13 +1,16 @@
 """Images of a recipe: both splits, checked; their mean; and what can be drawn."""
 
+import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from vaejax import data, train
-from vaejax.errors import at_least_one, wrong
+from experiments.common.limits import check_batch
+from vaejax import data
+from vaejax.errors import wrong
 from vaejax.types import Batch
 
 __all__ = [
@@ -20,6 +23,8 @@ __all__ = [
     "drawn_labels",
     "mean_of",
     "scaled",
+    "split_of",
+    "warn_of_colours",
 ]
 
 FEW_IMAGES: dict[str, Any] = {"train_split": "train[:64]", "test_split": "test[:32]"}
@@ -39,35 +44,37 @@ class Splits:
     test_split: str = "test"  # images to report on
 
 
-COUNTS = ("epochs", "batch_size", "latent")  # of a config; none of them may be below 1
-
-
 def both_splits(
-    config: Any, recipe: str, *, labelled: bool = False, bounded: bool = False, **counts: int
+    config: Any,
+    recipe: str,
+    *,
+    labelled: bool = False,
+    bounded: bool = False,
+    binarised: bool = False,
 ) -> tuple[Batch, Batch]:
     """The examples to train on and those to report on, as `config` names them.
 
     Args:
-      config: with `dataset`, `train_split` and `test_split`; its `epochs`, `batch_size` and
-        `latent`, where it has them, are checked.
+      config: with `dataset`, `train_split` and `test_split`; a `batch_size`, where it has one, is
+        checked.
       recipe: its name, for error messages.
       labelled: whether labels are needed.
       bounded: whether floats have to lie in [0, 1].
-      counts: other numbers of the config that have to be at least 1.
+      binarised: whether the model sees them binarised, so that colours are lost.
     Returns:
       Two Batches of stored examples, for instance uint8 images `[n, height, width, channels]`.
     Raises:
-      ValueError: where a count is below 1, a batch is larger than the data, or labels are missing.
+      ValueError: where a batch is larger than the data, or labels are missing.
     """
-    given = {n: getattr(config, n) for n in COUNTS if isinstance(getattr(config, n, None), int)}
-    at_least_one(recipe, **(given | counts))
     images = split_of(config, config.train_split)
     test = split_of(config, config.test_split)
     if labelled and (isinstance(images.y, tuple) or isinstance(test.y, tuple)):
         fix = "give a .npz with x and y"
         raise wrong(f"{recipe}: --dataset", "no labels", "labelled images", fix)
-    if "batch_size" in given:
-        train.shuffled(len(images.x), config.batch_size)  # refuses a batch larger than the data
+    if hasattr(config, "batch_size"):
+        check_batch(config, len(images.x))
+    if binarised:
+        warn_of_colours(recipe, images.x)
     if bounded:
         check_unit_interval(recipe, images.x)
     return images, test
@@ -75,11 +82,34 @@ def both_splits(
 
 def split_of(config: Any, split: str) -> Batch:
     """A split of the config's data; under `--smoke` at most what there is of it."""
-    name, _, most = split.partition("[:")
-    if not config.smoke or not most:
-        return data.load(config.dataset, split)
-    whole = data.load(config.dataset, name)
-    return jax.tree.map(lambda leaf: leaf[: int(most.rstrip("]"))], whole)
+    sliced = re.fullmatch(r"(\w+)\[:(\d+)\]", split)
+    if config.smoke and sliced is not None:
+        whole = data.load(config.dataset, sliced[1])
+        if len(whole.x) < int(sliced[2]):
+            return whole
+    return data.load(config.dataset, split)
+
+
+def warn_of_colours(recipe: str, images: Any, fix: str = "") -> None:
+    """Warn (UserWarning) where images with colours are going to be binarised.
+
+    Args:
+      recipe: its name.
+      images: as they are stored.
+      fix: the option that takes them as they are; by default another recipe is named.
+    """
+    if images.ndim != 4 or images.shape[-1] == 1:
+        return
+    largest = 255 if images.dtype == np.uint8 else 1
+    if np.isin(images[:1000], (0, largest)).all():  # binary already
+        return
+    model = "discretized_logistic"
+    fix = fix or f"for colours take python -m experiments.vae conv --likelihood {model}"
+    warnings.warn(
+        f"{recipe}: got images of {images.shape[-1]} channels to binarise, expected grey ones: "
+        f"every number becomes 0 or 1 at random, and the colours are lost; {fix}",
+        stacklevel=3,
+    )
 
 
 def scaled(images: Batch) -> np.ndarray:
@@ -110,6 +140,9 @@ def drawn_labels(images: Batch, labels: int, valid: int, seed: int) -> Batch:
 
     The last `valid` images, which are kept for validation, are not among them.
     """
+    if valid >= len(images.y):
+        expected = f"fewer than {len(images.y)}, the images to train on"
+        raise wrong("stacked: --valid", valid, expected, "lower it")
     rng = np.random.default_rng(seed)
     y = images.y[: len(images.y) - valid]
     each = labels // len(np.unique(y))

@@ -112,8 +112,7 @@ def load(config: Any) -> Images:
         config,
         "semisupervised",
         labelled=True,
-        alone_steps=config.alone_steps,
-        labels_per_class=config.labels_per_class,
+        binarised=config.likelihood == "bernoulli",
     )
     images = Batch(stored.x, y=partly_labelled(stored.y, config.labels_per_class, config.seed))
     semisupervised.labelled_ratio(images.y, config.batch_size, labelled=config.labelled)  # checks

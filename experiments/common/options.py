@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-import difflib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +14,11 @@ import jax
 
 import experiments
 import vaejax
+from experiments.common import words
+from experiments.common.limits import check
 from experiments.common.processes import joined
 from vaejax import train
+from vaejax.errors import missing
 
 __all__ = ["FREE", "Options", "SweepOptions", "command_line", "parse", "shrunk"]
 
@@ -23,6 +26,9 @@ Config = TypeVar("Config")
 
 OURS = [Path(package.__path__[0]).resolve() for package in (vaejax, experiments)]
 """The folders whose errors are messages for the user."""
+
+GIVEN: ContextVar[frozenset[str]] = ContextVar("given", default=frozenset())
+"""The options that the command line of this process names: `--smoke` leaves them as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,30 +64,62 @@ FREE = {"out", "resume", "progress", "devices", "distributed", "tensorboard", "p
 
 
 def shrunk(config: Any, **smaller: Any) -> Any:
-    """The config with these options instead of its own, where `--smoke` asks for it."""
-    return dataclasses.replace(config, **smaller) if config.smoke else config
+    """The config, checked; where `--smoke` asks for it, with these options instead of its own.
+
+    What the command line names beside `--smoke` stays as it is there.
+    """
+    check(config)
+    if not config.smoke:
+        return config
+    rest = {name: value for name, value in smaller.items() if name not in GIVEN.get()}
+    return dataclasses.replace(config, **rest)
 
 
 def parse(presets: Mapping[str, Config], about: str, argv: Sequence[str] | None = None) -> Config:
-    """The chosen preset (by default the first) with the command line's options put over it."""
-    import tyro
+    """The chosen preset (by default the first) with the command line's options put over it.
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    names = list(presets)
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else names[0]
-    if name not in presets:
-        near = difflib.get_close_matches(name, names, 1, 0.0)[0]
-        raise SystemExit(f"unknown preset {name!r}; did you mean {near!r}? Presets: {names}")
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    command = f"python -m {spec.name}" if spec is not None else None
-    about = f"{about.strip()}\n\nPresets, named first (default {names[0]}): {', '.join(names)}"
-    return tyro.cli(
-        type(presets[name]),
-        default=presets[name],
-        args=arguments,
-        description=about,
-        prog=command,
+    Args:
+      presets: configs by name.
+      about: what `--help` says first.
+      argv: the words of the command line; by default this process's own.
+    Returns:
+      The config.
+    Raises:
+      ValueError: for words that are no preset, option or value of one; it names the first.
+      SystemExit: where `--help` is asked for.
+    """
+    return _parsed(presets, about, sys.argv[1:] if argv is None else argv)[0]
+
+
+def _parsed(
+    presets: Mapping[str, Config], about: str, argv: Sequence[str]
+) -> tuple[Config, frozenset[str]]:
+    """The config, and the names of the options that the command line gives."""
+    try:
+        import tyro
+    except ImportError as error:
+        raise missing("experiments", "tyro", "experiments") from error
+    first = next(iter(presets))
+    call = command(type(presets[first]))
+    said = words.read(presets, list(argv), call)
+    chosen = presets[said.preset or first]
+    config = tyro.cli(
+        type(chosen),
+        default=chosen,
+        args=said.options,
+        description=f"{about.strip()}\n\nPresets, named first (default {first}): "
+        + ", ".join(presets),
+        prog=call,
     )
+    check(config)
+    return config, said.given
+
+
+def command(of: type) -> str:
+    """The call of the program that a class of options belongs to, as a user types it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    running = spec.name.removesuffix(".__main__") if spec is not None else sys.argv[0]
+    return f"python -m {running if of.__module__ == '__main__' else of.__module__}"
 
 
 def command_line(
@@ -89,11 +127,19 @@ def command_line(
 ) -> None:
     """Run `main` on what the command line says.
 
-    What the user can mend ends in one line without a traceback; a bug keeps its traceback.
+    What the user can mend ends in one line without a traceback, with status 2 where the words of
+    the command line are wrong, else with status 1. A bug keeps its traceback.
     """
     use_compilation_cache()
     try:
-        config = parse(presets, about or "")
+        config, given = _parsed(presets, about or "", sys.argv[1:])
+    except (ValueError, ImportError) as error:
+        if not for_the_user(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    named = GIVEN.set(given)
+    try:
         with joined() if getattr(config, "distributed", False) else contextlib.nullcontext():
             main(config)
     except train.Interrupted as error:
@@ -101,24 +147,44 @@ def command_line(
     except train.Terminated as error:
         print(f"{error}: add --resume --out FOLDER", file=sys.stderr)
         raise
-    except (OSError, ImportError, ValueError, TypeError, FloatingPointError) as error:
+    except Exception as error:
         if not for_the_user(error):
             raise
         notes = [note for note in getattr(error, "__notes__", ()) if "JAX has removed" not in note]
-        said = "\n".join([str(error), *notes])  # notes of what was saved, say
+        said = "\n".join([_said(error), *notes])  # notes of what was saved, say
         raise SystemExit(f"error: {said}") from error
+    finally:
+        GIVEN.reset(named)
 
 
 def for_the_user(error: Exception) -> bool:
-    """Whether a `raise` of the library or of an experiment made this error: a message to read.
+    """Whether this error is a message to read: what the user, or the machine, can mend.
 
-    Everything else is a bug: an error of another package, or of Python itself in a line of ours.
-    The disk and a package that is missing are no bugs of ours, wherever a line of ours met them.
+    It is, if a `raise` of the library or of an experiment made it. So is what the disk, a package
+    that is missing and too little memory raise, wherever a line of ours met them. Everything else
+    is a bug: an error of another package, or of Python itself in a line of ours.
     """
+    if isinstance(error, OSError) or _out_of_memory(error):
+        return True
+    if not isinstance(error, ImportError | ValueError | TypeError | FloatingPointError):
+        return False
     last = traceback.extract_tb(error.__traceback__)[-1]
     ours = not set(OURS).isdisjoint(Path(last.filename).resolve().parents)
-    outside = isinstance(error, OSError | ImportError)
-    return ours and (outside or (last.line or "").startswith("raise"))
+    return ours and (isinstance(error, ImportError) or (last.line or "").startswith("raise"))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    full = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return full or isinstance(error, MemoryError)
+
+
+def _said(error: Exception) -> str:
+    """The error in one line."""
+    if _out_of_memory(error):
+        return "the memory is full; lower --batch-size, or the sizes of data and networks"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def use_compilation_cache() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from experiments.common import sweep
-from experiments.common.folder import finish, open_folder, write_text
+from experiments.common.folder import finish, open_folder, write_json, write_text
 from experiments.common.options import Options, shrunk
 from experiments.common.records import seconds
 from experiments.common.training import Row, fit, fit_many
@@ -141,6 +141,7 @@ def main(recipe: Recipe, config: Any) -> dict[str, Any]:
     print("trained; now what is measured, and the figures")
     numbers, kept = recipe.measure(config, data, trained)
     numbers = {**numbers, **alone}
+    write_json(folder / "summary.json", numbers)  # whatever becomes of the pictures
     figures = recipe.draw(config, data, trained, kept)
     texts = {name: figures.pop(name) for name in list(figures) if isinstance(figures[name], str)}
     for name, text in texts.items():

@@ -12,6 +12,7 @@ import jax
 
 from experiments.common.options import Options
 from experiments.common.processes import first
+from vaejax.errors import missing, wrong
 
 __all__ = ["Log", "event_files", "logger", "logs", "profiler", "rows", "seconds", "summary_writer"]
 
@@ -41,14 +42,14 @@ def logger(folder: Path) -> Log:
     A resumed run repeats the epochs since its last checkpoint: their old lines give way, and so
     does a line that a kill cut short.
     """
-    path = folder / "metrics.jsonl"
+    path, found = folder / "metrics.jsonl", rows(folder)
     began = time.perf_counter()
     before: float | None = None  # seconds of the legs before this one, known at the first row
 
     def log(row: dict[str, Any]) -> None:
         nonlocal before
         if before is None:
-            kept = [old for old in rows(folder) if old["epoch"] < row["epoch"]]
+            kept = [old for old in found if old["epoch"] < row["epoch"]]
             part = path.with_suffix(".part")
             part.write_text("".join(json.dumps(old) + "\n" for old in kept))
             part.replace(path)
@@ -92,8 +93,7 @@ def summary_writer() -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        fix = 'pip install "vaejax[tensorboard]"'
-        raise ImportError(f"--tensorboard needs tensorboardX, not installed; {fix}") from error
+        raise missing("--tensorboard", "tensorboardX", "tensorboard") from error
     return SummaryWriter
 
 
@@ -124,12 +124,17 @@ def seconds(folder: Path) -> float:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The complete lines of metrics.jsonl."""
+    """The complete lines of metrics.jsonl; ValueError for one that is no epoch's numbers."""
     path = folder / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines[:-1], 1):  # behind the last end of a line: cut by a kill
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            _ = float(row["epoch"]), float(row["seconds"])
+        except (ValueError, TypeError, KeyError) as error:
+            fix = "remove that line, or take the file away: it holds records alone"
+            expected = "an epoch's numbers in JSON"
+            raise wrong(f"{path}: line {number}", "damaged", expected, fix) from error
+        found.append(row)
     return found

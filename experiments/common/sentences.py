@@ -13,6 +13,7 @@ from experiments.common.folder import write_text
 from experiments.common.image_vae import standard_normal
 from experiments.common.sequences import Task
 from vaejax import diagnostics, heads, plot, recurrent, text
+from vaejax.errors import wrong
 from vaejax.model import autoencoder, draw
 from vaejax.networks.autoregressive import Causal
 from vaejax.types import Key, Params
@@ -30,6 +31,10 @@ def sentences(config: Any) -> Task:
     lines = [line.strip() for line in whole.splitlines()]
     lines = [one for one in lines if config.shortest <= len(one) <= config.longest]
     lines = lines[:96] if config.smoke else lines
+    if len(lines) < 20:
+        got = f"{len(lines)} lines of {config.shortest} to {config.longest} characters"
+        fix = "give a longer --text, or change --shortest or --longest"
+        raise wrong("recurrent: --text", got, "20 such lines or more", fix)
     vocabulary = text.vocabulary("".join(lines))
     x, split = text.lines(lines, vocabulary, config.longest + 1), len(lines) * 9 // 10
     end = len(vocabulary)

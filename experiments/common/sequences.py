@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from experiments.common.images import split_of
 from vaejax import data, heads, networks, plot, recurrent
 from vaejax.distributions import kl
+from vaejax.errors import wrong
 from vaejax.model import Model, autoencoder
 from vaejax.types import Key, Params, Transform
 
@@ -47,9 +49,13 @@ def rows(config: Any) -> Task:
     `config`: of experiments.recurrent.
     """
     train, test = (
-        data.load(config.dataset, f"{split}[:64]" if config.smoke else split).x[..., 0]
+        split_of(config, f"{split}[:64]" if config.smoke else split).x
         for split in ("train", "test")
     )
+    if train.ndim != 4 or train.shape[-1] != 1:
+        fix = "give images [n, height, width, 1]"
+        raise wrong("recurrent: --dataset", f"x {train.shape}", "grey images", fix)
+    train, test = train[..., 0], test[..., 0]
     vrnn = _vrnn(config, heads.Bernoulli(train.shape[2]))
     height = train.shape[1]
 

@@ -10,6 +10,7 @@ import optax
 from flax import linen as nn
 
 from vaejax import autoencoders, evaluate, heads, sparsity
+from vaejax.errors import wrong
 from vaejax.model import Model, autoencoder
 from vaejax.types import Key, Loss, Params
 
@@ -48,6 +49,9 @@ class Code:
 
 def build(config: Code, shape: tuple[int, ...]) -> Model:
     """One dense layer each way; a dictionary of unit norm unless the code is bounded by itself."""
+    if "top_k" in config.code and config.k > config.latent:
+        expected = f"at most {config.latent}, the units of --latent"
+        raise wrong("--k", config.k, expected, "lower it, or raise --latent")
     head = {
         "kl": heads.Code(config.latent, nn.sigmoid),
         "top_k": heads.TopK(config.latent, config.k),

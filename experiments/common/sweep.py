@@ -11,11 +11,12 @@ import jax
 import numpy as np
 
 from experiments.common.folder import finish
+from experiments.common.limits import check, check_number
 from experiments.common.options import SweepOptions
 from experiments.common.records import seconds
 from experiments.common.sweep_figures import drawn_curves, drawn_sweep
 from experiments.common.training import Row, settings
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import wrong
 from vaejax.train import population
 from vaejax.train.population import Population
 
@@ -28,14 +29,15 @@ def grid(config: SweepOptions, names: Iterable[str]) -> dict[str, np.ndarray]:
     `names`: the hyperparameters that may be swept, numbers that can be arrays.
     """
     known = sorted(names)
-    at_least_one("--seeds", seeds=config.seeds)
+    check(config)
     values: dict[str, list[float]] = {}
     for part in config.sweep:
         name, _, listed = part.partition("=")
         name = name.strip().replace("-", "_")
         if name not in known:
             fix = "--seeds N is for seeds; what changes shapes or programs takes runs of its own"
-            raise wrong("--sweep", name, f"one of {', '.join(known)}", fix)
+            expected = f"one of {', '.join(known)}" if known else "nothing here: only --seeds"
+            raise wrong("--sweep", repr(name), expected, fix)
         if name in values:
             raise wrong("--sweep", f"{name} twice", "it once", "put all its values into one list")
         try:
@@ -44,6 +46,8 @@ def grid(config: SweepOptions, names: Iterable[str]) -> dict[str, np.ndarray]:
             raise wrong(
                 "--sweep", part, "NAME=VALUE,VALUE,... of numbers", f"for instance {name}=1,2,4"
             ) from error
+        for value in values[name]:
+            check_number(type(config), name, value)
     seeds = range(config.seed, config.seed + config.seeds)
     return population.grid(**values, seed=seeds)
 

@@ -66,9 +66,14 @@ def falling_adam(config: Any, size: int, **options: Any) -> optax.GradientTransf
     return optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps), **options)
 
 
-def stored(folder: Path | None) -> Callable[[Params], Params] | None:
-    """`like -> params` that reads the checkpoints in a folder; None where there is none."""
-    return None if folder is None else lambda like: checkpoint.load(folder, like=like)
+def stored(option: str, folder: Path | None) -> Callable[[Params], Params] | None:
+    """`like -> params` that reads the checkpoints in the folder of an option; None without one."""
+    if folder is None:
+        return None
+    if not (folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())):
+        fix = "name one that such a run has left"
+        raise wrong(option, repr(str(folder)), "a folder of checkpoints", fix)
+    return lambda like: checkpoint.load(folder, like=like)
 
 
 def whole_run(

@@ -307,8 +307,8 @@ def test_unprepared_set_names_the_one_command(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         data.load("mnist", data_dir=tmp_path / "nothing")
     for needed in (
-        "TensorFlow and importlib_resources",
-        'pip install "vaejax[prepare]"',
+        "pip install tensorflow importlib_resources",
+        'pip install -e ".[prepare]"',
         "python -m vaejax.data.prepare mnist --data_dir",
         "TFDS_DATA_DIR",
     ):
@@ -320,12 +320,12 @@ def test_prepare_says_what_is_missing(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="perhaps"):
         prepare.prepare("mnisst")
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"tensorflow and importlib_resources.*\[prepare\]"):
+    with pytest.raises(ImportError, match=r"tensorflow importlib_resources is not.*\[prepare\]"):
         prepare.prepare("mnist", tmp_path)
     monkeypatch.setattr(sys, "argv", ["vaejax.data", "mnist", "--data_dir", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
         prepare._main()
-    assert 'pip install "vaejax[prepare]"' in capsys.readouterr().err
+    assert 'pip install -e ".[prepare]"' in capsys.readouterr().err
 
 
 def test_images_of_differing_sizes():

@@ -264,6 +264,6 @@ def test_wrong_orders_and_counts_are_refused(path, monkeypatch):
     with pytest.raises(ValueError, match="feed: start, stop: got 3, 2"):
         feed.feed(source, np.zeros((3, 4), int), start=3, stop=2)
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(ImportError, match=r'no Grain, .*pip install "vaejax\[streaming\]"'):
+    with pytest.raises(ImportError, match=r'feed: grain is not .* -e "\.\[streaming\]"'):
         feed.feed(source, np.zeros((3, 4), int), start=0, stop=3)
     assert ended()

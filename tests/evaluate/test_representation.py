@@ -189,5 +189,5 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
     x, y = blobs(30)
     for call in (*CLASSIFIERS, partial(rep.principal_components, size=1)):
         arguments = (x, x) if isinstance(call, partial) else (x, y, x, y)
-        with pytest.raises(ImportError, match="needs scikit-learn.*pip install"):
+        with pytest.raises(ImportError, match="scikit-learn is not installed; pip install -e"):
             call(*arguments)

@@ -49,8 +49,8 @@ def test_the_ring_has_its_centres_on_the_circle(key):
 
 def test_bad_options_are_refused(tmp_path):
     for changes, message in (
-        ({"epochs": 0}, "adversarial: expected epochs >= 1, got 0"),
-        ({"samples": 0}, "adversarial: expected samples >= 1"),
+        ({"epochs": 0}, "--epochs: got 0, expected .* from 1 up"),
+        ({"sweep": ("gamma=1,2",)}, "--sweep: got 'gamma', expected one of .*weight;"),
         ({"prior": "ring", "latent": 3}, "--prior ring: got 3 latent dimensions, expected 2"),
     ):
         with pytest.raises(ValueError, match=message):

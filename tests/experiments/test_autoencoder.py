@@ -22,5 +22,5 @@ def test_only_a_linear_one_has_an_angle_to_pca(preset, finished):
 
 def test_a_tied_convolution_is_refused(tmp_path):
     config = replace(autoencoder.PRESETS["conv"], dataset="digits", hidden=(4,), tie=True)
-    with pytest.raises(ValueError, match="tied: the encoder: got convolutions"):
+    with pytest.raises(ValueError, match="--tie: got --network conv, expected dense layers"):
         autoencoder.main(replace(config, smoke=True, out=tmp_path / "run"))

@@ -24,7 +24,8 @@ def test_a_run_compares_the_network_with_ngrams_and_writes_samples(finished):
 def test_a_prompt_of_ones_own_is_continued(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("the and " * 100)
-    config = charmodel.Config(text=file, prompt="the ", features=4, length=5)
+    sizes = {"features": 4, "length": 5, "window": 16, "batch_size": 8, "context": 8}
+    config = charmodel.Config(text=file, prompt="the ", **sizes)
     said = charmodel.load(config)
     language = recurrent.Language(len(said.vocabulary), config.features)
     net = Causal(language, (config.window,), jnp.int32)

@@ -39,7 +39,7 @@ def test_the_bound_is_split_and_each_condition_has_its_numbers(preset, own, fini
 def test_what_it_cannot_run_on(unlabelled):
     for options, message in (
         ({"dataset": unlabelled}, "cvae: --dataset: got no labels, .*--condition block"),
-        ({"epochs": 0}, "cvae: expected epochs >= 1"),
+        ({"epochs": 0}, "--epochs: got 0"),
         ({"condition": "block", "block": 9}, "erased_block: side: got 9, expected 1 to 8"),
     ):
         with pytest.raises(ValueError, match=message):

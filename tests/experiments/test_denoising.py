@@ -92,7 +92,7 @@ def test_each_of_two_networks_is_trained_by_its_own_loss():
         ({"level": 1.5}, "masking: nu.*probability"),
         ({"corruption": "erased_block", "level": 9}, "erased_block: side.*1 to 8"),
         ({"corruption": "low_resolution", "level": 1.5}, "low_resolution: factor.*whole"),
-        ({"epochs": 0}, "epochs >= 1"),
+        ({"epochs": 0}, "--epochs: got 0"),
     ],
 )
 def test_impossible_options_are_refused_before_any_work(options, words, tmp_path):

@@ -18,7 +18,23 @@ def test_a_smoke_run_takes_at_most_what_there_is(tmp_path):
         common.both_splits(replace(config, smoke=False), "vae")
 
 
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "latent"])
-def test_counts_below_one_are_refused_before_any_work(name):
-    with pytest.raises(ValueError, match=f"vae: expected {name} >= 1, got 0"):
-        common.both_splits(replace(vae.DIGITS, **{name: 0}), "vae")
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("epochs", 0, "a whole number from 1 up; --epochs 500 is"),
+        ("latent", 2.5, "a whole number from 1 up"),
+        ("batch_size", True, "a whole number from 1 up"),
+        ("hidden", (8, -3), "a whole number from 1 up; --hidden 300 is the default"),
+        ("seed", 2**32, "a whole number from 0 to 4294967295"),
+        ("learning_rate", 0.0, "a number above 0"),
+        ("beta", float("inf"), "a number from 0 up"),
+    ],
+)
+def test_what_an_option_cannot_be_is_refused_before_any_work(name, value, expected):
+    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')}: got .*{expected}"):
+        common.shrunk(replace(vae.DIGITS, **{name: value}))
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="--batch-size: got 65, expected 1 to 60, .*-size 60$"):
+        common.check_batch(replace(vae.DIGITS, batch_size=65), 60)

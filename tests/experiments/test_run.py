@@ -111,6 +111,25 @@ def test_a_full_disk_is_told_without_a_traceback(command_line, tmp_path, monkeyp
         command_line(lambda config: least_squares(replace(config, out=tmp_path / "run")))
 
 
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (NotADirectoryError(20, "Not a directory", "runs/mine"), "^error: runs/mine: Not a dir"),
+        (MemoryError(), "^error: the memory is full; lower --batch-size"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes"), "^error: the memory is full"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_in_one_line_wherever_it_was_met(error, said, command_line):
+    def main(config):
+        json.loads("1", object_hook=None, parse_int=lambda _: raised())  # deep in another package
+
+    def raised():
+        raise error
+
+    with pytest.raises(SystemExit, match=said):
+        command_line(main)
+
+
 def test_what_was_saved_before_an_error_is_told_too(command_line):
     def failing(config):
         try:
@@ -207,7 +226,7 @@ def test_what_is_asked_for_in_vain_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="devices.mesh: count: got 99, expected 1 to"):
         vae.main(replace(SMALL, devices=99, out=tmp_path / "run"))
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ImportError, match=r"--tensorboard needs.*vaejax\[tensorboard\]"):
+    with pytest.raises(ImportError, match=r'--tensorboard: tensorboardX.* -e "\.\[tensorboard\]"'):
         common.open_folder(replace(SMALL, tensorboard=True, out=tmp_path / "run"), name="vae")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(SystemExit, match="give --out"):

@@ -49,7 +49,7 @@ def test_as_many_labels_of_each_class_are_kept_and_the_seed_says_which():
 def test_what_it_cannot_run_on(unlabelled):
     for options, message in (
         ({"dataset": unlabelled}, "semisupervised: --dataset: got no labels"),
-        ({"labels_per_class": 0}, "expected labels_per_class >= 1"),
+        ({"labels_per_class": 0}, "--labels-per-class: got 0"),
         ({"labelled": 101}, "labelled_ratio: labelled: got 101, expected 1 to 100"),
     ):
         with pytest.raises(ValueError, match=message):

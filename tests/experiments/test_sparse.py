@@ -115,8 +115,8 @@ def test_bad_options_are_refused(tmp_path):
     for changes, message in (
         ({"code": "kl", "rho": 1.0}, r"kl: rho: got 1.0, expected .* inside \(0, 1\)"),
         ({"code": "squared", "rho": 0.0}, "squared: rho: got 0.0"),
-        ({"k": 200}, "TopK: k: got 200, expected 1 to 100"),
-        ({"code": "batch_top_k", "k": 200}, "batch_top_k: k: got 200, expected 1 to 100"),
+        ({"k": 200}, "--k: got 200, expected at most 100"),
+        ({"code": "batch_top_k", "k": 200}, "--k: got 200, expected at most 100"),
     ):
         with pytest.raises(ValueError, match=message):
             smoke("digits", tmp_path / str(len(message)), **changes)

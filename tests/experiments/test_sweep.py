@@ -62,6 +62,9 @@ def test_a_sweep_leaves_what_it_promises(swept):
     assert "2 of 2" in printed and "test_nll_nats" in printed and len(printed.splitlines()) == 5
     rows = common.rows(folder)
     assert [row["epoch"] for row in rows] == [1, 2] and len(rows[1]["eval/loss"]) == 8
+    # Members are compared by the bound, whatever their beta.
+    np.testing.assert_allclose(rows[1]["eval/loss"], np.negative(rows[1]["eval/elbo"]), rtol=1e-6)
+    assert not np.allclose(rows[1]["loss"], np.negative(rows[1]["elbo"]))
     assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png", "sweep.png"}
     assert list((folder / "checkpoints").iterdir())
 
@@ -89,7 +92,7 @@ def test_another_sweep_is_not_continued(swept):
     [
         (
             {"sweep": ("latent=2,5",)},
-            "--sweep: got latent, expected one of adam_epsilon, beta, "
+            "--sweep: got 'latent', expected one of adam_epsilon, beta, "
             "learning_rate, scale; .*runs of its own",
         ),
         ({"sweep": ("seed=1,2",)}, "--seeds N is for seeds"),
@@ -98,7 +101,9 @@ def test_another_sweep_is_not_continued(swept):
         ({"sweep": ("beta",)}, "got beta, expected NAME=VALUE"),
         ({"sweep": ("beta=1", "beta=2")}, "beta twice"),
         ({"sweep": ("beta=1,2,1.0",)}, "beta: got .*each value once"),
-        ({"sweep": ("beta=1",), "seeds": 0}, "expected seeds >= 1, got 0"),
+        ({"sweep": ("beta=1,nan",)}, "--beta: got nan, expected a number from 0 up"),
+        ({"sweep": ("learning_rate=1e-3,0",)}, "--learning-rate: got 0.0, expected .* above 0"),
+        ({"sweep": ("beta=1",), "seeds": 0}, "--seeds: got 0, expected .* from 1 up"),
         ({"sweep": ("beta=1,2",), "devices": 99}, "devices.mesh: count: got 99"),
     ],
 )

@@ -9,7 +9,7 @@ from vaejax.data._arrays import checked
 from vaejax.data._cache import from_tfds
 from vaejax.data._files import NAMES, PathLike, from_file
 from vaejax.data._splits import cut, split_of
-from vaejax.errors import wrong
+from vaejax.errors import missing, wrong
 from vaejax.types import Batch
 
 
@@ -75,9 +75,7 @@ def _digits() -> Batch:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        fix = 'pip install "vaejax[experiments]"'
-        got, expected = '"digits" without scikit-learn', "scikit-learn, which has them"
-        raise wrong("load: source", got, expected, fix, ImportError) from error
+        raise missing('load: source "digits"', "scikit-learn", "experiments") from error
     scans = load_digits()
     x = np.rint(scans.images * 255 / 16).astype(np.uint8)
     return checked(Batch(x, y=scans.target), "load: digits")

@@ -29,7 +29,7 @@ from jax import lax
 
 from vaejax.batch import check_companions
 from vaejax.data.sources import Source
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, missing, wrong
 from vaejax.types import Array, Batch, Key, StepOrder
 
 __all__ = ["Feed", "StepsToRows", "feed", "in_order"]
@@ -67,7 +67,7 @@ def feed(
       A Feed, an iterator over the placed batches. An error of `source.read` or `place` is raised
       where its batch is due.
     Raises:
-      ImportError: without Grain (`pip install "vaejax[streaming]"`).
+      ImportError: without Grain (the extra `streaming`).
       ValueError: for an order of another shape, or steps that it does not have.
     """
     at_least_one("feed", workers=workers, prefetch=prefetch)
@@ -242,6 +242,5 @@ def _grain() -> Any:
     try:
         import grain
     except ImportError as error:
-        got, fix = "no Grain", 'pip install "vaejax[streaming]"'
-        raise wrong("feed", got, "Grain, which reads in threads", fix, ImportError) from error
+        raise missing("feed", "grain", "streaming") from error
     return grain

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vaejax.data._files import PathLike
 from vaejax.data.tfds import check_name, folder
-from vaejax.errors import wrong
+from vaejax.errors import missing, wrong
 
 __all__ = ["prepare"]
 
@@ -30,15 +30,15 @@ def prepare(
     Raises:
       ValueError: for an unknown name.
       FileNotFoundError: for files missing in manual_dir.
-      ImportError: without TensorFlow and importlib_resources (`pip install "vaejax[prepare]"`),
+      ImportError: without TensorFlow and importlib_resources (the extra `prepare`),
         which reading does not need.
     """
     name = name.removeprefix("tfds:")
     check_name("prepare", name)
-    missing = [p for p in ("tensorflow", "importlib_resources") if not importlib.util.find_spec(p)]
-    if missing:
-        fix, got = 'pip install "vaejax[prepare]"', f"{' and '.join(missing)} not installed"
-        raise wrong("prepare", got, "both to prepare (reading needs neither)", fix, ImportError)
+    needed = ("tensorflow", "importlib_resources")
+    absent = [package for package in needed if not importlib.util.find_spec(package)]
+    if absent:  # reading needs neither
+        raise missing("prepare", " ".join(absent), "prepare")
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=folder(data_dir), file_format="array_record")

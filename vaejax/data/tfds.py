@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vaejax.data._files import PathLike
-from vaejax.errors import wrong
+from vaejax.errors import installing, wrong
 from vaejax.types import Batch
 
 __all__ = ["check_name", "folder", "open_set", "reader"]
@@ -43,8 +43,8 @@ def open_set(function: str, name: str, split: str, data_dir: PathLike | None) ->
         check_name(function, name)
         where = folder(data_dir) or "~/tensorflow_datasets"
         fix = (
-            'prepare it once: pip install "vaejax[prepare]" (TensorFlow and importlib_resources, '
-            f"not needed later), then: python -m vaejax.data.prepare {name} --data_dir {where}; if "
+            f"prepare it once: {installing('prepare', 'tensorflow', 'importlib_resources')} (not "
+            f"needed later), then: python -m vaejax.data.prepare {name} --data_dir {where}; if "
             "it lies elsewhere, set TFDS_DATA_DIR or pass data_dir"
         )
         expected = f"a prepared set under {where}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from vaejax.batch import as_batch, check_unweighted
 from vaejax.distributions import Distribution, Normal
-from vaejax.errors import wrong
+from vaejax.errors import missing, wrong
 from vaejax.evaluate._each import checked_batch
 from vaejax.evaluate._measures import elbo_terms, log_likelihood, reconstruction_error
 from vaejax.model import Model
@@ -340,8 +340,7 @@ def _area(normal: np.ndarray, anomalous: np.ndarray) -> float:
     try:
         from sklearn.metrics import roc_auc_score
     except ImportError as error:
-        fix = 'pip install "vaejax[experiments]"'
-        raise wrong("auroc", "no scikit-learn", "it installed", fix, ImportError) from error
+        raise missing("auroc", "scikit-learn", "experiments") from error
     labels = np.repeat([0, 1], [len(normal), len(anomalous)])
     return float(roc_auc_score(labels, np.concatenate([normal, anomalous])))
 

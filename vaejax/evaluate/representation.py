@@ -2,14 +2,14 @@
 
 Arrays in, numbers out, over any representation: posterior means, pixels, principal components.
 `linear_probe`, `nearest_neighbours` and `principal_components` need scikit-learn
-(`pip install "vaejax[experiments]"`).
+(the extra `experiments`).
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, missing, wrong
 
 
 class Extremes(NamedTuple):
@@ -293,8 +293,7 @@ def _scikit_learn(function: str) -> Any:
         import sklearn.neighbors
         import sklearn.pipeline
     except ImportError as error:
-        fix = 'pip install "vaejax[experiments]"'
-        raise ImportError(f"{function} needs scikit-learn, not installed; {fix}") from error
+        raise missing(function, "scikit-learn", "experiments") from error
     return sklearn
 
 

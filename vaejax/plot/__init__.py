@@ -3,7 +3,7 @@
 Nothing is shown and no global state touched: a notebook displays the figure that a cell returns,
 with or without `%matplotlib inline`; `figure.savefig(path)` writes it. Images have 1 or 3 channels,
 or no channel axis; floats in [0, 1] go from black to white, uint8 levels 0..255. Needs matplotlib
-(`pip install "vaejax[experiments]"`).
+(the extra `experiments`).
 """
 
 from vaejax.plot._charts import bound, calibration, curves, latent, rate_distortion, rates

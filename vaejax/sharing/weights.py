@@ -301,7 +301,7 @@ def _verified(where: str, path: Path, text: Any) -> dict[str, Any]:
     if isinstance(found := header.get("format"), int) and found > FORMAT:
         raise ValueError(
             f"{where}: {path} has format {found}, of vaejax {header.get('vaejax')}; this one reads "
-            f"up to {FORMAT}: upgrade (pip install -U vaejax)"
+            f"up to {FORMAT}: take a newer vaejax"
         )
     match header:
         case {"format": int(), "vaejax": str(), "about": _, "nodes": dict(), "tensors": dict()}:

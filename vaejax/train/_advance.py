@@ -16,6 +16,7 @@ from vaejax.data import feed
 from vaejax.data.examples import Examples
 from vaejax.data.sources import Source
 from vaejax.train import devices
+from vaejax.train._native import telling
 from vaejax.train._state import TrainState
 from vaejax.train._step import Step, scan_of
 from vaejax.trees import on_host
@@ -67,8 +68,10 @@ def _scanned(
         out_shardings=_as_before(state, mesh),
     )
 
+    run_told = telling("fit", run_chunk)
+
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        state, history = run_chunk(state, data, count)
+        state, history = run_told(state, data, count)
         return state, on_host(history)
 
     return advance

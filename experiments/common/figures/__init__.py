@@ -38,7 +38,7 @@ def vae(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> dict[str
     }
     if pairs:
         drawn["interpolations"] = plot.interpolations(paths)
-    if codes.shape[1] > 1:
+    if min(codes.shape) > 1:
         labels = None if isinstance(y, tuple) else y[:5000]
         drawn["latent"] = plot.latent(codes[:5000], labels)
     used = np.argsort(-np.var(np.asarray(codes), axis=0))[:8]
@@ -74,7 +74,7 @@ def autoencoder(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> 
     }
     if pairs:
         drawn["interpolations"] = plot.interpolations(jnp.clip(paths, 0, 1))
-    if codes.shape[1] > 1:
+    if min(codes.shape) > 1:
         labels = None if isinstance(y, tuple) else y[:5000]
         drawn["latent"] = plot.latent(codes[:5000], labels)
     return drawn

@@ -321,3 +321,50 @@ def test_revival_refuses_what_it_cannot_do(trained, params, key):
     init, _ = train.make_step(autoencoders.reconstruction(deep), OPTIMIZER)
     with pytest.raises(ValueError, match="revive: the encoder: got kernels"):
         sparsity.revive(deep, OPTIMIZER, X)(init(key, jax.jit(deep.init)(key, X[0])))
+
+
+def shifted(kind):
+    """Rows whose mean is far from 0, or of very different scales, or of low rank."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(256, 12)).astype(np.float32)
+    if kind == "several columns":
+        x[:, [0, 5, 7]] += np.array([25, -12, 40], np.float32)
+    elif kind == "rank 2":
+        x = x[:, :2] @ x[:2] + 15 * x[2]
+    elif kind == "all, scaled":
+        x = 500 * (x + 4)
+    elif kind == "scales":
+        x = x * np.logspace(-2, 2, 12).astype(np.float32) + 30
+    return x
+
+
+MEANS = ["several columns", "rank 2", "all, scaled", "scales", "none"]
+
+
+@pytest.mark.parametrize("code", ["relu", "top_k", "batch_top_k"])
+def test_units_that_start_anew_never_cost_much_whatever_the_mean_of_the_data(code):
+    """With the bias at 0 and the residual as it is, the error of most of these grew many times."""
+    head = heads.TopK(40, k=3) if code == "top_k" else heads.Code(40, nn.relu)
+    model = sparsity.unit_columns(autoencoder(head, heads.FixedNormal(12, 0.5**0.5)))
+    keep = partial(sparsity.largest, k=3) if code == "batch_top_k" else lambda z: z
+    init, _ = train.make_step(autoencoders.reconstruction(model), OPTIMIZER)
+    params = sparsity.transposed(model.init(jax.random.key(0), np.zeros(12, np.float32)))
+    dead = np.arange(40) % 2 == 0  # half of them
+    bias = np.where(dead, np.float32(-1e6), 0)
+    code_params = params["encoder"]["params"]["code"] | {"bias": bias}
+    state = init(jax.random.key(1), {**params, "encoder": {"params": {"code": code_params}}})
+
+    @jax.jit
+    def error(params, x):
+        z = keep(jax.vmap(lambda x: model.encode(params, x).mean)(x))
+        r = jax.vmap(lambda z: model.decode(params, z).mean)(z)
+        return jnp.sum((x - r) ** 2), jnp.sum(jnp.any(z != 0, axis=0))
+
+    for kind in MEANS:
+        x = shifted(kind)
+        new = sparsity.revive(model, OPTIMIZER, x, keep=keep)(state).params
+        (before, alive), (after, lively) = error(state.params, x), error(new, x)
+        assert after <= 1.51 * before, kind
+        assert lively >= alive, kind
+        changed = np.any(parts(new)[1] != parts(state.params)[1], axis=1)
+        assert changed[dead].all(), kind

@@ -110,6 +110,13 @@ def revive(
     - its bias becomes 0;
     - the optimizer's moments of all these become 0.
 
+    New units must not spoil what the others do. On x with a large mean, all residuals have much in
+    common: such units would all be alike and fire for every example. So the error over the examples
+    is computed again. Where it is more than 1.5 times the error before, the units start from what
+    differs between the examples, with `m` the mean of x and `v` the mean of the residuals:
+    `u = (x - r(x) - v) / |x - r(x) - v|`, and the bias is `-w m`, w the column in the encoder. The
+    columns get half the norm until the error is no more than that.
+
     Examples of weight 0 are not looked at. In an example whose code or residual is not finite no
     unit counts as active. No unit starts at such an example, nor at one without a residual. The
     hook is compiled and cannot report them; `fit` and `firing` do. Units for which no example is
@@ -176,12 +183,30 @@ def _revived(
     def seen(i: Array) -> tuple[Any, Any]:
         return example_at(transform_key, transform, rows[i], data.x, data.c)[:2]
 
-    active, residual = _coded(deterministic(model), keep, state.params, seen, examples)
+    x, c = over_data(seen, examples, 500)
+    coded = partial(_coded, deterministic(model), keep, x=x, c=c)
+    active, residual = coded(state.params)
     counted = weights_of(size_of(data.x), data.weight)[rows] > 0
     rate = jnp.sum(active & counted[:, None], axis=0) / jnp.maximum(jnp.sum(counted), 1)
     dead = rate <= share
-    given, u = _starts(start_key, dead, residual, counted)
-    params, fresh = _restarted(state.params, dead, given, u, scale)
+    noise = jax.random.gumbel(start_key, (examples,), residual.dtype)
+    usable = counted & jnp.all(jnp.isfinite(residual), axis=1)
+    most = _MOST * _error(residual, usable)
+
+    def start(attempt: Array) -> tuple[Params, Params]:
+        """The parameters and which are new, at the given attempt to start the units."""
+        mean, mean_residual = (
+            jnp.where(attempt > 0, _mean(part, usable), 0)
+            for part in (x.reshape(examples, -1), residual)
+        )
+        given, u = _starts(noise, dead, residual - mean_residual[None], usable)
+        norm = scale * 0.5 ** jnp.maximum(attempt - 1, 0)
+        return _restarted(state.params, dead, given, u, mean, norm)
+
+    def costs(attempt: Array) -> Array:
+        return (_error(coded(start(attempt)[0])[1], usable) > most) & (attempt < _ATTEMPTS)
+
+    params, fresh = start(lax.while_loop(costs, lambda attempt: attempt + 1, jnp.asarray(0)))
     opt_state = optax.tree_utils.tree_map_params(
         optimizer, lambda moment, new: jnp.where(new, 0, moment), state.opt_state, fresh
     )
@@ -189,6 +214,8 @@ def _revived(
 
 
 _REVIVE = 0x72657669  # "revi": apart from the streams of `train`
+_MOST = 1.5  # how many times the error before the error after may be
+_ATTEMPTS = 20  # the last of which gives columns of a millionth of the norm
 
 
 def _check_revivable(
@@ -215,14 +242,35 @@ def _rows(key: Key, data: Batch, examples: int) -> Array:
     return lax.top_k(jnp.where(data.weight > 0, jax.random.uniform(key, (size,)), -1), examples)[1]
 
 
+def _error(residual: Array, usable: Array) -> Array:
+    """The squared error of the usable examples; without them it would be NaN."""
+    return jnp.sum(jnp.where(usable[:, None], _wide(residual), 0) ** 2)
+
+
+def _mean(x: Array, usable: Array) -> Array:
+    """The mean of the usable examples `[n, size]`, 0 where there is none."""
+    total = jnp.sum(jnp.where(usable[:, None], _wide(x), 0), axis=0)
+    return total / jnp.maximum(jnp.sum(usable), 1)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _coded(
     model: Model,
     keep: Callable[[Array], Array] | None,
     params: Params,
-    seen: Callable[[Array], tuple[Any, Any]],
-    examples: int,
+    *,
+    x: Array,
+    c: Any,
 ) -> tuple[Array, Array]:
     """Which units are active in the examples, `[examples, latent]`, and the residuals, flat."""
+    examples = len(x)
+
+    def seen(i: Array) -> tuple[Array, Any]:
+        return x[i], jax.tree.map(lambda leaf: leaf[i], c)
+
     z = over_data(lambda i: model.encode(params, *seen(i)).mean, examples, 500)
     flat = z.reshape(examples, -1)
     finite = jnp.all(jnp.isfinite(flat), axis=1, keepdims=True)
@@ -231,25 +279,24 @@ def _coded(
     decoded = jnp.where(finite, kept, jnp.nan).reshape(z.shape)
 
     def residual(i: Array) -> Array:
-        x, c = seen(i)
-        return jnp.ravel(x - model.decode(params, decoded[i], c).mean)
+        one, condition = seen(i)
+        return jnp.ravel(one - model.decode(params, decoded[i], condition).mean)
 
     return finite & (kept != 0), over_data(residual, examples, 500)
 
 
-def _starts(key: Key, dead: Array, residual: Array, counted: Array) -> tuple[Array, Array]:
+def _starts(noise: Array, dead: Array, residual: Array, counted: Array) -> tuple[Array, Array]:
     """Which units start anew, `[latent]`, and where: residuals of unit norm, `[latent, size]`."""
     log_error = jnp.log(jnp.sum(residual**2, axis=1))
     usable = counted & jnp.isfinite(log_error)
     # The largest of log p + Gumbel noise: draws without replacement, p proportional to error^2.
-    noise = jax.random.gumbel(key, log_error.shape)
     _, drawn = lax.top_k(jnp.where(usable, 2 * log_error + noise, -jnp.inf), len(dead))
     own = drawn[jnp.cumsum(dead) - 1]  # in the order drawn, for the dead in theirs
     return dead & usable[own], residual[own] * jnp.exp(-0.5 * log_error[own])[:, None]
 
 
 def _restarted(
-    params: Params, dead: Array, given: Array, u: Array, scale: float
+    params: Params, dead: Array, given: Array, u: Array, mean: Array, scale: Any
 ) -> tuple[Params, Params]:
     """The parameters with atoms, columns and biases of some units new; and which entries are."""
     ((w_path, w),) = _dense("revive", params, "encoder").items()
@@ -263,9 +310,12 @@ def _restarted(
     }
     bias = ("encoder", *w_path[:-1], "bias")
     if bias in old:
-        new[bias] = (given, jnp.zeros_like(old[bias]))
+        new[bias] = (given, -norm * jnp.sum(u * mean[None], axis=1))
     fresh = {path: new[path][0] if path in new else False for path in old}
-    values = {path: jnp.where(at, value, old[path]) for path, (at, value) in new.items()}
+    values = {
+        path: jnp.where(at, value.astype(old[path].dtype), old[path])
+        for path, (at, value) in new.items()
+    }
     return unflatten_dict(old | values), unflatten_dict(fresh)
 
 

@@ -25,6 +25,7 @@ from vaejax.train import _step as train
 from vaejax.train import devices
 from vaejax.train._advance import Advance
 from vaejax.train._bookkeeping import Bookkeeping, check_direction
+from vaejax.train._native import telling
 from vaejax.train._order import order_of
 from vaejax.train._state import TrainState
 from vaejax.trees import digest, finite, on_host
@@ -329,9 +330,11 @@ def _advance(
         donate_argnums=0,
     )
 
+    run_told = telling("population.fit", run_chunk)
+
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
         number = jnp.asarray(start, jnp.int32)
-        state, history = run_chunk(state, hyper, number, data, count)
+        state, history = run_told(state, hyper, number, data, count)
         return state, on_host(history)
 
     return advance
