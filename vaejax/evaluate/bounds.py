@@ -14,12 +14,13 @@ from jax import lax
 
 from vaejax.batch import size_of
 from vaejax.errors import finite_values, wrong
-from vaejax.evaluate._each import checked_batch, measure_each
+from vaejax.evaluate._each import checked_batch, measure, measure_each
 from vaejax.evaluate.annealing import Annealed, Simulated, Start, ais, bdmc, reverse_ais
 from vaejax.model import Draw, Model, deterministic, terms
-from vaejax.types import Array, Key, Params, Transform
+from vaejax.types import Array, Key, Params, Transform, describe_fields
 
 
+@describe_fields
 class Ladder(NamedTuple):
     """The importance-weighted bound for several K; `str` gives a table with the worst images.
 
@@ -60,6 +61,7 @@ class Ladder(NamedTuple):
         return "\n".join(lines)
 
 
+@describe_fields
 class Interval(NamedTuple):
     """What is known of log p(x); `str` gives a table, with no value where AIS has not converged.
 
@@ -127,6 +129,7 @@ class Interval(NamedTuple):
         return _value(run.log_px, run.error) if self.converged else f"not converged: {why}"
 
 
+@measure
 def sandwich(
     model: Model,
     params: Params,
@@ -210,6 +213,7 @@ def sandwich(
     return Interval(lower, upper, rungs, simulated, count, tolerance, problems)
 
 
+@measure
 def ladder(
     model: Model,
     params: Params,

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vaejax.errors import at_least_one, wrong
+from vaejax.types import describe_fields
 
 
+@describe_fields
 class Extremes(NamedTuple):
     """Which examples have the largest and the smallest values of a measure.
 

@@ -13,7 +13,7 @@ from vaejax.errors import at_least_one, finite_values, wrong
 from vaejax.evaluate._each import measure_each
 from vaejax.evaluate.annealing._moves import hmc
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Batch, Key, Params
+from vaejax.types import Array, Batch, Key, Params, describe_fields
 
 Start = Literal["prior", "posterior"]
 
@@ -23,6 +23,7 @@ OWN = 2**32 - 1  # folded into the key of an example
 NEVER = 1e-3  # mean probability of acceptance below which nothing has moved
 
 
+@describe_fields
 class Annealed(NamedTuple):
     """Annealed importance sampling of every example, and how far it can be trusted.
 

@@ -12,13 +12,14 @@ import numpy as np
 from vaejax.batch import example_at
 from vaejax.distributions import Normal
 from vaejax.errors import finite_values, wrong
-from vaejax.evaluate._each import measure_each
+from vaejax.evaluate._each import measure, measure_each
 from vaejax.evaluate.decomposition import checked
 from vaejax.evaluate.diagnostics._units import standard_error
 from vaejax.model import Model, deterministic, draw
-from vaejax.types import Array, Estimate, Key, Params, Transform
+from vaejax.types import Array, Estimate, Key, Params, Transform, describe_fields
 
 
+@describe_fields
 class Calibration(NamedTuple):
     """What `calibration` returns.
 
@@ -41,6 +42,7 @@ class Calibration(NamedTuple):
         return "\n".join([*lines, f"mean squared z-score {self.mean_square}, expected 1"])
 
 
+@measure
 def calibration(
     model: Model,
     params: Params,

@@ -9,12 +9,13 @@ from jax import lax
 
 from vaejax.batch import size_of
 from vaejax.errors import at_least_one, finite_values, wrong
-from vaejax.evaluate._each import checked_batch
+from vaejax.evaluate._each import checked_batch, measure
 from vaejax.evaluate.exact._batches import Program, log_px_given, measure_batches, prior_of
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Key, Params, Transform
+from vaejax.types import Array, Key, Params, Transform, describe_fields
 
 
+@describe_fields
 class Enumeration(NamedTuple):
     """log p(x) by a sum over all values of a discrete latent.
 
@@ -30,6 +31,7 @@ class Enumeration(NamedTuple):
     prior_mass: Any
 
 
+@measure
 def enumerate_latents(
     model: Model,
     params: Params,

@@ -14,13 +14,14 @@ from vaejax.distributions import Normal
 from vaejax.errors import wrong
 from vaejax.evaluate.exact._batches import log_px_given
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Key, Params
+from vaejax.types import Array, Key, Params, describe_fields
 
 MOST_POINTS = 10**8  # of a rule: beyond, decoding takes hours
 
 Rule = tuple[Array, Array]  # the nodes of one dimension, and the log of what each counts
 
 
+@describe_fields
 class Quadrature(NamedTuple):
     """log p(x) by a sum over points z_i of latent space, and what tells whether to trust it.
 
