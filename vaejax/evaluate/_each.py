@@ -12,6 +12,7 @@ numbers or plain arrays, never a Draw: `vmap` would copy parameters inside its d
 every example. `checked_each` does the same for a Source too, of which it reads a part at a time.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def measure(function: Function) -> Function:
             bound = signature.bind(*args, **options)
         except TypeError:
             _check_present(name, order, signature, args, options)
-            raise
+            return function(*args, **options)  # Python says what it misses
         model, params, _, data = (bound.arguments[argument] for argument in order)
         _check_places(name, order, model, params)
         if isinstance(data, Source):
@@ -334,15 +335,14 @@ def _event(px: Any, x: Any) -> Any:
     """An event of px; x itself where px takes it for one, `()` for the labels of a classifier."""
     if isinstance(px, Categorical) and px.event_shape == ():
         return ()
-    if isinstance(x, jax.Array):
-        if px.event_shape == x.shape:
+    plain = isinstance(x, jax.Array)
+    with contextlib.suppress(Exception):  # of a Distribution over a tree, which has no one shape
+        if plain and px.event_shape == x.shape:
             return x
-        return px.sample(jax.random.key(0))
-    try:
-        px.log_prob(x)
-    except Exception:
-        return px.sample(jax.random.key(0))
-    return x
+    with contextlib.suppress(Exception):  # such as a sequence and its mask
+        if not plain and jnp.shape(px.log_prob(x)) == ():
+            return x
+    return px.sample(jax.random.key(0))
 
 
 def _bytes_of_row(source: Source) -> int:

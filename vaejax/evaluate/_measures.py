@@ -144,8 +144,9 @@ def log_likelihood(
     """
     options = model, particles, draw, min(chunk, particles)
     loop = _log_likelihood, options, transform, batch_size
-    counts = {"particles": particles, "chunk": chunk}
-    found = checked_each("log_likelihood", _log_px, *loop, params, key, data, **counts)
+    found = checked_each(
+        "log_likelihood", _log_px, *loop, params, key, data, particles=particles, chunk=chunk
+    )
     return Likelihood(*map(np.asarray, found))
 
 

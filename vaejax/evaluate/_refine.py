@@ -37,6 +37,22 @@ class Gaussian(NamedTuple):
     root: Array
 
 
+class Best(NamedTuple):
+    """What `best_gaussian` found.
+
+    Args:
+      q: the best Gaussian of the family.
+      left: what a further step would gain, nats, `()`: an estimate without bias, which may fall
+        below 0; infinite where the energy is not finite.
+      root: of the covariance that the whole curvature at q gives, lower `[d, d]`: the posterior's,
+        where that is Gaussian.
+    """
+
+    q: Gaussian
+    left: Array
+    root: Array
+
+
 class Seen(NamedTuple):
     """What draws of q tell: E f - log det root, the slope `[d]` and the curvature `[d, d]`."""
 
@@ -54,8 +70,8 @@ def best_gaussian(
     pairs: int,
     steps: int,
     rate: Any,
-) -> tuple[Gaussian, Array]:
-    """argmin_q E_q f - H[q] from several starts, and the nats that it is above its minimum.
+) -> Best:
+    """argmin_q E_q f - H[q] from several starts, and how far it is from its minimum.
 
     The starts are the given q, a Gaussian as wide as the prior, and a narrow one at the prior's
     draw with the least energy. The best of the results, polished or not, and the given q is taken,
@@ -70,8 +86,7 @@ def best_gaussian(
       steps: of the search, at most.
       rate: the share of a step that is taken, in (0, 1]; 0 leaves q as it is.
     Returns:
-      q, and what a further step would gain, nats, `()`: an estimate without bias that may fall
-      below 0; infinite where f is not finite.
+      A Best.
     """
     prior_key, search_key, polish_key, judge_key = jax.random.split(key, 4)
     size = start.loc.size
@@ -104,8 +119,8 @@ def _starts(energy: Energy, q: Gaussian, draw_prior: Any, key: Key) -> Gaussian:
 
 def _draws(key: Key, pairs: int, size: int) -> Array:
     """e `[pairs, size]` whose second moments are exactly I; the mirror images are left out."""
-    q, r = jnp.linalg.qr(jax.random.normal(key, (pairs, size)))
-    return jnp.sqrt(float(pairs)) * q * jnp.sign(jnp.diagonal(r))[None]
+    e = jax.random.normal(key, (pairs, size))
+    return _times(e, _inverse(_factor(_times(e.T, e) / pairs, 1e-6)).T)
 
 
 def _look(energy: Energy, q: Gaussian, e: Array) -> Seen:
@@ -113,30 +128,62 @@ def _look(energy: Energy, q: Gaussian, e: Array) -> Seen:
     diagonal = q.root.ndim == 1
 
     def pair(e: Array) -> tuple[Array, Array, Array]:
-        away = q.root * e if diagonal else q.root @ e
+        away = q.root * e if diagonal else _times(q.root, e)
         (one, up), (other, down) = (
             jax.value_and_grad(energy)(z) for z in (q.loc + away, q.loc - away)
         )
         # The mirror image is as likely, and what is odd in the noise cancels.
-        slope, odd = (g * q.root if diagonal else g @ q.root for g in (up + down, up - down))
+        slope, odd = (g * q.root if diagonal else _times(g, q.root) for g in (up + down, up - down))
         return (one + other) / 2, slope / 2, odd / 2
 
     f, slope, odd = lax.map(pair, e, batch_size=AT_A_TIME)
-    curvature = jnp.matmul(odd.T, e, precision=lax.Precision.HIGHEST) / len(e)
+    curvature = _times(odd.T, e) / len(e)
     widths = q.root if diagonal else jnp.diagonal(q.root)
     value = jnp.mean(f) - jnp.sum(jnp.log(jnp.abs(widths)))
     seen = Seen(value, jnp.mean(slope, axis=0), (curvature + curvature.T) / 2)
     sound = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in seen]))
-    lost = Seen(jnp.inf, jnp.zeros_like(seen.slope), 16 * jnp.eye(q.loc.size))
+    lost = Seen(jnp.full_like(value, jnp.inf), jnp.zeros_like(seen.slope), 16 * jnp.eye(q.loc.size))
     return jax.tree.map(lambda there, instead: jnp.where(sound, there, instead), seen, lost)
 
 
+# Small factors are loops of their own: on CPU, LAPACK's calls inside of loops over many examples
+# were seen to wait for each other for ever (jaxlib 0.10.2).
+def _factor(matrix: Array, least: Any) -> Array:
+    """Lower L, L L^T = matrix; a pivot below `least`, or negative, is made positive."""
+    rows = jnp.arange(len(matrix))
+
+    def column(j: Array, L: Array) -> Array:
+        rest = matrix[:, j] - jnp.sum(L * L[j][None], axis=1)
+        pivot = jnp.sqrt(jnp.maximum(jnp.abs(rest[j]), least))
+        return L.at[:, j].set(jnp.where(rows > j, rest / pivot, jnp.where(rows == j, pivot, 0)))
+
+    return lax.fori_loop(0, len(matrix), column, jnp.zeros_like(matrix))
+
+
+def _inverse(L: Array) -> Array:
+    """The inverse of a lower triangular matrix."""
+
+    def row(j: Array, inverse: Array) -> Array:
+        known = jnp.sum(L[j][:, None] * inverse, axis=0)
+        return inverse.at[j].set((jnp.where(rows == j, 1.0, 0.0) - known) / L[j, j])
+
+    rows = jnp.arange(len(L))
+    return lax.fori_loop(0, len(L), row, jnp.zeros_like(L))
+
+
 def _newton(slope: Array, curvature: Array) -> Array:
-    """curvature^-1 slope, with the curvature's absolute value: it leads down everywhere."""
-    size, axes = jnp.linalg.eigh(curvature)
-    size = jnp.abs(size)
-    size = jnp.maximum(size, 1e-5 * jnp.max(size) + 1e-30)
-    return axes @ ((slope @ axes) / size)
+    """curvature^-1 slope, where the curvature is made positive, so that it leads down."""
+    largest = jnp.max(jnp.abs(jnp.diagonal(curvature)))
+    inverse = _inverse(_factor(curvature, 1e-5 * largest + 1e-30))
+    return jnp.sum(inverse * jnp.sum(inverse * slope[None], axis=1)[:, None], axis=0)
+
+
+def _root_of_inverse(curvature: Array, least: Any) -> Array:
+    """Lower L with L L^T = curvature^-1, where the curvature is made positive."""
+    largest = jnp.max(jnp.abs(jnp.diagonal(curvature)))
+    # The upper triangular factor U of U U^T, by turning the matrix round: L = U^-T.
+    turned = _factor(curvature[::-1, ::-1], jnp.maximum(1e-5 * largest, least))
+    return _inverse(turned)[::-1, ::-1].T
 
 
 def _moved(q: Gaussian, slope: Array, metric: Array, curvature: Array, share: Any) -> Gaussian:
@@ -146,12 +193,13 @@ def _moved(q: Gaussian, slope: Array, metric: Array, curvature: Array, share: An
         precision = jnp.clip(jnp.diagonal(curvature), WIDEST, NARROWEST)
         root = q.root / jnp.sqrt(1 - share + share * precision)
         return Gaussian(q.loc + q.root * step, root)
-    size, axes = jnp.linalg.eigh(curvature)
-    size = 1 - share + share * jnp.clip(size, WIDEST, NARROWEST)
-    # The lower triangular root of the new covariance, by no product that would lose digits.
-    upper = jnp.linalg.qr(axes.T / jnp.sqrt(size)[:, None], mode="r")
-    upper = upper * jnp.sign(jnp.diagonal(upper))[:, None]
-    return Gaussian(q.loc + q.root @ step, q.root @ upper.T)
+    precision = (1 - share) * jnp.eye(len(step)) + share * curvature
+    root = _times(q.root, _root_of_inverse(precision, WIDEST))
+    return Gaussian(q.loc + jnp.sum(q.root * step[None], axis=1), root)
+
+
+def _times(one: Array, other: Array) -> Array:
+    return jnp.matmul(one, other, precision=lax.Precision.HIGHEST)
 
 
 def _off(q: Gaussian, curvature: Array) -> Array:
@@ -175,8 +223,8 @@ def _searched(
         q, seen, share, i = state
         new_q = _moved(q, seen.slope, seen.curvature, seen.curvature, share)
         new = _look(energy, new_q, e)
-        rounding = 8 * jnp.finfo(new.value.dtype).eps
-        rounding = rounding * jnp.where(jnp.isfinite(seen.value), jnp.abs(seen.value), 0)
+        size = jnp.where(jnp.isfinite(seen.value), jnp.abs(seen.value), 0)
+        rounding = 8 * jnp.finfo(size.dtype).eps * size
         better = new.value <= seen.value + rounding
         q, seen = jax.tree.map(
             lambda moved, stays: jnp.where(better, moved, stays), (new_q, new), (q, seen)
@@ -200,10 +248,8 @@ def _polished(energy: Energy, q: Gaussian, seen: Seen, key: Key, pairs: int, rat
     return lax.scan(step, q, jnp.arange(POLISHING))[0]
 
 
-def _judged(
-    energy: Energy, candidates: list[Gaussian], key: Key, pairs: int
-) -> tuple[Gaussian, Array]:
-    """The best of the candidates by new draws, and what a further step from it would gain."""
+def _judged(energy: Energy, candidates: list[Gaussian], key: Key, pairs: int) -> Best:
+    """The best of the candidates by new draws, and what they tell of it."""
     size = candidates[0].loc.size
     sets = jax.vmap(lambda k: _draws(k, pairs, size))(jax.random.split(key, SETS))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *candidates)
@@ -214,7 +260,10 @@ def _judged(
     metric = jnp.mean(seen.curvature, axis=0)
     steps = jax.vmap(lambda slope: _newton(slope, metric))(seen.slope)
     gain = 0.5 * _between(seen.slope, steps) + 0.25 * _between(off, off)
-    return q, jnp.where(jnp.all(jnp.isfinite(seen.value)), gain, jnp.inf)
+    gain = jnp.where(jnp.all(jnp.isfinite(seen.value)), gain, jnp.inf)
+    inverse = _root_of_inverse(metric, 1e-30)
+    root = q.root[:, None] * inverse if q.root.ndim == 1 else _times(q.root, inverse)
+    return Best(q, gain, root)
 
 
 def _between(one: Array, other: Array) -> Array:

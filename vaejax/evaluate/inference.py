@@ -126,7 +126,8 @@ def refine(
       arXiv:1801.03558; Opper and Archambeau, 2009, The variational Gaussian approximation
       revisited; Khan et al., 2018, arXiv:1806.04854 (natural gradients).
     """
-    q, left = _best(model, params, key, data, steps, samples, learning_rate, transform, batch_size)
+    options = steps, samples, learning_rate, transform, batch_size
+    q, left, _ = _best(model, params, key, data, *options)
     for problem in _unfinished(left):
         warnings.warn(f"refine: not converged: {problem}", stacklevel=3)
     return q
@@ -154,9 +155,10 @@ def inference_gap(
 
     Where `log_px` is not given, log p(x) is the importance-weighted bound with `particles` draws.
     That is too low in expectation, so the approximation gap is too small by as much. Its proposal
-    is an equal mixture of q*, of q* with its scales times 1 + 1/sqrt(latent), and of q: the best q
-    is narrower than the posterior wherever that is correlated, and alone would give weights without
-    variance (defensive importance sampling).
+    is an equal mixture of q*, of the Gaussian that the whole curvature at q* gives, of that one
+    with its scales times 1 + 1/sqrt(latent), and of q: the best diagonal q is narrower than the
+    posterior wherever that is correlated, and alone would give weights without variance (defensive
+    importance sampling).
 
     Not converged, in the mean over the examples and against 0.05 nats, is: a refinement of which
     further steps would gain more; and, by its effective sample size, a bias of the
@@ -194,11 +196,10 @@ def inference_gap(
         x = measure_each(_seen, (), transform, batch_size, (), seen_key, Batch(batch.x))
         batch = batch._replace(x=x)
     options: dict[str, Any] = {"batch_size": batch_size}
-    q, left = _best(
-        model, params, refine_key, batch, steps, SAMPLES, learning_rate, None, batch_size
-    )
+    search = steps, SAMPLES, learning_rate, None, batch_size
+    q, left, root = _best(model, params, refine_key, batch, *search)
     refined, given = _given_posterior(model), batch._replace(c=(batch.c, q))
-    proposal = _proposal(model, batch_size, params, q, batch.x, batch.c)
+    proposal = _proposal(model, batch_size, params, q, root, batch.x, batch.c)
     # The same noise for both bounds: their difference is that of the posteriors.
     elbo_refined, elbo = (
         evaluate.elbo_terms(m, params, k, b, samples=samples, **options)["elbo"]
@@ -237,17 +238,17 @@ def _best(
     learning_rate: float,
     transform: Transform | None,
     batch_size: int,
-) -> tuple[Any, np.ndarray]:
-    """q* of every example, and what a further step would gain, `[n]`; see `refine`."""
+) -> tuple[Any, np.ndarray, Array]:
+    """q* of every example; what a further step would gain, `[n]`; the root of `Best`."""
     counts = {"steps": steps, "samples": samples, "batch_size": batch_size}
     batch = checked_batch("refine", key, data, **counts)
     if not 0 <= learning_rate <= 1:
         raise wrong("refine: learning_rate", learning_rate, "0 to 1", "leave it at 1.0")
     options, shared = (model, steps, samples), (params, learning_rate)
-    q, left = measure_each(_refined, options, transform, batch_size, shared, key, batch)
+    q, left, root = measure_each(_refined, options, transform, batch_size, shared, key, batch)
     for leaf in jax.tree.leaves(q):
         finite_values("refine", "q*", jnp.sum(leaf, axis=range(1, jnp.ndim(leaf))), batch.x)
-    return q, np.asarray(left, float)
+    return q, np.asarray(left, float), root
 
 
 def _unfinished(left: np.ndarray) -> tuple[str, ...]:
@@ -281,8 +282,8 @@ def _refined(
     key: Key,
     x: Any,
     c: Any,
-) -> tuple[Any, Array]:
-    """The q* of one example, and what it has left; shared: params, learning_rate."""
+) -> tuple[Any, Array, Array]:
+    """The q* of one example, what it has left and the root; shared: params, learning_rate."""
     model = deterministic(model)
     params, learning_rate = shared
     pz, q = model.prior(params, c), model.encode(params, x, c)
@@ -296,7 +297,7 @@ def _refined(
     def draw_prior(key: Key) -> Array:
         return pz.sample(key).ravel()
 
-    found, left = best_gaussian(
+    found, left, root = best_gaussian(
         energy,
         start,
         draw_prior,
@@ -305,23 +306,34 @@ def _refined(
         steps=steps,
         rate=learning_rate,
     )
-    return _shaped(q, found), left
+    return _shaped(q, found), left, root
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _proposal(model: Model, batch_size: int, params: Any, q: Any, x: Any, c: Any) -> Any:
-    """The mixture of q*, a wider q* and the encoder's q, for every example."""
+def _proposal(
+    model: Model, batch_size: int, params: Any, q: Any, root: Array, x: Any, c: Any
+) -> Any:
+    """The mixture of q*, the Gaussian of its curvature, a wider one and the encoder's q, `[n]`."""
 
     def example(index: Array) -> Mixture:
-        best, one_x, one_c = jax.tree.map(lambda leaf: leaf[index], (q, x, c))
+        best, its_root, one_x, one_c = jax.tree.map(lambda leaf: leaf[index], (q, root, x, c))
         encoded = deterministic(model).encode(params, one_x, one_c)
         given, found = _flat(encoded), _flat(best)
-        wide = found._replace(root=found.root * (1 + 1 / math.sqrt(found.loc.size)))
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), found, wide, given)
-        logits = jnp.zeros(3, found.loc.dtype)
+        factor = 1 + 1 / math.sqrt(found.loc.size)
+        if len(encoded.event_shape) == 1:  # what a MultivariateNormal can be over
+            curved = [Gaussian(found.loc, scale * its_root) for scale in (1, factor)]
+            parts = [_full(found), *curved, _full(given)]
+        else:
+            parts = [found, found._replace(root=factor * found.root), given]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+        logits = jnp.zeros(len(parts), found.loc.dtype)
         return Mixture(logits, jax.vmap(partial(_shaped, encoded))(stacked))
 
     return over_data(example, size_of(x), batch_size)
+
+
+def _full(q: Gaussian) -> Gaussian:
+    return q._replace(root=jnp.diag(q.root)) if q.root.ndim == 1 else q
 
 
 def _flat(q: Distribution) -> Gaussian:
@@ -341,8 +353,8 @@ def _flat(q: Distribution) -> Gaussian:
 
 
 def _shaped(like: Distribution, q: Gaussian) -> Any:
-    """A distribution of the family and the event of another."""
-    if isinstance(like, MultivariateNormal):
+    """A Gaussian as a distribution over the event of another."""
+    if q.root.ndim == 2:
         return MultivariateNormal(q.loc, q.root)
     return Normal(q.loc.reshape(like.event_shape), q.root.reshape(like.event_shape))
 
