@@ -68,7 +68,7 @@ def best_gaussian(
     key: Key,
     *,
     pairs: int,
-    steps: int,
+    steps: Any,
     rate: Any,
 ) -> Best:
     """argmin_q E_q f - H[q] from several starts, and how far it is from its minimum.
@@ -209,7 +209,7 @@ def _off(q: Gaussian, curvature: Array) -> Array:
 
 
 def _searched(
-    energy: Energy, start: Gaussian, e: Array, steps: int, rate: Any
+    energy: Energy, start: Gaussian, e: Array, steps: Any, rate: Any
 ) -> tuple[Gaussian, Seen]:
     """The best q for these very draws: a step that would make it worse is tried shorter."""
 
@@ -217,7 +217,7 @@ def _searched(
         q, seen, share, i = state
         gain = 0.5 * seen.slope @ _newton(seen.slope, seen.curvature)
         gain = gain + 0.25 * jnp.sum(_off(q, seen.curvature) ** 2)
-        return (i < steps) & (gain > SETTLED) & (share > 1e-6)
+        return (i == 0) | (i <= steps) & (gain > SETTLED) & (share > 1e-6)
 
     def step(state: Any) -> Any:
         q, seen, share, i = state
@@ -233,7 +233,10 @@ def _searched(
         return q, seen, share, i + 1
 
     rate = jnp.asarray(rate, start.loc.dtype)
-    state = start, _look(energy, start, e), rate, jnp.zeros((), int)
+    slope = jnp.zeros_like(start.loc)
+    # Before the first step nothing is known but that the start itself is to be looked at.
+    unseen = Seen(jnp.full_like(rate, jnp.inf), slope, jnp.eye(slope.size, dtype=slope.dtype))
+    state = start, unseen, rate, jnp.zeros((), int)
     q, seen, _, _ = lax.while_loop(left, step, state)
     return q, seen
 

@@ -244,7 +244,7 @@ def _best(
     batch = checked_batch("refine", key, data, **counts)
     if not 0 <= learning_rate <= 1:
         raise wrong("refine: learning_rate", learning_rate, "0 to 1", "leave it at 1.0")
-    options, shared = (model, steps, samples), (params, learning_rate)
+    options, shared = (model, samples), (params, steps, learning_rate)
     q, left, root = measure_each(_refined, options, transform, batch_size, shared, key, batch)
     for leaf in jax.tree.leaves(q):
         finite_values("refine", "q*", jnp.sum(leaf, axis=range(1, jnp.ndim(leaf))), batch.x)
@@ -276,16 +276,15 @@ def _uncertain(ess: np.ndarray, particles: int) -> tuple[str, ...]:
 
 def _refined(
     model: Model,
-    steps: int,
     samples: int,
-    shared: tuple[Params, Any],
+    shared: tuple[Params, Any, Any],
     key: Key,
     x: Any,
     c: Any,
 ) -> tuple[Any, Array, Array]:
-    """The q* of one example, what it has left and the root; shared: params, learning_rate."""
+    """q* of one example, what it has left and the root; shared: params, steps, learning_rate."""
     model = deterministic(model)
-    params, learning_rate = shared
+    params, steps, learning_rate = shared
     pz, q = model.prior(params, c), model.encode(params, x, c)
     start = _flat(q)
     size = start.loc.size
