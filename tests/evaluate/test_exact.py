@@ -402,7 +402,7 @@ def test_priors_of_the_wrong_kind_and_data_that_do_not_fit_are_refused():
     laplace = small(distributions.Bernoulli, distributions.Laplace(jnp.zeros(2), jnp.ones(2)))
     with pytest.raises(TypeError, match="prior: got Laplace, expected a Gaussian"):
         gauss_hermite(laplace, W, jax.random.key(0), COINS, points=4)
-    with pytest.raises(ValueError, match=r"got .7, 6., expected examples .2, 3, 1."):
+    with pytest.raises(ValueError, match=r"got examples .6,., expected .2, 3, 1."):
         quadrature(BERNOULLI, W, jax.random.key(0), COINS.reshape(7, 6), spacing=1.0)
     with pytest.raises(ValueError, match="log p.x. is -inf for example 2"):
         outside = np.where(np.arange(7)[:, None, None, None] == 2, 2.0, COINS)

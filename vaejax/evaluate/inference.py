@@ -28,7 +28,11 @@ TOLERANCE = 0.05  # nats in the mean over the examples, beyond which nothing has
 
 
 class NotConverged(Estimate):
-    """The place of an Estimate that cannot be trusted: its numbers are NaN, and `str` says why."""
+    """Stands for an Estimate that cannot be trusted; it prints as "not converged".
+
+    Args:
+      value, error: NaN.
+    """
 
     def __str__(self) -> str:
         return "not converged"

@@ -89,9 +89,6 @@ def calibration(
     if not isinstance(seen, Normal):
         name, fix = type(seen).__name__, "only a Normal decoder predicts a variance"
         raise wrong("calibration: likelihood", name, "Normal", fix, TypeError)
-    if x.shape != seen.event_shape:
-        expected, fix = f"{seen.event_shape}, as p(x|z)", "give x the decoder's shape"
-        raise wrong("calibration: data", f"examples {x.shape}", expected, fix)
     bounds = jnp.asarray([NormalDist().inv_cdf((1 + level) / 2) for level in nominal])
     options, shared = (model, samples), (params, bounds)
     inside, square = measure_each(_residuals, options, transform, batch_size, shared, key, batch)
