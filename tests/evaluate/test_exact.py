@@ -410,3 +410,20 @@ def test_priors_of_the_wrong_kind_and_data_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="log p.x. is nan for example 1"):
         missing = np.where(np.arange(7)[:, None, None, None] == 1, np.nan, COINS)
         quadrature(BERNOULLI, W, jax.random.key(0), missing, spacing=1.0)
+
+
+def test_a_grid_that_misses_the_posterior_prints_no_number():
+    """Posteriors of deviation about 0.2: a spacing of 1, a width of 0.2, and a grid that does."""
+    truth = f"{EXACT.mean():.3f} ("
+    for spacing, width, why in [
+        (1.0, 6.0, "a single point holds the posterior"),
+        (0.05, 0.2, "lies on the edge"),
+        (0.1, 6.0, ""),
+    ]:
+        found = quadrature(LINEAR, PARAMS, jax.random.key(0), X, spacing=spacing, width=width)
+        assert found.converged == (not why)
+        assert why in str(found) and ("not converged: " in str(found)) == bool(why)
+        assert (truth in str(found)) == (not why)
+    with pytest.raises(ValueError, match=r"values: got values of shape .3,., expected .2,., as of"):
+        coins = coin_model(2)
+        enumerate_latents(coins, {}, jax.random.key(0), COINS, binary_codes(3))

@@ -13,6 +13,8 @@ import numpy as np
 from vaejax.errors import at_least_one, wrong
 from vaejax.types import describe_fields
 
+STEPS = 2000  # of a regression, at most
+
 
 @describe_fields
 class Extremes(NamedTuple):
@@ -64,7 +66,7 @@ def linear_probe(
     scaler = StandardScaler().fit(sets[0])
     codes, test_codes = scaler.transform(sets[0]), scaler.transform(sets[2])
     for solver in ("lbfgs", "newton-cg"):  # the second is slower, and gets to the end more often
-        classifier = LogisticRegression(C=inverse_penalty, max_iter=2000, solver=solver)
+        classifier = LogisticRegression(C=inverse_penalty, max_iter=STEPS, solver=solver)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", ConvergenceWarning)
             classifier.fit(codes, sets[1])
