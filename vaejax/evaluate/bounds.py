@@ -16,6 +16,7 @@ from vaejax.batch import size_of
 from vaejax.errors import finite_values, wrong
 from vaejax.evaluate._each import checked_batch, measure, measure_each
 from vaejax.evaluate.annealing import Annealed, Simulated, Start, ais, bdmc, reverse_ais
+from vaejax.evaluate.annealing._run import MORE, problems_of
 from vaejax.model import Draw, Model, deterministic, terms
 from vaejax.types import Array, Key, Params, Transform, describe_fields
 
@@ -301,7 +302,7 @@ def _problems(
     tolerance: float,
 ) -> tuple[str, ...]:
     """What speaks against convergence, in words; see `sandwich`."""
-    found, more = [], "give more temperatures or chains"
+    found, more = [], MORE
     runs = {"AIS": lower}
     if upper is not None:
         runs["reverse AIS"] = upper
@@ -324,18 +325,9 @@ def _problems(
                 f"lower, and not within {tolerance:g}, {more}"
             )
     for name, run in runs.items():
-        bias = float(np.mean(run.error**2) / 2)
         if run.log_weights.shape[1] == 1 and len(runs) == 1:
             found.append(f"a single chain shows no spread, {more}")
-        # The estimate ends at 1/2, at an ESS of 1: well below that it means something.
-        if bias > min(tolerance, 0.1):
-            found.append(
-                f"{name} has an ESS of {np.median(run.ess):.1f} of {run.log_weights.shape[1]} in "
-                f"the median, {run.ess.min():.1f} at least (bias about {bias:.2g} nats), {more}"
-            )
-        if run.acceptance.size and run.acceptance.mean() < 0.1:
-            acceptance = run.acceptance.mean()
-            found.append(f"{name} accepts {acceptance:.2g} of its moves, give a smaller step_size")
+        found += problems_of(name, run, tolerance)
     above = float(np.mean(rungs.log_px[-1] - lower.log_px))
     if above > max(tolerance, 3 * _pooled(np.hypot(rungs.error[-1], lower.error))):
         found.append(f"importance weighting is {above:.3g} nats above AIS, {more}")
