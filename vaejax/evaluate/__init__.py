@@ -16,7 +16,7 @@
 A measure takes `(model, params, key, data, ...)`. With the same key and transform all measures
 see the same examples. `data` is a Batch, or the x of one, where an example may also be a tree of
 arrays; or a Source, which is read a part at a time where each example has a number of its own, and
-else whole, up to 1 GiB.
+else whole, up to 1 GiB. Examples of another shape than p(x|z) has raise ValueError.
 """
 
 from vaejax.evaluate._each import (
