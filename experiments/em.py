@@ -44,7 +44,7 @@ class Config(common.Options):
     learning_rate: float = 1e-3  # Adam's step size
     images: int = 100  # test images on which the gap is measured
     particles: int = 2000  # importance samples per image for log p(x)
-    refine_steps: int = 300  # gradient steps that refine q for each image
+    refine_steps: int = 100  # steps that refine q for each image, at most
 
 
 PRESETS = {

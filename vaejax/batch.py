@@ -331,7 +331,7 @@ def over_data(example: Callable[[Array], Any], size: int, batch_size: int) -> An
 
 
 def example_at(
-    key: Key, transform: Transform | None, index: Array, x: Any, c: Any
+    key: Key, transform: Transform | None, index: Array, x: Any, c: Any, *, first: Any = 0
 ) -> tuple[Any, Any, Key]:
     """The example at an index as the model sees it, its condition, and a key for the rest.
 
@@ -344,12 +344,13 @@ def example_at(
       index: of the example, int32 `()`.
       x: the data, `[n, ...]`.
       c: the conditions, `[n, ...]`, or `()`.
+      first: the index of the first of x in a data set of which they are a part.
     Returns:
       The example, its condition and a key.
     """
     check_key("evaluation", key)
     warn_of_levels(x, transform, "evaluation")
-    transform_key, rest = jax.random.split(jax.random.fold_in(key, index))
+    transform_key, rest = jax.random.split(jax.random.fold_in(key, first + index))
     x, c = jax.tree.map(lambda leaf: leaf[index], (x, c))
     return (x if transform is None else transform(transform_key, x)), c, rest
 

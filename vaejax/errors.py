@@ -152,7 +152,7 @@ def at_least_one(function: str, **counts: int | None) -> None:
             raise ValueError(f"{function}: expected {name} >= 1, got {value}")
 
 
-def finite_values(function: str, name: str, values: Any, x: Any) -> np.ndarray:
+def finite_values(function: str, name: str, values: Any, x: Any, *, first: int = 0) -> np.ndarray:
     """The values of a data set in numpy, checked to be finite.
 
     Args:
@@ -160,6 +160,7 @@ def finite_values(function: str, name: str, values: Any, x: Any) -> np.ndarray:
       name: of the quantity.
       values: one for each example, `[n]`.
       x: the examples, `[n, ...]`, whose range the message gives.
+      first: the index of the first of them in the whole data set.
     Returns:
       The values, `[n]`.
     Raises:
@@ -170,8 +171,8 @@ def finite_values(function: str, name: str, values: Any, x: Any) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(found))
         leaf = np.asarray(jax.tree.leaves(x)[0])[bad[0]]
         raise ValueError(
-            f"{function}: {name} is {found[bad[0]]} for example {bad[0]} ({len(bad)} such of "
-            f"{len(found)}), whose x lies in [{leaf.min():.4g}, {leaf.max():.4g}]; "
+            f"{function}: {name} is {found[bad[0]]} for example {first + bad[0]} ({len(bad)} such "
+            f"of {len(found)}), whose x lies in [{leaf.min():.4g}, {leaf.max():.4g}]; "
             f"{unscaled(leaf)}check for NaN and that the likelihood's support holds x (a transform "
             "such as data.binarize or data.scale), then the parameters"
         )

@@ -59,6 +59,27 @@ def mean_and_error(values):
     return values.mean(), values.std(ddof=1) / np.sqrt(values.size)
 
 
+def test_a_run_that_has_not_converged_prints_no_number():
+    n, chains = 5, 16
+    log_w = np.random.default_rng(3).normal(size=(n, chains)) * 0.1
+    good = _run.Annealed(
+        log_px=np.full(n, -7.25),
+        error=np.full(n, 0.1),
+        ess=np.full(n, 14.0),
+        log_weights=log_w,
+        acceptance=np.full((n, 3), 0.6),
+        step_size=np.ones((n, 3)),
+    )
+    assert "-7.250 (0.045)" in str(good) and repr(good).startswith("Annealed(log_px=f64[5], ")
+    for change, why in [
+        ({"error": np.full(n, 0.9), "ess": np.full(n, 1.1)}, "has an ESS of 1.1 of 16"),
+        ({"acceptance": np.full((n, 3), 0.02)}, "accepts 0.02 of its moves, give a smaller step"),
+        ({"log_weights": log_w[:, :1], "error": np.full(n, np.nan)}, "a single chain shows no"),
+    ]:
+        said = str(good._replace(**change))
+        assert "not converged: " in said and why in said and "-7.250" not in said
+
+
 @pytest.fixture(scope="module")
 def annealed():
     return both_ways(BETAS)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests import oracles
-from vaejax import evaluate, inference
-from vaejax.distributions import Delta, MultivariateNormal, Normal, kl
+from vaejax import evaluate, exact, inference
+from vaejax.distributions import Bernoulli, Delta, MultivariateNormal, Normal, kl
 from vaejax.evaluate.inference import inference_gap, refine
 from vaejax.types import Batch
 
@@ -94,13 +94,93 @@ def test_a_known_log_px_takes_the_place_of_the_estimate():
             )
 
 
+def coins(scale):
+    """A posterior that is not Gaussian: coins of logits W z, and an encoder that never looks."""
+    W = np.random.default_rng(7).normal(size=(9, 2)) * scale
+
+    def encode(params, x, c=(), *, key=None):
+        return Normal(params["loc"], params["scale"])
+
+    return POOR._replace(
+        encode=encode, decode=lambda params, z, c=(), *, key=None: Bernoulli(params["W"] @ z)
+    ), {"W": jnp.asarray(W), "loc": jnp.full(2, 5.0), "scale": jnp.full(2, 30.0)}
+
+
+COINS, COIN_PARAMS = coins(2.0)
+SIDES = np.random.default_rng(8).integers(0, 2, (6, 9)).astype(np.float32)
+
+
 def test_an_example_depends_on_the_key_and_its_index_alone():
-    key, options = jax.random.key(4), {"steps": 3, "samples": 2}
-    whole = refine(POOR, PARAMS, key, X, **options)
-    chunks = refine(POOR, PARAMS, jax.random.clone(key), X, batch_size=7, **options)
-    np.testing.assert_allclose(whole.loc, chunks.loc, rtol=1e-5)
-    twice = refine(POOR, PARAMS, jax.random.clone(key), np.stack([X[0]] * len(X)), **options)
+    key = jax.random.key(4)
+    whole = refine(COINS, COIN_PARAMS, key, SIDES)
+    chunks = refine(COINS, COIN_PARAMS, jax.random.clone(key), SIDES, batch_size=4)
+    np.testing.assert_allclose(whole.loc, chunks.loc, rtol=1e-3, atol=1e-3)
+    copies = np.stack([SIDES[0]] * 6)
+    twice = refine(COINS, COIN_PARAMS, jax.random.clone(key), copies)
     assert np.all(np.asarray(twice.scale[0] != twice.scale[1]))
+
+
+def test_where_the_posterior_is_not_gaussian_the_gap_has_its_sign_and_size():
+    """Checked against a grid; the encoder is five deviations off and thirty times too wide."""
+    truth = exact.quadrature(COINS, COIN_PARAMS, jax.random.key(0), SIDES, spacing=0.05).log_px
+    gap = inference_gap(COINS, COIN_PARAMS, jax.random.key(9), SIDES, particles=1000)
+    assert gap.converged and np.all(gap.left < 0.05)
+    np.testing.assert_allclose(gap.log_px, truth, atol=0.1)
+    noise = 3 * np.sqrt(2 / 1000)  # of a bound by 1000 draws, whose terms vary by about 1 here
+    assert np.all(truth - gap.elbo_refined > -noise)
+    assert 0 < np.mean(truth - gap.elbo_refined) < 0.5
+    assert np.all(gap.elbo_refined > gap.elbo)
+
+
+def far_off(d, latent, scale):
+    """A linear Gaussian model whose encoder's q is moved and stretched by its parameters."""
+    model, params = oracles.linear_gaussian(d=d, latent=latent, scale=scale)
+    P = np.asarray(params["W"].T @ params["W"], float) / scale**2 + np.eye(latent)
+
+    def encode(params, x, c=(), *, key=None):
+        widths = params["widths"]
+        return Normal(model.encode(params, x).loc + params["off"] * widths, params["by"] * widths)
+
+    params = params | {"widths": jnp.asarray(1 / np.sqrt(np.diag(P)), jnp.float32)}
+    exact_gap = 0.5 * (np.log(np.diag(P)).sum() - np.linalg.slogdet(P)[1])
+    return model._replace(encode=encode), params, exact_gap
+
+
+@pytest.mark.parametrize(
+    ("d", "latent", "scale", "n"),
+    [(40, 3, 0.004, 12), pytest.param(26, 16, 0.3, 40, marks=pytest.mark.statistics)],
+)
+def test_the_refinement_converges_from_encoders_that_are_far_off(d, latent, scale, n):
+    """Posteriors of deviation 6e-4, and of 16 correlated dimensions; checked to 0.05 nats."""
+    model, params, exact_gap = far_off(d, latent, scale)
+    rng = np.random.default_rng(11)
+    z = rng.normal(size=(n, latent))
+    x = z @ np.asarray(params["W"]).T + np.asarray(params["mu"]) + scale * rng.normal(size=(n, d))
+    x = x.astype(np.float32)
+    truth = oracles.linear_gaussian_log_px(params, x, scale=scale)
+    for off, by in ((10.0, 100.0), (-10.0, 0.01)):
+        there = params | {"off": jnp.asarray(off), "by": jnp.asarray(by)}
+        gap = inference_gap(model, there, jax.random.key(12), x, particles=500)
+        assert gap.converged and np.all(gap.left < 1e-3)
+        assert gap.approximation.value == pytest.approx(exact_gap, abs=0.05)
+        np.testing.assert_allclose(gap.log_px, truth, atol=0.3)
+
+
+def test_what_has_not_converged_is_no_number():
+    """One step is too few where the posterior is not Gaussian, and two particles always are."""
+    options, few = {"samples": 1000, "particles": 1000}, {"learning_rate": 0.01, "steps": 1}
+    gap = inference_gap(COINS, COIN_PARAMS, jax.random.key(13), SIDES, **few, **options)
+    assert not gap.converged and gap.left.mean() > 0.05
+    for part in (gap.approximation, gap.amortisation):
+        assert str(part) == "not converged" and np.isnan(part.value)
+    assert "not converged" in str(gap) and "steps of the refinement would gain" in str(gap)
+    assert repr(gap).startswith("InferenceGap(log_px=f32[6], ")
+    with pytest.warns(UserWarning, match="refine: not converged: further steps .* of 6"):
+        refine(COINS, COIN_PARAMS, jax.random.key(13), SIDES, **few)
+    words = inference._uncertain(np.array([1.5, 3.0]), 200)
+    assert len(words) == 1 and "has an ESS of 2.2 of 200 in the median, 1.5 at least" in words[0]
+    assert inference._uncertain(np.array([100.0, 80.0]), 200) == ()
+    assert inference._uncertain(np.full(2, np.nan), 200) == ()
 
 
 def test_conditions_and_transforms_reach_the_model():

@@ -44,6 +44,17 @@ def test_probe_accuracy_is_that_of_the_bayes_rule():
     assert abs(accuracy - 0.841345) < 4 * np.sqrt(0.841345 * 0.158655 / 20_000)
 
 
+def test_a_probe_that_has_not_converged_says_so(monkeypatch):
+    """Overlapping classes: the second solver needs a few steps, the first more of them."""
+    sets = (*blobs(200, apart=2.0), *blobs(200, apart=2.0, seed=1))
+    expected = rep.linear_probe(*sets, inverse_penalty=1e6)
+    monkeypatch.setattr(rep, "STEPS", 10)
+    assert abs(rep.linear_probe(*sets, inverse_penalty=1e6) - expected) <= 0.01
+    monkeypatch.setattr(rep, "STEPS", 1)
+    with pytest.warns(UserWarning, match="linear_probe: not converged: .*smaller inverse_penalty"):
+        rep.linear_probe(*sets, inverse_penalty=1e6)
+
+
 def test_probe_does_not_depend_on_units_but_neighbours_do():
     """Standardisation by the training set alone; a constant column is harmless."""
     (x, y), (test_x, test_y) = blobs(300, apart=3.0), blobs(300, apart=3.0, seed=1)

@@ -230,3 +230,18 @@ def test_a_key_that_is_none_is_refused(model, key):
         generate(model, params, jax.random.split(jax.random.key(1)))
     older = model.init(jax.random.PRNGKey(0), jnp.zeros(SHAPE))
     chex.assert_trees_all_equal(params, older)  # the same key, as `jax.random.key(0)` is
+
+
+def test_a_model_and_parameters_that_are_swapped_are_told_apart(model, params, key):
+    x = jnp.zeros(SHAPE)
+    for call, args in (
+        (draw, (key, x)),
+        (reconstruct, (x,)),
+        (generate, (key,)),
+        (interpolate, (x, x)),
+    ):
+        words = (
+            rf"{call.__name__}: model: got .*expected a Model; the order is {call.__name__}\(model"
+        )
+        with pytest.raises(TypeError, match=words):
+            call(params, model, *args)

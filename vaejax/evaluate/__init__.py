@@ -10,16 +10,24 @@
 - Inference and training: `inference` (refined posteriors, and the gap of the bound), `gradients`
   (bias and variance of estimators).
 - Anomaly detection: `anomaly`.
-- For a new measure: `checked_batch`, `measure_each` and `check_counted`.
+- For a new measure: the decorator `measure`; `checked_batch`, `measure_each` and `check_counted`,
+  or `checked_each`, which is all three.
 
 A measure takes `(model, params, key, data, ...)`. With the same key and transform all measures
-see the same examples.
+see the same examples. `data` is a Batch, or the x of one, where an example may also be a tree of
+arrays; or a Source, which is read a part at a time where each example has a number of its own, and
+else whole, up to 1 GiB. Examples of another shape than p(x|z) has raise ValueError.
 """
 
-from vaejax.evaluate._each import checked_batch, measure_each
+from vaejax.evaluate._each import (
+    check_counted,
+    checked_batch,
+    checked_each,
+    measure,
+    measure_each,
+)
 from vaejax.evaluate._measures import (
     Likelihood,
-    check_counted,
     codes,
     elbo_terms,
     log_likelihood,
@@ -36,6 +44,7 @@ __all__ = [
     "bounds",
     "check_counted",
     "checked_batch",
+    "checked_each",
     "codes",
     "decomposition",
     "diagnostics",
@@ -47,6 +56,7 @@ __all__ = [
     "log_likelihood",
     "log_prob",
     "mean_loss",
+    "measure",
     "measure_each",
     "reconstructions",
     "representation",

@@ -1,43 +1,95 @@
 """What all measures of a data set share: checks at the start, and one compiled loop.
 
-A measure is a function of one example, at the top level of its module:
+`measure` is the decorator of a function `(model, params, key, data, ...)`: it checks those four.
 
-    measure(*options, params, key, x, c) -> numbers
+A measure of single examples is a function at the top level of its module:
+
+    one(*options, params, key, x, c) -> numbers
 
 `options` are hashable: the model first, then counts and functions. `measure_each` compiles it once
 for each measure, options, transform, batch size and shape of the data. The function has to return
 numbers or plain arrays, never a Draw: `vmap` would copy parameters inside its distributions for
-every example.
+every example. `checked_each` does the same for a Source too, of which it reads a part at a time.
 """
 
-from collections.abc import Callable
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from vaejax.batch import as_batch, check_some_weight, example_at, over_data, size_of
-from vaejax.data.sources import in_arrays
-from vaejax.errors import at_least_one, check_key
-from vaejax.types import Array, Batch, Key, Params, Transform
+from vaejax.data.sources import Source
+from vaejax.distributions import Categorical
+from vaejax.errors import at_least_one, check_key, finite_values, wrong
+from vaejax.model import Model
+from vaejax.types import Array, Batch, Key, Params, PerExample, Transform, describe
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PART = 2**26  # bytes of a Source that are read at a time
+MOST = 2**30  # bytes of a Source that are read at once, where a measure needs all examples
+
+
+def measure(function: Function) -> Function:
+    """Decorator of a measure `function(model, params, key, data, ...)`: its first four arguments.
+
+    It says in words which one is missing or in the wrong place, and takes `data` as a Batch, or
+    leaves a Source as it is. Where the first argument is a Model, the examples must have the shape
+    of its p(x|z): numbers of other shapes would broadcast. That is found by abstract evaluation,
+    once for each shape of the data.
+
+    Args:
+      function: the measure; its first argument may also be a loss or a network.
+    Returns:
+      The measure with these checks.
+    """
+    signature, name = inspect.signature(function), function.__name__
+    first, _, _, _ = order = tuple(signature.parameters)[:4]
+
+    @functools.wraps(function)
+    def checked(*args: Any, **options: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **options)
+        except TypeError:
+            _check_present(name, order, signature, args, options)
+            return function(*args, **options)  # Python says what it misses
+        model, params, _, data = (bound.arguments[argument] for argument in order)
+        _check_places(name, order, model, params)
+        if isinstance(data, Source):
+            head = data.read(np.zeros(1, int)) if data.size > 0 else Batch(())
+        else:
+            head = bound.arguments[order[3]] = _examples(name, order, data)
+        if first == "model" and isinstance(model, Model) and jax.tree.leaves(head.x):
+            _check_shape(name, model, params, bound.arguments.get("transform"), head)
+        return function(*bound.args, **bound.kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 def checked_batch(function: str, key: Key, data: Any, **counts: int) -> Batch:
-    """The data as a Batch, after the checks that all measures make.
+    """The data as a Batch in memory, after the checks that all measures make.
 
     Args:
       function: the name of the measure, for the messages.
       key: one key.
-      data: a Batch, or the x of one, `[n, ...]`, in memory.
+      data: a Batch, or the x of one, `[n, ...]`; or a Source, which is read whole.
       counts: numbers that have to be 1 or more, by name, such as `batch_size`.
     Returns:
       The Batch.
     Raises:
       ValueError: for a count below 1, for no examples, for other lengths in x and c, for labels or
-        weights that are none, and where all weights are 0.
-      TypeError: for what is no key, for a key among the data, and for a Source.
+        weights that are none, where all weights are 0, and for a Source of more than 1 GiB.
+      TypeError: for what is no key, and for a key among the data.
     """
-    batch = as_batch(in_arrays(function, data))
+    if isinstance(data, Source):
+        data = _whole(function, data)
+    batch = as_batch(data)
     at_least_one(function, **counts, examples=size_of(batch.x))
     check_key(function, key)
     check_some_weight(function, batch)
@@ -52,6 +104,8 @@ def measure_each(
     params: Params,
     key: Key,
     batch: Batch,
+    *,
+    first: int = 0,
 ) -> Any:
     """`measure(*options, params, key_i, x_i, c_i)` of every example, as one compiled loop.
 
@@ -66,22 +120,247 @@ def measure_each(
       params: the parameters, and any other arrays that all examples share.
       key: one key.
       batch: the examples; weights and labels are not looked at.
+      first: the index of the first of them in the whole data set.
     Returns:
       What the measure returns, with a leading axis `[n]` on every leaf.
     """
     program = measure, options, transform, batch_size
-    return _loop(program, params, key, batch.x, batch.c)
+    return _loop(program, params, key, batch.x, batch.c, first)
+
+
+def checked_each(
+    function: str,
+    quantities: Callable[[Any], dict[str, Any]],
+    measure: Callable[..., Any],
+    options: tuple[Any, ...],
+    transform: Transform | None,
+    batch_size: int,
+    params: Params,
+    key: Key,
+    data: Any,
+    **counts: int,
+) -> Any:
+    """`measure_each` of checked data; a Source is read and measured a part at a time.
+
+    Args:
+      function: the name of the measure, for the messages.
+      quantities: `found -> {name: [n]}`, of what was measured, the numbers that have to be finite
+        for each example that counts.
+      measure, options, transform, batch_size, params, key: as in `measure_each`.
+      data: a Batch, or the x of one, `[n, ...]`; or a Source.
+      counts: as in `checked_batch`.
+    Returns:
+      What the measure returns, with a leading axis `[n]` on every leaf; numpy's for a Source.
+    Raises:
+      ValueError: as `checked_batch` does, and where a quantity of weight above 0 is not finite,
+        with the example's index.
+      TypeError: as `checked_batch` does.
+    """
+    counts["batch_size"] = batch_size
+    program = measure, options, transform, batch_size
+
+    def found_of(batch: Batch, first: int) -> Any:
+        found = measure_each(*program, params, key, batch, first=first)
+        for name, values in quantities(found).items():
+            check_counted(function, name, values, batch.x, batch.weight, first=first)
+        return found
+
+    if not isinstance(data, Source):
+        return found_of(checked_batch(function, key, data, **counts), 0)
+    at_least_one(function, **counts, examples=data.size)
+    check_key(function, key)
+    parts = [
+        jax.tree.map(np.asarray, found_of(as_batch(data.read(rows)), int(rows[0])))
+        for rows in rows_of_parts(data, batch_size)
+    ]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: data.size], *parts)
+
+
+def rows_of_parts(source: Source, batch_size: int) -> Iterator[np.ndarray]:
+    """The rows of a Source in parts of one size, the last example again in the ragged end.
+
+    Args:
+      source: the Source.
+      batch_size: a part is this large at least, and else some 64 MiB.
+    Yields:
+      Rows, integers `[part]`.
+    """
+    most = max(batch_size, PART // max(1, _bytes_of_row(source)))
+    parts = -(-source.size // most)
+    width = -(-source.size // parts)
+    for start in range(0, parts * width, width):
+        yield np.minimum(start + np.arange(width), source.size - 1)
+
+
+def check_counted(
+    function: str, name: str, values: Any, x: Any, weight: Any, *, first: int = 0
+) -> PerExample:
+    """`errors.finite_values` of the examples that count alone.
+
+    Args:
+      function, name: of the measure and the quantity, for the message.
+      values: `[n]`.
+      x: the examples `[n, ...]`, whose range the message gives.
+      weight: of the examples, `[n]` or `()`.
+      first: the index of the first of them in the whole data set.
+    Returns:
+      All values as they are, numpy's, `[n]`.
+    Raises:
+      ValueError: where a value of weight above 0 is not finite, with the example's index.
+    """
+    values = np.asarray(values)
+    counts = isinstance(weight, tuple) or np.asarray(weight) > 0
+    finite_values(function, name, np.where(counts, values, 0), x, first=first)
+    return values
+
+
+def total_of(found: Any) -> Array:
+    """The sum of all numbers of each example, `[n]`: finite where each of them is.
+
+    Args:
+      found: arrays `[n, ...]`, or a tree of them.
+    Returns:
+      The sums, `[n]`.
+    """
+    sums = [jnp.sum(leaf, axis=range(1, jnp.ndim(leaf))) for leaf in jax.tree.leaves(found)]
+    return functools.reduce(jnp.add, sums)
 
 
 @partial(jax.jit, static_argnums=0)
-def _loop(program: tuple[Any, ...], params: Params, key: Key, x: Any, c: Any) -> Any:
+def _loop(
+    program: tuple[Any, ...], params: Params, key: Key, x: Any, c: Any, first: Any = 0
+) -> Any:
     measure, options, transform, batch_size = program
 
     def example(index: Array) -> Any:
-        one_x, one_c, rest = example_at(key, transform, index, x, c)
+        one_x, one_c, rest = example_at(key, transform, index, x, c, first=first)
         return measure(*options, params, rest, one_x, one_c)
 
     return over_data(example, size_of(x), batch_size)
 
 
-__all__ = ["checked_batch", "measure_each"]
+def _check_present(
+    function: str, order: tuple[str, ...], signature: inspect.Signature, args: Any, options: Any
+) -> None:
+    """Raise where one of the first four arguments is missing."""
+    try:
+        given = signature.bind_partial(*args, **options).arguments
+    except TypeError:  # too many, or one of another name: Python says which
+        return
+    absent = [argument for argument in order if argument not in given]
+    if not absent:
+        return
+    fix = f"call {function}({order[0]}, params, jax.random.key(0), data)"
+    try:
+        check_key(function, given.get("key", jax.random.key(0)))
+    except TypeError as error:
+        got, expected = describe(given["key"]), "one PRNG key, the third argument"
+        raise wrong(f"{function}: key", got, expected, fix, TypeError) from error
+    raise wrong(f"{function}: {' and '.join(absent)}", "nothing", "a value", fix, TypeError)
+
+
+def _check_places(function: str, order: tuple[str, ...], model: Any, params: Any) -> None:
+    """Raise where the model or its parameters are something else, such as each other."""
+    fix = f"the order is {function}({', '.join(order)})"
+    if order[0] == "model" and not hasattr(model, "encode"):
+        if hasattr(model, "model"):
+            fix = "pass its .model, and its .draw where the measure takes one"
+        raise wrong(f"{function}: model", describe(model), "a Model", fix, TypeError)
+    if order[0] == "loss" and not callable(model):
+        raise wrong(f"{function}: loss", describe(model), "a loss", fix, TypeError)
+    if isinstance(params, Model | Batch | Source):
+        got = type(params).__name__
+        raise wrong(f"{function}: params", got, "the model's parameters", fix, TypeError)
+    if isinstance(params, tuple) and hasattr(params, "params"):
+        got, fix = f"a {type(params).__name__}", "pass its .params"
+        raise wrong(f"{function}: params", got, "the model's parameters", fix, TypeError)
+
+
+def _examples(function: str, order: tuple[str, ...], data: Any) -> Batch:
+    """The data as a Batch whose x has one leading axis."""
+    batch = as_batch(data)
+    try:
+        size_of(batch.x)
+    except ValueError as error:
+        got = f"arrays of shapes {[jnp.shape(leaf) for leaf in jax.tree.leaves(batch.x)]}"
+        fix = f"the order is {function}({', '.join(order)})"
+        raise wrong(f"{function}: data", got, "examples [n, ...]", fix) from error
+    return batch
+
+
+def _check_shape(
+    function: str, model: Model, params: Params, transform: Transform | None, batch: Batch
+) -> None:
+    """Raise where an example, as the model sees it, is no event of p(x|z)."""
+    x, c = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)),
+        (batch.x, batch.c),
+    )
+    seen, event = _seen_and_event.eval_shape(model, transform, params, x, c)
+    if not jax.tree.leaves(event):
+        return
+    got, expected = (jax.tree.map(jnp.shape, tree) for tree in (seen, event))
+    if got == expected:
+        return
+    fix = "give x the decoder's shape"
+    if isinstance(seen, jax.ShapeDtypeStruct) and isinstance(event, jax.ShapeDtypeStruct):
+        if seen.size == event.size:
+            fix = f"reshape the data: x.reshape({', '.join(map(str, (-1, *event.shape)))})"
+        elif seen.shape[1:] == event.shape:
+            fix = "one axis is too many: x is [n, ...], without an axis of batches"
+    raise wrong(f"{function}: data", f"examples {got}", f"{expected}, as p(x|z)", fix)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _seen_and_event(
+    model: Model, transform: Transform | None, params: Params, x: Any, c: Any
+) -> tuple[Any, Any]:
+    """One example as the model sees it, and an event of p(x|z); `()` where that is not known."""
+    seen = x if transform is None else transform(jax.random.key(0), x)
+    try:
+        return seen, _event(_likelihood(model, params, seen, c), seen)
+    except Exception:  # what is wrong there the measure itself will say
+        return seen, ()
+
+
+def _likelihood(model: Model, params: Params, x: Any, c: Any) -> Any:
+    """p(x|z) at some z, also where x is not what the encoder takes."""
+    try:
+        z = model.encode(params, x, c).sample(jax.random.key(0))
+    except Exception:
+        z = model.prior(params, c).sample(jax.random.key(0))
+    return model.decode(params, z, c)
+
+
+def _event(px: Any, x: Any) -> Any:
+    """An event of px; x itself where px takes it for one, `()` for the labels of a classifier."""
+    if isinstance(px, Categorical) and px.event_shape == ():
+        return ()
+    plain = isinstance(x, jax.Array)
+    with contextlib.suppress(Exception):  # of a Distribution over a tree, which has no one shape
+        if plain and px.event_shape == x.shape:
+            return x
+    with contextlib.suppress(Exception):  # such as a sequence and its mask
+        if not plain and jnp.shape(px.log_prob(x)) == ():
+            return x
+    return px.sample(jax.random.key(0))
+
+
+def _bytes_of_row(source: Source) -> int:
+    row = source.read(np.zeros(1, int))
+    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(row))
+
+
+def _whole(function: str, source: Source) -> Batch:
+    """All examples of a Source, where they fit."""
+    at_least_one(function, examples=source.size)
+    total = source.size * _bytes_of_row(source)
+    if total > MOST:
+        got = f"a Source of {source.size} examples, {total / 2**30:.1f} GiB"
+        expected = f"at most {MOST / 2**30:g} GiB, since this measure needs all of them at once"
+        fix = "pass some of them: source.read(np.arange(1000))"
+        raise wrong(f"{function}: data", got, expected, fix)
+    return source.read(np.arange(source.size))
+
+
+__all__ = ["check_counted", "checked_batch", "checked_each", "measure", "measure_each"]

@@ -6,6 +6,7 @@ noise such as dropout is off. An example's randomness depends on the key and its
 that the chunk sizes change nothing but speed and memory. `mean_loss` averages any training loss.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -18,12 +19,24 @@ import numpy as np
 from jax import lax
 
 from vaejax.batch import over_examples, present, size_of
-from vaejax.errors import finite_values, warn_of_levels
-from vaejax.evaluate._each import checked_batch, measure_each
+from vaejax.data.sources import Source
+from vaejax.errors import at_least_one, warn_of_levels, wrong
+from vaejax.evaluate._each import checked_batch, checked_each, measure, total_of
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct, terms
-from vaejax.types import Array, Key, Loss, Metrics, Params, PerExample, Transform, Weighted
+from vaejax.types import (
+    Array,
+    Key,
+    Loss,
+    Metrics,
+    Params,
+    PerExample,
+    Transform,
+    Weighted,
+    describe_fields,
+)
 
 
+@describe_fields
 class Likelihood(NamedTuple):
     """An estimate of log p(x) for every image, and how far it can be trusted.
 
@@ -37,6 +50,7 @@ class Likelihood(NamedTuple):
     ess: PerExample
 
 
+@measure
 def elbo_terms(
     model: Model,
     params: Params,
@@ -55,7 +69,7 @@ def elbo_terms(
     Args:
       model, params: a Model with a prior, and its parameters.
       key: for the draws and the `transform`.
-      data: a Batch, or the x of one, `[n, ...]`; rows of weight 0 may be anything.
+      data: a Batch, or the x of one, `[n, ...]`, or a Source; rows of weight 0 may be anything.
       samples: draws of z per example.
       draw: how a Draw is made, as in the losses.
       transform: what is done to stored data first, drawn once per example; None: nothing.
@@ -75,16 +89,13 @@ def elbo_terms(
       >>> {name: value.shape for name, value in found.items()}
       {'elbo': (4,), 'distortion': (4,), 'rate': (4,)}
     """
-    batch = checked_batch("elbo_terms", key, data, samples=samples, batch_size=batch_size)
     options = model, samples, draw
-    D, R = measure_each(_elbo_terms, options, transform, batch_size, params, key, batch)
-    result = {"elbo": -(D + R), "distortion": D, "rate": R}
-    return {
-        name: check_counted("elbo_terms", name, value, batch.x, batch.weight)
-        for name, value in result.items()
-    }
+    loop = _elbo_terms, options, transform, batch_size
+    found = checked_each("elbo_terms", _bound, *loop, params, key, data, samples=samples)
+    return {name: np.asarray(values) for name, values in _bound(found).items()}
 
 
+@measure
 def log_likelihood(
     model: Model,
     params: Params,
@@ -107,7 +118,7 @@ def log_likelihood(
     Args:
       model, params: a Model with a prior, and its parameters.
       key: for the draws and the `transform`.
-      data: a Batch, or the x of one, `[n, ...]`; rows of weight 0 may be anything.
+      data: a Batch, or the x of one, `[n, ...]`, or a Source; rows of weight 0 may be anything.
       particles: K.
       draw: how a Draw is made, where that is not the model's own way, which encodes x once for all
         its particles.
@@ -133,14 +144,15 @@ def log_likelihood(
     References:
       Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
-    counts = {"particles": particles, "batch_size": batch_size, "chunk": chunk}
-    batch = checked_batch("log_likelihood", key, data, **counts)
     options = model, particles, draw, min(chunk, particles)
-    log_px, ess = measure_each(_log_likelihood, options, transform, batch_size, params, key, batch)
-    log_px = check_counted("log_likelihood", "log p(x)", log_px, batch.x, batch.weight)
-    return Likelihood(log_px, np.asarray(ess))
+    loop = _log_likelihood, options, transform, batch_size
+    found = checked_each(
+        "log_likelihood", _log_px, *loop, params, key, data, particles=particles, chunk=chunk
+    )
+    return Likelihood(*map(np.asarray, found))
 
 
+@measure
 def log_prob(
     network: Any,
     params: Params,
@@ -156,7 +168,7 @@ def log_prob(
       network: as in `objectives.maximum_likelihood`.
       params: its parameters.
       key: for the `transform` alone.
-      data: a Batch, or the x of one, `[n, ...]`; rows of weight 0 may be anything.
+      data: a Batch, or the x of one, `[n, ...]`, or a Source; rows of weight 0 may be anything.
       transform: what is done to stored data first, drawn once per example; None: nothing.
       batch_size: examples in memory at a time.
     Returns:
@@ -164,11 +176,11 @@ def log_prob(
     Raises:
       ValueError: where a number of weight above 0 is not finite, with the example's index.
     """
-    batch = checked_batch("log_prob", key, data, batch_size=batch_size)
-    found = measure_each(_log_prob, (network,), transform, batch_size, params, key, batch)
-    return check_counted("log_prob", "log p(x)", found, batch.x, batch.weight)
+    loop = _log_prob, (network,), transform, batch_size
+    return np.asarray(checked_each("log_prob", _log_px, *loop, params, key, data))
 
 
+@measure
 def codes(
     model: Model,
     params: Params,
@@ -186,7 +198,7 @@ def codes(
     Args:
       model, params: a Model and its parameters.
       key: for the `transform` alone.
-      data: a Batch, or the x of one, `[n, ...]`.
+      data: a Batch, or the x of one, `[n, ...]`, or a Source.
       transform: what is done to stored data first, drawn once per example; None: nothing.
       batch_size: examples in memory at a time.
     Returns:
@@ -194,13 +206,11 @@ def codes(
     Raises:
       ValueError: where a code of weight above 0 is not finite, with the example's index.
     """
-    batch = checked_batch("codes", key, data, batch_size=batch_size)
-    found = measure_each(_code, (model,), transform, batch_size, params, key, batch)
-    total = jnp.sum(found, axis=range(1, found.ndim))
-    check_counted("codes", "the sum of the code", total, batch.x, batch.weight)
-    return found
+    loop = _code, (model,), transform, batch_size
+    return checked_each("codes", _summed_code, *loop, params, key, data)
 
 
+@measure
 def reconstructions(
     model: Model,
     params: Params,
@@ -219,13 +229,11 @@ def reconstructions(
     Raises:
       ValueError: where a reconstruction of weight above 0 is not finite, with the example's index.
     """
-    batch = checked_batch("reconstructions", key, data, batch_size=batch_size)
-    found = measure_each(_reconstruction, (model,), transform, batch_size, params, key, batch)
-    total = jnp.sum(found, axis=range(1, found.ndim))
-    check_counted("reconstructions", "the sum of r(x)", total, batch.x, batch.weight)
-    return found
+    loop = _reconstruction, (model,), transform, batch_size
+    return checked_each("reconstructions", _summed_reconstruction, *loop, params, key, data)
 
 
+@measure
 def squared_error(
     model: Model,
     params: Params,
@@ -247,11 +255,11 @@ def squared_error(
     Raises:
       ValueError: where an error of weight above 0 is not finite, with the example's index.
     """
-    batch = checked_batch("squared_error", key, data, batch_size=batch_size)
-    found = measure_each(_squared_error, (model,), transform, batch_size, params, key, batch)
-    return check_counted("squared_error", "|x - r(x)|^2", found, batch.x, batch.weight)
+    loop = _squared_error, (model,), transform, batch_size
+    return np.asarray(checked_each("squared_error", _error, *loop, params, key, data))
 
 
+@measure
 def reconstruction_error(
     model: Model,
     params: Params,
@@ -273,11 +281,11 @@ def reconstruction_error(
     Raises:
       ValueError: where a number is not finite, with the example's index.
     """
-    batch = checked_batch("reconstruction_error", key, data, batch_size=batch_size)
-    error = measure_each(_minus_log_px, (model,), transform, batch_size, params, key, batch)
-    return finite_values("reconstruction_error", "-log p(x|z)", error, batch.x)
+    loop = _minus_log_px, (model,), transform, batch_size
+    return np.asarray(checked_each("reconstruction_error", _distortion, *loop, params, key, data))
 
 
+@measure
 def mean_loss(
     loss: Loss,
     params: Params,
@@ -301,7 +309,7 @@ def mean_loss(
       loss: a training loss.
       params: its parameters.
       key: for the loss and the `transform`.
-      data: a Batch, or the x of one, `[n, ...]`.
+      data: a Batch, or the x of one, `[n, ...]`, or a Source.
       transform: what is done to stored data first, drawn once per example; None: nothing.
       batch_size: examples of a part, at most.
       step: what schedules see, by default past their end.
@@ -311,13 +319,20 @@ def mean_loss(
     Raises:
       ValueError: where no example has a weight above 0.
     """
-    data = checked_batch("evaluate.mean_loss", key, data, batch_size=batch_size)
-    size = size_of(data)
+    if isinstance(data, Source):
+        at_least_one("evaluate.mean_loss", batch_size=batch_size, examples=data.size)
+        size, part_of = data.size, lambda start, stop: data.read(np.arange(start, stop))
+    else:
+        data = checked_batch("evaluate.mean_loss", key, data, batch_size=batch_size)
+        size, part_of = (
+            size_of(data),
+            lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], data),
+        )
     totals: dict[str, float] = {}
     counted: dict[str, float] = {}
     parts = -(-size // batch_size)
     for start, stop in pairwise(i * size // parts for i in range(parts + 1)):
-        part = jax.tree.map(lambda leaf, s=start, e=stop: leaf[s:e], data)
+        part = part_of(start, stop)
         share = float(size_of(part) if isinstance(part.weight, tuple) else np.sum(part.weight))
         if share == 0:
             continue
@@ -326,28 +341,38 @@ def mean_loss(
             counts = share * float(metric.weight) if isinstance(metric, Weighted) else share
             totals[name] = totals.get(name, 0.0) + float(metric) * counts
             counted[name] = counted.get(name, 0.0) + counts
+    if not totals:
+        fix = "give at least one example a weight"
+        raise wrong("mean_loss: data.weight", "no weight above 0", "a positive sum", fix)
     return {
         name: total / counted[name] if counted[name] else math.nan for name, total in totals.items()
     }
 
 
-def check_counted(function: str, name: str, values: Any, x: Any, weight: Any) -> PerExample:
-    """`errors.finite_values` of the examples that count alone.
+# What has to be finite in what was measured, by the names of the messages.
+def _bound(found: tuple[Array, Array]) -> dict[str, Array]:
+    D, R = found
+    return {"elbo": -(D + R), "distortion": D, "rate": R}
 
-    Args:
-      function, name: of the measure and the quantity, for the message.
-      values: `[n]`.
-      x: the examples `[n, ...]`, whose range the message gives.
-      weight: of the examples, `[n]` or `()`.
-    Returns:
-      All values as they are, numpy's, `[n]`.
-    Raises:
-      ValueError: where a value of weight above 0 is not finite, with the example's index.
-    """
-    values = np.asarray(values)
-    counts = isinstance(weight, tuple) or np.asarray(weight) > 0
-    finite_values(function, name, np.where(counts, values, 0), x)
-    return values
+
+def _log_px(found: Any) -> dict[str, Array]:
+    return {"log p(x)": found[0] if isinstance(found, tuple) else found}
+
+
+def _summed_code(found: Any) -> dict[str, Array]:
+    return {"the sum of the code": total_of(found)}
+
+
+def _summed_reconstruction(found: Any) -> dict[str, Array]:
+    return {"the sum of r(x)": total_of(found)}
+
+
+def _error(found: Array) -> dict[str, Array]:
+    return {"|x - r(x)|^2": found}
+
+
+def _distortion(found: Array) -> dict[str, Array]:
+    return {"-log p(x|z)": found}
 
 
 def _log_prob(network: Any, params: Params, key: Key, x: Any, c: Any) -> Array:
@@ -363,7 +388,13 @@ def _reconstruction(model: Model, params: Params, key: Key, x: Any, c: Any) -> A
 
 
 def _squared_error(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
-    return jnp.sum((x - _reconstruction(model, params, key, x, c)) ** 2)
+    r = _reconstruction(model, params, key, x, c)
+    given, found = (jax.tree.map(jnp.shape, tree) for tree in (x, r))
+    if given != found:  # they would broadcast
+        fix = "a model whose p(x|z) has a mean in the shape of x has this error"
+        raise wrong("squared_error: data", f"examples {given}", f"{found}, as E[x|z]", fix)
+    errors = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), x, r))
+    return functools.reduce(jnp.add, errors)
 
 
 def _minus_log_px(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 from vaejax.batch import as_batch, check_unweighted
 from vaejax.distributions import Distribution, Normal
 from vaejax.errors import missing, wrong
-from vaejax.evaluate._each import checked_batch
+from vaejax.evaluate._each import checked_batch, measure
 from vaejax.evaluate._measures import elbo_terms, log_likelihood, reconstruction_error
 from vaejax.model import Model
 from vaejax.types import Array, Key, Params, PerExample, Transform
@@ -45,6 +45,7 @@ class OneClass(NamedTuple):
     per_class: dict[int, Auroc]
 
 
+@measure
 def scores(
     model: Model,
     params: Params,

@@ -14,12 +14,14 @@ from jax import lax
 
 from vaejax.batch import check_unweighted, size_of
 from vaejax.errors import finite_values, wrong
-from vaejax.evaluate._each import checked_batch, measure_each
+from vaejax.evaluate._each import checked_batch, measure, measure_each
 from vaejax.evaluate.annealing import Annealed, Simulated, Start, ais, bdmc, reverse_ais
+from vaejax.evaluate.annealing._run import MORE, problems_of
 from vaejax.model import Draw, Model, deterministic, terms
-from vaejax.types import Array, Key, Params, Transform
+from vaejax.types import Array, Key, Params, Transform, describe_fields
 
 
+@describe_fields
 class Ladder(NamedTuple):
     """The importance-weighted bound for several K; `str` gives a table with the worst images.
 
@@ -60,6 +62,7 @@ class Ladder(NamedTuple):
         return "\n".join(lines)
 
 
+@describe_fields
 class Interval(NamedTuple):
     """What is known of log p(x); `str` gives a table, with no value where AIS has not converged.
 
@@ -127,6 +130,7 @@ class Interval(NamedTuple):
         return _value(run.log_px, run.error) if self.converged else f"not converged: {why}"
 
 
+@measure
 def sandwich(
     model: Model,
     params: Params,
@@ -211,6 +215,7 @@ def sandwich(
     return Interval(lower, upper, rungs, simulated, count, tolerance, problems)
 
 
+@measure
 def ladder(
     model: Model,
     params: Params,
@@ -298,7 +303,7 @@ def _problems(
     tolerance: float,
 ) -> tuple[str, ...]:
     """What speaks against convergence, in words; see `sandwich`."""
-    found, more = [], "give more temperatures or chains"
+    found, more = [], MORE
     runs = {"AIS": lower}
     if upper is not None:
         runs["reverse AIS"] = upper
@@ -321,18 +326,9 @@ def _problems(
                 f"lower, and not within {tolerance:g}, {more}"
             )
     for name, run in runs.items():
-        bias = float(np.mean(run.error**2) / 2)
         if run.log_weights.shape[1] == 1 and len(runs) == 1:
             found.append(f"a single chain shows no spread, {more}")
-        # The estimate ends at 1/2, at an ESS of 1: well below that it means something.
-        if bias > min(tolerance, 0.1):
-            found.append(
-                f"{name} has an ESS of {np.median(run.ess):.1f} of {run.log_weights.shape[1]} in "
-                f"the median, {run.ess.min():.1f} at least (bias about {bias:.2g} nats), {more}"
-            )
-        if run.acceptance.size and run.acceptance.mean() < 0.1:
-            acceptance = run.acceptance.mean()
-            found.append(f"{name} accepts {acceptance:.2g} of its moves, give a smaller step_size")
+        found += problems_of(name, run, tolerance)
     above = float(np.mean(rungs.log_px[-1] - lower.log_px))
     if above > max(tolerance, 3 * _pooled(np.hypot(rungs.error[-1], lower.error))):
         found.append(f"importance weighting is {above:.3g} nats above AIS, {more}")

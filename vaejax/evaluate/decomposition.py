@@ -17,11 +17,12 @@ from jax import lax
 from vaejax.batch import check_unweighted, example_at, size_of
 from vaejax.distributions import MultivariateNormal, Normal, check_comparable, kl
 from vaejax.errors import finite_values, wrong
-from vaejax.evaluate._each import checked_batch, measure_each
+from vaejax.evaluate._each import checked_batch, measure, measure_each
 from vaejax.model import Draw, Model, deterministic, terms
-from vaejax.types import Array, Batch, Estimate, Key, Params, Transform
+from vaejax.types import Array, Batch, Estimate, Key, Params, Transform, describe_fields
 
 
+@describe_fields
 class Decomposition(NamedTuple):
     """The averaged ELBO taken apart, nats per example; see `decompose` for the equations.
 
@@ -83,6 +84,7 @@ class Decomposition(NamedTuple):
         return table(lines)
 
 
+@measure
 def decompose(
     model: Model,
     params: Params,

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vaejax.errors import finite_values, wrong
+from vaejax.types import describe_fields
 
 
+@describe_fields
 class InformationGap(NamedTuple):
     """What `mig` returns.
 

@@ -15,10 +15,13 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from vaejax.batch import as_batch
+from vaejax.data.sources import in_arrays
 from vaejax.errors import at_least_one, wrong
-from vaejax.types import Array, Batch, Key, Loss, Params
+from vaejax.types import Array, Batch, Key, Loss, Params, describe_fields
 
 
+@describe_fields
 class Moments(NamedTuple):
     """Mean and (unbiased) variance of each coordinate of the gradient, in the shape of params.
 
@@ -65,7 +68,7 @@ def moments(
     loss: Loss,
     params: Params,
     key: Key,
-    batch: Batch,
+    batch: Any,
     *,
     samples: int,
     chunk: int = 16,
@@ -79,7 +82,7 @@ def moments(
       loss: a training loss.
       params: its parameters.
       key: for the draws.
-      batch: what the gradient is of.
+      batch: what the gradient is of, a Batch, or the x of one, `[n, ...]`.
       samples: how many draws, 2 or more.
       chunk: draws held in memory at a time.
       step: what schedules see, by default past their end.
@@ -91,6 +94,7 @@ def moments(
     at_least_one("moments", chunk=chunk)
     if samples < 2:
         raise wrong("moments: samples", samples, "2 or more", "a variance needs two draws")
+    batch = as_batch(in_arrays("moments", batch))
     mean, variance = _moments(loss, chunk, samples, params, key, batch, step)
     for path, leaf in jax.tree_util.tree_leaves_with_path((mean, variance)):
         if not np.isfinite(leaf).all():
@@ -104,7 +108,7 @@ def compare(
     losses: Mapping[str, Loss],
     params: Params,
     key: Key,
-    batch: Batch,
+    batch: Any,
     *,
     samples: int,
     reference: Loss | Moments | None = None,
@@ -119,7 +123,7 @@ def compare(
       losses: estimators by name, measured on independent keys over `samples` draws each.
       params: their parameters.
       key: for the draws.
-      batch: what the gradients are of.
+      batch: what the gradients are of, a Batch, or the x of one, `[n, ...]`.
       samples: how many draws, 2 or more.
       reference: what the bias is against: a Loss that is unbiased for the same objective; Moments,
         to measure a reference once; or `exactly(gradient)` where it is known. None: the first loss.

@@ -24,7 +24,7 @@ from flax import linen as nn
 from vaejax.batch import check_unweighted, present, size_of
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import finite_values, wrong
-from vaejax.evaluate import checked_batch, measure_each
+from vaejax.evaluate import checked_batch, measure, measure_each
 from vaejax.evaluate.diagnostics import ActiveUnits
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Key, Params, Transform
@@ -207,6 +207,7 @@ def layers(
     return Model(jax.jit(init), prior_of, encode, decode)
 
 
+@measure
 def active_units(
     model: Model,
     params: Params,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax.batch import as_batch
+from vaejax.data.sources import in_arrays
 from vaejax.distributions import MultivariateNormal, Normal
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Model
@@ -88,7 +89,7 @@ def linear_gaussian_log_px(params: Params, data: Any) -> Array:
       ValueError: for data of another shape.
     """
     W, loc, log_scale = params["W"], params["loc"], params["log_scale"]
-    x = jnp.asarray(as_batch(data).x)
+    x = jnp.asarray(as_batch(in_arrays("linear_gaussian_log_px", data)).x)
     d = len(W)
     if x.ndim != 2 or x.shape[1] != d:
         fix = "flatten images: x.reshape(len(x), -1)"

@@ -21,13 +21,23 @@ import numpy as np
 
 from vaejax import evaluate
 from vaejax import model as models
-from vaejax.batch import as_batch, batch_mean, labels_of, mean_over, over_batch, size_of
+from vaejax.batch import batch_mean, labels_of, mean_over, over_batch, size_of
 from vaejax.distributions import Categorical, Delta, kl
 from vaejax.errors import concrete, wrong
 from vaejax.model import Draw, Model, draw, terms
 from vaejax.objectives import Schedule, schedule
 from vaejax.train import shuffled
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, StepOrder, Transform
+from vaejax.types import (
+    Array,
+    Batch,
+    Key,
+    Loss,
+    Metrics,
+    Params,
+    StepOrder,
+    Transform,
+    describe_fields,
+)
 
 
 class Joint(NamedTuple):
@@ -78,6 +88,7 @@ class Joint(NamedTuple):
         return jnp.eye(jnp.size(self.py.logits))
 
 
+@describe_fields
 class Enumerated(NamedTuple):
     """What `log_likelihood` returns, for n examples.
 
@@ -276,6 +287,7 @@ def discriminative(classifier: Any) -> Model:
     return Model(jax.jit(init), lambda params, c=(): None, encode, decode)
 
 
+@evaluate.measure
 def log_likelihood(
     joint: Joint,
     params: Params,
@@ -308,7 +320,7 @@ def log_likelihood(
     Returns:
       `log_px` `[n]` and `log_pxy` `[n, classes]`, nats.
     """
-    batch, log_pxy = as_batch(data), []
+    batch, log_pxy = evaluate.checked_batch("log_likelihood", key, data), []
     for c, log_py in zip(joint.classes, jax.nn.log_softmax(joint.py.logits), strict=True):
         conditions = jnp.broadcast_to(c, (size_of(batch.x), *c.shape))
         found = evaluate.log_likelihood(

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate._each import checked_batch
+from vaejax.evaluate._each import checked_batch, measure
 from vaejax.evaluate.annealing._run import Annealed, Start, latent_shape, run
 from vaejax.model import Model, deterministic, generate
-from vaejax.types import Array, Batch, Key, Params, Transform
+from vaejax.types import Array, Batch, Key, Params, Transform, describe_fields
 
 
+@describe_fields
 class Simulated(NamedTuple):
     """Both bounds on data simulated from the model.
 
@@ -30,6 +31,7 @@ class Simulated(NamedTuple):
         return self.upper.log_px - self.lower.log_px
 
 
+@measure
 def ais(
     model: Model,
     params: Params,
@@ -82,6 +84,7 @@ def ais(
     return run("ais", model, sizes, params, key, batch, temperatures, step_size, None)
 
 
+@measure
 def reverse_ais(
     model: Model,
     params: Params,

@@ -13,9 +13,11 @@ from vaejax.errors import at_least_one, finite_values, wrong
 from vaejax.evaluate._each import measure_each
 from vaejax.evaluate.annealing._moves import hmc
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Batch, Key, Params
+from vaejax.types import Array, Batch, Key, Params, describe_fields
 
 Start = Literal["prior", "posterior"]
+
+MORE = "give more temperatures or chains"
 
 TARGET = 0.65  # acceptance that the pilot chains' step size is moved towards
 GAIN = 0.5  # how fast: log step += GAIN (acceptance - TARGET) at each temperature
@@ -23,8 +25,11 @@ OWN = 2**32 - 1  # folded into the key of an example
 NEVER = 1e-3  # mean probability of acceptance below which nothing has moved
 
 
+@describe_fields
 class Annealed(NamedTuple):
     """Annealed importance sampling of every example, and how far it can be trusted.
+
+    `str` gives the mean, with "not converged" and the reason in place of a number that is not.
 
     Args:
       log_px: nats, a lower bound in expectation from `ais`, an upper one from `reverse_ais`, `[n]`.
@@ -42,6 +47,38 @@ class Annealed(NamedTuple):
     log_weights: np.ndarray
     acceptance: np.ndarray
     step_size: np.ndarray
+
+    def __str__(self) -> str:
+        chains = self.log_weights.shape[1]
+        problems = [] if chains > 1 else [f"a single chain shows no spread, {MORE}"]
+        problems += problems_of("annealing", self, 0.1)
+        error = np.sqrt(np.sum(self.error**2)) / len(self.error)
+        value = f"{np.mean(self.log_px):.3f} ({error:.3f})"
+        if problems:
+            value = f"not converged: {'; '.join(problems)}"
+        moved = f"acceptance {self.acceptance.mean():.2f}" if self.acceptance.size else "no moves"
+        return (
+            f"bound on log p(x) of {len(self.log_px)} examples by annealing, nats per example "
+            f"(se over draws)\n  {value}\n  {chains} chains, {moved}, ESS median "
+            f"{np.median(self.ess):.1f}, lowest {self.ess.min():.1f} "
+            f"(example {np.argmin(self.ess)})"
+        )
+
+
+def problems_of(name: str, run: Annealed, tolerance: float) -> list[str]:
+    """What speaks against the convergence of one run, in words; see `bounds.sandwich`."""
+    found = []
+    bias = float(np.mean(run.error**2) / 2)
+    # The estimate ends at 1/2, at an ESS of 1: well below that it means something.
+    if bias > min(tolerance, 0.1):
+        found.append(
+            f"{name} has an ESS of {np.median(run.ess):.1f} of {run.log_weights.shape[1]} in "
+            f"the median, {run.ess.min():.1f} at least (bias about {bias:.2g} nats), {MORE}"
+        )
+    if run.acceptance.size and run.acceptance.mean() < 0.1:
+        acceptance = run.acceptance.mean()
+        found.append(f"{name} accepts {acceptance:.2g} of its moves, give a smaller step_size")
+    return found
 
 
 def sigmoidal(temperatures: int, *, steepness: float = 4.0) -> np.ndarray:

@@ -12,13 +12,14 @@ import numpy as np
 from vaejax.batch import example_at
 from vaejax.distributions import Normal
 from vaejax.errors import finite_values, wrong
-from vaejax.evaluate._each import measure_each
+from vaejax.evaluate._each import measure, measure_each
 from vaejax.evaluate.decomposition import checked
 from vaejax.evaluate.diagnostics._units import standard_error
 from vaejax.model import Model, deterministic, draw
-from vaejax.types import Array, Estimate, Key, Params, Transform
+from vaejax.types import Array, Estimate, Key, Params, Transform, describe_fields
 
 
+@describe_fields
 class Calibration(NamedTuple):
     """What `calibration` returns.
 
@@ -41,6 +42,7 @@ class Calibration(NamedTuple):
         return "\n".join([*lines, f"mean squared z-score {self.mean_square}, expected 1"])
 
 
+@measure
 def calibration(
     model: Model,
     params: Params,
@@ -87,9 +89,6 @@ def calibration(
     if not isinstance(seen, Normal):
         name, fix = type(seen).__name__, "only a Normal decoder predicts a variance"
         raise wrong("calibration: likelihood", name, "Normal", fix, TypeError)
-    if x.shape != seen.event_shape:
-        expected, fix = f"{seen.event_shape}, as p(x|z)", "give x the decoder's shape"
-        raise wrong("calibration: data", f"examples {x.shape}", expected, fix)
     bounds = jnp.asarray([NormalDist().inv_cdf((1 + level) / 2) for level in nominal])
     options, shared = (model, samples), (params, bounds)
     inside, square = measure_each(_residuals, options, transform, batch_size, shared, key, batch)

@@ -9,14 +9,15 @@ import numpy as np
 
 from vaejax.distributions import MultivariateNormal, Normal
 from vaejax.errors import at_least_one, finite_values, wrong
-from vaejax.evaluate._each import measure_each
+from vaejax.evaluate._each import measure, measure_each
 from vaejax.evaluate._measures import elbo_terms
 from vaejax.evaluate.decomposition import check_posterior, checked
 from vaejax.evaluate.diagnostics._units import standard_error
 from vaejax.model import Draw, Model, deterministic, terms
-from vaejax.types import Array, Estimate, Key, Params, Transform
+from vaejax.types import Array, Estimate, Key, Params, Transform, describe_fields
 
 
+@describe_fields
 class RateDistortion(NamedTuple):
     """Points of a rate-distortion curve, nats per example.
 
@@ -31,6 +32,7 @@ class RateDistortion(NamedTuple):
     distortion_error: np.ndarray
 
 
+@measure
 def implied_beta(
     model: Model,
     params: Params,
@@ -83,6 +85,7 @@ def implied_beta(
     return Estimate(float(beta), float(standard_error(dD + beta * dR) / abs(dR.mean())))
 
 
+@measure
 def rate_distortion(
     model: Model,
     population: Sequence[Params],

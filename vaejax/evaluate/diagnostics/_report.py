@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from vaejax.errors import at_least_one
+from vaejax.evaluate._each import measure
 from vaejax.evaluate._measures import elbo_terms, log_likelihood
 from vaejax.evaluate.decomposition import Decomposition, checked, decompose, table
 from vaejax.evaluate.diagnostics._rate import implied_beta
@@ -16,9 +17,10 @@ from vaejax.evaluate.diagnostics._units import (
     standard_error,
 )
 from vaejax.model import Model
-from vaejax.types import Batch, Estimate, Key, Params, Transform
+from vaejax.types import Batch, Estimate, Key, Params, Transform, describe_fields
 
 
+@describe_fields
 class Report(NamedTuple):
     """What `inference_report` returns; printing it gives the verdicts in words.
 
@@ -66,6 +68,7 @@ class Report(NamedTuple):
         )
 
 
+@measure
 def inference_report(
     model: Model,
     params: Params,

@@ -8,7 +8,7 @@ import numpy as np
 
 from vaejax.distributions import kl
 from vaejax.errors import finite_values, wrong
-from vaejax.evaluate._each import measure_each
+from vaejax.evaluate._each import measure, measure_each
 from vaejax.evaluate._measures import codes
 from vaejax.evaluate.decomposition import (
     check_posterior,
@@ -18,9 +18,10 @@ from vaejax.evaluate.decomposition import (
     shapes_of,
 )
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Key, Params, PerUnit, Transform
+from vaejax.types import Array, Key, Params, PerUnit, Transform, describe_fields
 
 
+@describe_fields
 class ActiveUnits(NamedTuple):
     """What `active_units` returns.
 
@@ -48,6 +49,7 @@ class ActiveUnits(NamedTuple):
         return int(np.sum(low)), int(np.sum(high))
 
 
+@measure
 def active_units(
     model: Model,
     params: Params,
@@ -93,6 +95,7 @@ def active_units(
     return ActiveUnits(squares.mean(axis=0), standard_error(squares), threshold)
 
 
+@measure
 def rate_per_dimension(
     model: Model,
     params: Params,

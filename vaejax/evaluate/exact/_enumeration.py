@@ -9,12 +9,13 @@ from jax import lax
 
 from vaejax.batch import size_of
 from vaejax.errors import at_least_one, finite_values, wrong
-from vaejax.evaluate._each import checked_batch
+from vaejax.evaluate._each import checked_batch, measure
 from vaejax.evaluate.exact._batches import Program, log_px_given, measure_batches, prior_of
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Key, Params, Transform
+from vaejax.types import Array, Key, Params, Transform, describe_fields
 
 
+@describe_fields
 class Enumeration(NamedTuple):
     """log p(x) by a sum over all values of a discrete latent.
 
@@ -30,6 +31,7 @@ class Enumeration(NamedTuple):
     prior_mass: Any
 
 
+@measure
 def enumerate_latents(
     model: Model,
     params: Params,
@@ -57,8 +59,8 @@ def enumerate_latents(
       An Enumeration, nats.
     Raises:
       TypeError: where the prior is a density.
-      ValueError: where the prior mass of the values is above 1, since one is then given twice, and
-        where log p(x) is not finite, with the example's index.
+      ValueError: for values of another shape than z; where the prior mass of the values is above 1,
+        since one is then given twice; and where log p(x) is not finite, with the example's index.
     """
     name = "enumerate_latents"
     batch = checked_batch(name, key, data, batch_size=batch_size, chunk=chunk)
@@ -68,6 +70,11 @@ def enumerate_latents(
         raise wrong(f"{name}: prior", type(pz).__name__, "a discrete one", fix, TypeError)
     values = jax.tree.map(jnp.asarray, values)
     at_least_one(name, values=size_of(values))
+    shapes = jax.tree.map(lambda leaf: leaf.shape[1:], values)
+    event = jax.tree.map(jnp.shape, jax.eval_shape(pz.sample, jax.random.key(0)))
+    if shapes != event:
+        fix = "give values of this model's latent, such as binary_codes(units)"
+        raise wrong(f"{name}: values", f"values of shape {shapes}", f"{event}, as of p(z)", fix)
     options, shared = (model, min(chunk, size_of(values))), (params, values)
     program = Program(_enumerated, options, transform, batch_size)
     result = measure_batches(program, shared, key, batch)

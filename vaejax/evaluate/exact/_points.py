@@ -14,15 +14,21 @@ from vaejax.distributions import Normal
 from vaejax.errors import wrong
 from vaejax.evaluate.exact._batches import log_px_given
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Key, Params
+from vaejax.types import Array, Key, Params, describe_fields
 
 MOST_POINTS = 10**8  # of a rule: beyond, decoding takes hours
+
+MOST_CHANGED = 0.1  # nats, by half as many nodes per dimension; what is left is far less
+MOST_ON_EDGE = 1e-2  # of the posterior, per unit of z
 
 Rule = tuple[Array, Array]  # the nodes of one dimension, and the log of what each counts
 
 
+@describe_fields
 class Quadrature(NamedTuple):
     """log p(x) by a sum over points z_i of latent space, and what tells whether to trust it.
+
+    `str` gives its mean, with "not converged" and the reason in place of a number that is not.
 
     Args:
       log_px: log p(x), nats, `[n]`.
@@ -43,6 +49,41 @@ class Quadrature(NamedTuple):
     mean: Any
     deviation: Any
     spacing: Any = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why `log_px` is not the integral for some example; empty where nothing tells so."""
+        found = []
+        edge = self.edge / (self.spacing if np.all(np.isfinite(self.spacing)) else 1.0)
+        changed = np.abs(self.log_px - self.coarse)
+        few = 1.2 ** self.mean.shape[1]  # a spacing of about three deviations
+        for bad, why in (
+            (self.points < few, "a single point holds the posterior, give a smaller spacing"),
+            (~(changed < MOST_CHANGED), "half the nodes give another number, give more of them"),
+            (edge > MOST_ON_EDGE, "some of the posterior lies on the edge, give a larger width"),
+        ):
+            if np.any(bad):
+                first = int(np.argmax(bad))
+                found.append(f"{why} (example {first}, {int(np.sum(bad))} such of {len(edge)})")
+        return tuple(found)
+
+    @property
+    def converged(self) -> bool:
+        """Whether nothing tells that `log_px` is not the integral, for any example."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        n = len(self.log_px)
+        problems = "; ".join(self.problems)
+        error = np.std(self.log_px, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+        value = f"{np.mean(self.log_px):.3f} ({error:.3f})"
+        changed = np.max(np.abs(self.log_px - self.coarse))
+        return (
+            f"log p(x) of {n} examples by quadrature, nats per example: mean (se over examples)\n"
+            f"  {f'not converged: {problems}' if problems else value}\n"
+            f"  half the nodes change it by {changed:.2g} at most; effective points "
+            f"{np.min(self.points):.1f} at least; on the edge {np.max(self.edge):.2g} at most"
+        )
 
 
 def integrated(

@@ -10,7 +10,7 @@ import numpy as np
 from vaejax.batch import size_of
 from vaejax.distributions import MultivariateNormal, Normal
 from vaejax.errors import finite_values, wrong
-from vaejax.evaluate._each import checked_batch
+from vaejax.evaluate._each import checked_batch, measure
 from vaejax.evaluate.exact._batches import (
     Program,
     first,
@@ -32,9 +32,10 @@ from vaejax.evaluate.exact._points import (
     under_the_prior,
 )
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Batch, Key, Params, Transform
+from vaejax.types import Array, Batch, Key, Params, Transform, describe_fields
 
 
+@measure
 def quadrature(
     model: Model,
     params: Params,
@@ -89,6 +90,7 @@ def quadrature(
     return _measured(name, result, batch, spacing)
 
 
+@measure
 def converged_quadrature(
     model: Model,
     params: Params,
@@ -136,6 +138,7 @@ def converged_quadrature(
         spacing = spacing / 2
 
 
+@measure
 def local_quadrature(
     model: Model,
     params: Params,
@@ -194,6 +197,7 @@ def local_quadrature(
     return _measured(name, result, batch)
 
 
+@measure
 def gauss_hermite(
     model: Model,
     params: Params,
@@ -254,6 +258,7 @@ def _measured(function: str, result: Quadrature, batch: Any, spacing: float = np
     return jax.tree.map(np.asarray, result)._replace(spacing=spacing)
 
 
+@describe_fields
 class GridPosterior(NamedTuple):
     """The posterior p(z|x) of every example, from a grid.
 
@@ -270,6 +275,7 @@ class GridPosterior(NamedTuple):
     log_px: Any
 
 
+@measure
 def grid_posterior(
     model: Model,
     params: Params,

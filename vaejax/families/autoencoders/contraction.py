@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.flatten_util import ravel_pytree
 
 from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import check_counted, checked_batch, measure_each
+from vaejax.evaluate import check_counted, checked_batch, measure, measure_each
 from vaejax.model import Model
 from vaejax.networks import kernels
 from vaejax.types import Array, Key, Params, PerExample, Transform
@@ -122,6 +122,7 @@ def hutchinson(probes: int = 1) -> Norm:
     return norm
 
 
+@measure
 def squared_norms(
     model: Model,
     params: Params,

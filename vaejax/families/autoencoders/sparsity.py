@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import as_batch, batch_mean, example_at, size_of
+from vaejax.batch import batch_mean, example_at, size_of
 from vaejax.distributions import Delta
-from vaejax.errors import at_least_one, concrete, wrong
-from vaejax.evaluate import check_counted, checked_batch
+from vaejax.errors import concrete, wrong
+from vaejax.evaluate import check_counted, checked_batch, measure
 from vaejax.families.autoencoders._weights import weights_of
 from vaejax.families.autoencoders.dictionaries import atoms, revive, transposed, unit_columns
 from vaejax.model import Model, deterministic
@@ -160,6 +160,7 @@ def smallest_active(z: Array) -> Array:
     return jnp.min(jnp.where(z > 0, z, jnp.inf))
 
 
+@measure
 def threshold(
     model: Model,
     params: Params,
@@ -193,9 +194,8 @@ def threshold(
     References:
       Bussmann, Leask and Nanda, 2024, arXiv:2412.06410.
     """
-    batch = as_batch(data)
+    batch = checked_batch("threshold", key, data, batch_size=batch_size)
     batch_size = min(batch_size, size_of(batch.x))
-    at_least_one("threshold", batch_size=batch_size)
     smallest, totals = _smallest(model, transform, batch_size, k, params, key, batch)
     weight = np.asarray(weights_of(size_of(batch.x), batch.weight))[: len(totals)]
     _check_some("threshold", weight)
@@ -228,6 +228,7 @@ def thresholded(model: Model, theta: float | Array) -> Model:
     return model._replace(encode=encode)
 
 
+@measure
 def firing(
     model: Model,
     params: Params,

@@ -238,6 +238,7 @@ def classification(model: Model, *, draw: Callable[..., Draw] = draw) -> Loss:
     return loss
 
 
+@evaluate.measure
 def error_rate(
     model: Model,
     params: Params,

@@ -11,7 +11,7 @@ from jax import lax
 
 from vaejax.batch import as_batch, example_at, over_data, size_of
 from vaejax.errors import at_least_one, concrete, wrong
-from vaejax.evaluate import checked_batch, measure_each
+from vaejax.evaluate import checked_batch, measure, measure_each
 from vaejax.families.quantized._model import VectorQuantized
 from vaejax.model import Model, deterministic
 from vaejax.train import TrainState
@@ -52,6 +52,7 @@ def usage(index: Any, entries: int) -> np.ndarray:
     return np.bincount(index, minlength=entries) / index.size
 
 
+@measure
 def indices(
     model: Model,
     params: Params,
@@ -79,6 +80,7 @@ def indices(
     return measure_each(_index, (model,), transform, batch_size, params, key, batch)
 
 
+@measure
 def from_data(
     model: Model,
     params: Params,
@@ -102,7 +104,7 @@ def from_data(
     Raises:
       ValueError: for a codebook with more entries than all examples together have codes.
     """
-    batch = as_batch(data)._replace(y=())
+    batch = checked_batch("from_data", key, data)._replace(y=())
     rows_key, transform_key, choice_key = jax.random.split(key, 3)
     count = _enough("from_data", model, params, batch, transform, size_of(batch.x))
     rows = _rows(rows_key, batch, count)
