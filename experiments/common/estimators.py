@@ -47,7 +47,11 @@ def toy(key: Key, dimension: int, images: int) -> tuple[Model, Params, Any]:
 
 def weighted(model: Model, particles: int) -> dict[str, Any]:
     """The importance-weighted estimators, the one that serves as reference first."""
-    build = {"dreg": objectives.dreg, "iwae": objectives.iwae, "stl": objectives.stl}
+    build: dict[str, Any] = {
+        "dreg": objectives.dreg,
+        "iwae": objectives.iwae,
+        "stl": objectives.stl,
+    }
     return {name: make(model, particles=particles) for name, make in build.items()}
 
 

@@ -19,7 +19,16 @@ from jax import lax
 from vaejax.batch import over_examples, present, size_of
 from vaejax.errors import finite_values, warn_of_levels, wrong
 from vaejax.evaluate._each import checked_batch, measure_each
-from vaejax.model import Draw, Model, deterministic, draw, reconstruct, terms
+from vaejax.model import (
+    Draw,
+    Model,
+    at_mean,
+    deterministic,
+    draw,
+    placed,
+    reconstruct,
+    terms,
+)
 from vaejax.types import Array, Key, Loss, Metrics, Params, PerExample, Transform
 
 
@@ -174,6 +183,7 @@ def codes(
     key: Key,
     data: Any,
     *,
+    draw: Callable[..., Any] | None = None,
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> Array:
@@ -186,6 +196,9 @@ def codes(
       model, params: a Model and its parameters.
       key: for the `transform` alone.
       data: a Batch, or the x of one, `[n, ...]`.
+      draw: how a Draw is made, where that is not the model's own way. Its z is the code, with
+        every posterior on the way at its mean: so do the steps of a `recurrent.vrnn` follow each
+        other, and the code of a masked step is 0.
       transform: what is done to stored data first, drawn once per example; None: nothing.
       batch_size: examples in memory at a time.
     Returns:
@@ -194,7 +207,7 @@ def codes(
       ValueError: where a code of weight above 0 is not finite, with the example's index.
     """
     batch = checked_batch("codes", key, data, batch_size=batch_size)
-    found = measure_each(_code, (model,), transform, batch_size, params, key, batch)
+    found = measure_each(_code, (model, draw), transform, batch_size, params, key, batch)
     total = jnp.sum(found, axis=range(1, found.ndim))
     check_counted("codes", "the sum of the code", total, batch.x, batch.weight)
     return found
@@ -206,20 +219,22 @@ def reconstructions(
     key: Key,
     data: Any,
     *,
+    draw: Callable[..., Any] | None = None,
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> Array:
     """The reconstruction r(x) = E[x|z = E[q(z|x)]] of every example.
 
     Args:
-      model, params, key, data, transform, batch_size: as in `codes`, also for rows of weight 0.
+      model, params, key, data, draw, transform, batch_size: as in `codes`, also for rows of weight
+        0.
     Returns:
       r(x), in the shape of x, `[n, ...]`.
     Raises:
       ValueError: where a reconstruction of weight above 0 is not finite, with the example's index.
     """
     batch = checked_batch("reconstructions", key, data, batch_size=batch_size)
-    found = measure_each(_reconstruction, (model,), transform, batch_size, params, key, batch)
+    found = measure_each(_reconstruction, (model, draw), transform, batch_size, params, key, batch)
     total = jnp.sum(found, axis=range(1, found.ndim))
     check_counted("reconstructions", "the sum of r(x)", total, batch.x, batch.weight)
     return found
@@ -352,16 +367,26 @@ def _log_prob(network: Any, params: Params, key: Key, x: Any, c: Any) -> Array:
     return network.apply(params, *present(c)).log_prob(x)
 
 
-def _code(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
-    return deterministic(model).encode(params, x, c).mean
+def _code(
+    model: Model, draw: Callable[..., Any] | None, params: Params, key: Key, x: Any, c: Any
+) -> Array:
+    model = deterministic(model)
+    if draw is not None:
+        return draw(placed(model, at_mean), params, key, x, c).z
+    return model.encode(params, x, c).mean
 
 
-def _reconstruction(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
-    return reconstruct(deterministic(model), params, x, c)
+def _reconstruction(
+    model: Model, draw: Callable[..., Any] | None, params: Params, key: Key, x: Any, c: Any
+) -> Array:
+    model = deterministic(model)
+    if draw is not None:
+        return draw(placed(model, at_mean), params, key, x, c).px.mean
+    return reconstruct(model, params, x, c)
 
 
 def _squared_error(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
-    return jnp.sum((x - _reconstruction(model, params, key, x, c)) ** 2)
+    return jnp.sum((x - _reconstruction(model, None, params, key, x, c)) ** 2)
 
 
 def _minus_log_px(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
