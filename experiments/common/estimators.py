@@ -79,7 +79,11 @@ def trained(config: Any, network: Any, images: Any, key: Key) -> tuple[Model, Pa
 
 def weighted(model: Model, particles: int) -> dict[str, Any]:
     """The importance-weighted estimators, the one that serves as reference first."""
-    build = {"dreg": objectives.dreg, "iwae": objectives.iwae, "stl": objectives.stl}
+    build: dict[str, Any] = {
+        "dreg": objectives.dreg,
+        "iwae": objectives.iwae,
+        "stl": objectives.stl,
+    }
     return {name: make(model, particles=particles) for name, make in build.items()}
 
 

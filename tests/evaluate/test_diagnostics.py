@@ -9,8 +9,8 @@ from scipy import stats
 from tests import oracles
 from tests.known_codes import LOC, NORMAL, SCALE, STANDARD, TABLE, places, table
 from tests.tempered import SIGMA, TEMPERED, W, tempered_data, tempered_params, tempered_point
-from vaejax import diagnostics
-from vaejax.distributions import Bernoulli, Delta, Laplace, Normal
+from vaejax import diagnostics, flows
+from vaejax.distributions import Bernoulli, Delta, Laplace, Mixture, Normal
 from vaejax.evaluate.diagnostics import active_units, calibration, decompose
 from vaejax.model import Model
 from vaejax.types import Batch
@@ -127,6 +127,30 @@ def test_the_report_names_what_is_wrong(verdicts, beta, shift, size, used, key):
     if verdicts == ("healthy",):
         for gap in (report.gap, report.train_gap):
             assert abs(gap.value) < 4 * gap.error + 1e-3
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("family", ["prior", "posterior"])
+def test_the_report_takes_distributions_of_other_families(family, key):
+    """The same prior as a mixture, or the same posterior behind a flow that moves nothing."""
+    x, params = tempered_data(300), tempered_params(1.0)
+    if family == "prior":
+        twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), TEMPERED.prior(params))
+        model = TEMPERED._replace(prior=lambda params, c=(): Mixture(jnp.zeros(2), twice))
+    else:
+
+        def encode(params, x, c=(), *, key=None):
+            return flows.Transformed(TEMPERED.encode(params, x), flows.Composed(()))
+
+        model = TEMPERED._replace(encode=encode)
+    report = diagnostics.inference_report(model, params, key, x, **REPORTED)
+    text = str(report)
+    assert report.verdicts == ("healthy",) and report.used is None
+    assert "by KL" not in text and "nan" not in text
+    assert ("2 of 3 units" in text) == (family == "prior") == (report.units is not None)
+    assert ("implies no beta" in text) == (family == "posterior")
+    rate = report.decomposition.rate
+    assert abs(rate.value - tempered_point(1.0, x)[1]) < 4 * rate.error < 0.5
 
 
 def test_collapse_is_told_by_kl_where_active_units_still_count_some(key):

@@ -67,7 +67,7 @@ FILTER, SMOOTHER = linear(of_x), linear(lambda message: (message[0], message[1])
 LINEAR_PARAMS = {"cell": {}}
 
 
-def smoothed(model, params, key, x, c=()):
+def smoothed(model, params, key, x, c=(), *, z=None):
     """The exact posterior: q sees what all the steps from t on say about z_t."""
 
     def back(message, x):
@@ -79,7 +79,7 @@ def smoothed(model, params, key, x, c=()):
 
     nothing = jnp.zeros(()), jnp.zeros(())
     _, messages = jax.lax.scan(back, nothing, x, reverse=True)
-    return SMOOTHER.draw(model, params, key, x, c, given=messages)
+    return SMOOTHER.draw(model, params, key, x, c, given=messages, z=z)
 
 
 def kalman(x):

@@ -152,3 +152,25 @@ def test_settings_that_make_no_sense_are_refused(key):
     for head in (heads.Normal, heads.SharedNormal, heads.DiscretizedLogistic):
         with pytest.raises(ValueError, match=r"expected 0 <= floor < scale_init, got floor=2"):
             head(3, floor=2.0).init(key, jnp.zeros(2))
+
+
+def test_a_code_whose_activation_has_no_derivative_is_refused_when_it_is_learned():
+    """Nothing before it learns. Its use is no fault, nor is a gradient that is put in."""
+
+    def code(kernel, activation):
+        head = heads.Code(2, activation)
+        return jnp.sum(head.apply({"params": {"code": kernel}}, jnp.ones(3)).value)
+
+    kernel = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+
+    def straight(h):
+        return h + jax.lax.stop_gradient(jnp.sign(h) - h)
+
+    for activation in (jnp.sign, jnp.round, lambda h: (h > 0).astype(float)):
+        assert jax.eval_shape(lambda k, s=activation: code(k, s), kernel).shape == ()
+        with pytest.raises(TypeError, match="heads.Code: activation: got .*straight through"):
+            jax.eval_shape(jax.grad(lambda k, s=activation: code(k, s)), kernel)
+    for activation in (jax.nn.relu, jax.nn.identity, straight, jnp.abs):
+        jax.eval_shape(jax.grad(lambda k, s=activation: code(k, s)), kernel)
+    held = jax.lax.stop_gradient(kernel)
+    jax.eval_shape(jax.grad(lambda scale: scale * code(held, jnp.sign)), 2.0)

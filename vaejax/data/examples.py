@@ -81,12 +81,27 @@ def _check_mean_weight(function: str, source: Source, first: Batch) -> None:
     raise wrong(f"{function}: Source.mean_weight", mean, expected, fix)
 
 
+def _counted(tree: Any, array: np.ndarray) -> Any:
+    """What counts of an array of the tree: all, or what the mask of padded sequences says.
+
+    Those are a pair of values `[n, steps, ...]` and a mask `[n, steps]` (`recurrent.padded`).
+    """
+    if not isinstance(tree, tuple) or len(tree) != 2 or np.ndim(tree[1]) != 2:
+        return True
+    mask = np.asarray(tree[1])
+    if array.shape[:2] != mask.shape or not np.isin(mask, (0, 1)).all():
+        return True
+    return mask.astype(bool).reshape(*mask.shape, *[1] * (array.ndim - 2))
+
+
 def _check_finite(data: Batch) -> None:
     """Raise ValueError for data with NaN or infinity, naming the first such example."""
     for name, leaf in (("x", data.x), ("c", data.c)):
         for array in map(np.asarray, jax.tree.leaves(leaf)):
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                bad = np.unique(np.argwhere(~np.isfinite(array))[:, 0])
+                bad = np.unique(np.argwhere(~np.isfinite(array) & _counted(leaf, array))[:, 0])
+                if not len(bad):
+                    continue
                 raise ValueError(
                     f"fit: data.{name} holds NaN or infinite values in {len(bad)} of "
                     f"{len(array)} examples, the first at index {bad[0]}; drop or fill them"

@@ -17,6 +17,7 @@ from vaejax.distributions._discrete import (
     SparseDelta,
 )
 from vaejax.distributions._divergence import check_comparable, kl
+from vaejax.distributions._pathwise import pathwise, refusing
 
 __all__ = [
     "Bernoulli",
@@ -35,4 +36,6 @@ __all__ = [
     "check_comparable",
     "distribution",
     "kl",
+    "pathwise",
+    "refusing",
 ]

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import numpy as np
 
+from vaejax.distributions import _pathwise
 from vaejax.types import Array, Key, describe_fields
 
 Class = TypeVar("Class", bound=type)
@@ -114,6 +115,18 @@ class Distribution:
         raise NotImplementedError(
             f"{type(self).__name__} has no mean in closed form; average samples instead"
         )
+
+    def without_derivative(self) -> dict[str, Any]:
+        """The parameters that a sample depends on, but by none of its derivatives.
+
+        None of a Normal, the `logits` of a Mixture, all of a Bernoulli. It is found by tracing
+        `sample`, so that a subclass has nothing to declare. One whose sample has the right gradient
+        by means that tracing does not see returns {}.
+
+        Returns:
+          Leaves of the distribution by name.
+        """
+        return _pathwise.without_derivative(self)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

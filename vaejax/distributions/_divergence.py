@@ -18,6 +18,7 @@ from vaejax.distributions._continuous import (
 )
 from vaejax.distributions._discrete import Bernoulli, Categorical, Delta
 from vaejax.distributions._events import as_float
+from vaejax.distributions._pathwise import pathwise
 from vaejax.types import Array
 
 
@@ -80,7 +81,7 @@ def kl(q: Distribution, p: Distribution, *, sample: tuple[Array, Array] | None =
             "the one-sample estimate pass sample=q.sample_and_log_prob(key)"
         )
     z, log_q = sample
-    return log_q - p.log_prob(z)
+    return pathwise(q, z, log_q - p.log_prob(z))
 
 
 def check_comparable(function: str, q: Distribution, p: Distribution) -> None:

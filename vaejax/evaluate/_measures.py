@@ -22,7 +22,16 @@ from vaejax.batch import over_examples, present, size_of
 from vaejax.data.sources import Source
 from vaejax.errors import at_least_one, warn_of_levels, wrong
 from vaejax.evaluate._each import checked_batch, checked_each, measure, total_of
-from vaejax.model import Draw, Model, deterministic, draw, reconstruct, terms
+from vaejax.model import (
+    Draw,
+    Model,
+    at_mean,
+    deterministic,
+    draw,
+    placed,
+    reconstruct,
+    terms,
+)
 from vaejax.types import (
     Array,
     Key,
@@ -187,6 +196,7 @@ def codes(
     key: Key,
     data: Any,
     *,
+    draw: Callable[..., Any] | None = None,
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> Array:
@@ -199,6 +209,9 @@ def codes(
       model, params: a Model and its parameters.
       key: for the `transform` alone.
       data: a Batch, or the x of one, `[n, ...]`, or a Source.
+      draw: how a Draw is made, where that is not the model's own way. Its z is the code, with
+        every posterior on the way at its mean: so do the steps of a `recurrent.vrnn` follow each
+        other, and the code of a masked step is 0.
       transform: what is done to stored data first, drawn once per example; None: nothing.
       batch_size: examples in memory at a time.
     Returns:
@@ -206,7 +219,7 @@ def codes(
     Raises:
       ValueError: where a code of weight above 0 is not finite, with the example's index.
     """
-    loop = _code, (model,), transform, batch_size
+    loop = _code, (model, draw), transform, batch_size
     return checked_each("codes", _summed_code, *loop, params, key, data)
 
 
@@ -217,19 +230,21 @@ def reconstructions(
     key: Key,
     data: Any,
     *,
+    draw: Callable[..., Any] | None = None,
     transform: Transform | None = None,
     batch_size: int = 500,
 ) -> Array:
     """The reconstruction r(x) = E[x|z = E[q(z|x)]] of every example.
 
     Args:
-      model, params, key, data, transform, batch_size: as in `codes`, also for rows of weight 0.
+      model, params, key, data, draw, transform, batch_size: as in `codes`, also for rows of weight
+        0.
     Returns:
       r(x), in the shape of x, `[n, ...]`.
     Raises:
       ValueError: where a reconstruction of weight above 0 is not finite, with the example's index.
     """
-    loop = _reconstruction, (model,), transform, batch_size
+    loop = _reconstruction, (model, draw), transform, batch_size
     return checked_each("reconstructions", _summed_reconstruction, *loop, params, key, data)
 
 
@@ -379,16 +394,26 @@ def _log_prob(network: Any, params: Params, key: Key, x: Any, c: Any) -> Array:
     return network.apply(params, *present(c)).log_prob(x)
 
 
-def _code(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
-    return deterministic(model).encode(params, x, c).mean
+def _code(
+    model: Model, draw: Callable[..., Any] | None, params: Params, key: Key, x: Any, c: Any
+) -> Array:
+    model = deterministic(model)
+    if draw is not None:
+        return draw(placed(model, at_mean), params, key, x, c).z
+    return model.encode(params, x, c).mean
 
 
-def _reconstruction(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
-    return reconstruct(deterministic(model), params, x, c)
+def _reconstruction(
+    model: Model, draw: Callable[..., Any] | None, params: Params, key: Key, x: Any, c: Any
+) -> Array:
+    model = deterministic(model)
+    if draw is not None:
+        return draw(placed(model, at_mean), params, key, x, c).px.mean
+    return reconstruct(model, params, x, c)
 
 
 def _squared_error(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
-    r = _reconstruction(model, params, key, x, c)
+    r = _reconstruction(model, None, params, key, x, c)
     given, found = (jax.tree.map(jnp.shape, tree) for tree in (x, r))
     if given != found:  # they would broadcast
         fix = "a model whose p(x|z) has a mean in the shape of x has this error"

@@ -4,6 +4,7 @@
 below and above, in one call that says when it has not converged.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -223,6 +224,7 @@ def ladder(
     data: Any,
     *,
     particles: tuple[int, ...] = (1, 10, 100, 1000),
+    draw: Callable[..., Any] | None = None,
     transform: Transform | None = None,
     batch_size: int = 100,
     chunk: int = 50,
@@ -237,7 +239,8 @@ def ladder(
     the ESS is. Memory is that of `batch_size * chunk` decoded examples.
 
     Args:
-      model, params, key, data, transform, batch_size, chunk: as in `evaluate.log_likelihood`.
+      model, params, key, data, draw, transform, batch_size, chunk: as in
+        `evaluate.log_likelihood`.
       particles: the K, rising.
     Returns:
       A Ladder.
@@ -252,7 +255,7 @@ def ladder(
         fix = "for instance particles=(1, 10, 100, 1000)"
         raise wrong("ladder: particles", particles, "one K >= 1 or several, rising", fix)
     batch = checked_batch("ladder", key, data, batch_size=batch_size, chunk=chunk)
-    options = model, particles, min(chunk, particles[-1])
+    options = model, particles, draw, min(chunk, particles[-1])
     log_px, error, ess = measure_each(_rungs, options, transform, batch_size, params, key, batch)
     for K, values in zip(particles, log_px.T, strict=True):
         finite_values("ladder", f"log p(x) with K = {K}", values, batch.x)
@@ -262,6 +265,7 @@ def ladder(
 def _rungs(
     model: Model,
     particles: tuple[int, ...],
+    draw: Callable[..., Any] | None,
     chunk: int,
     params: Params,
     key: Key,
@@ -270,9 +274,13 @@ def _rungs(
 ) -> tuple[Array, Array, Array]:
     """The bound, its standard error and the ESS of one example, `[rungs]` each."""
     model = deterministic(model)
-    q, pz = model.encode(params, x, c), model.prior(params, c)
+    own = draw is None
+    q: Any = model.encode(params, x, c) if own else None
+    pz = model.prior(params, c) if own else None
 
     def log_weight(particle: Array) -> Array:
+        if draw is not None:
+            return terms.log_weight(draw(model, params, jax.random.fold_in(key, particle), x, c))
         z, log_q = q.sample_and_log_prob(jax.random.fold_in(key, particle))
         d = Draw(x, z, log_q, q, pz, model.decode(params, z, c))
         return -terms.distortion(d) - terms.sampled_rate(d)

@@ -16,6 +16,8 @@ own parts, so that `model.encode`, `generate` and all of `evaluate` read them as
 | `vae_gan` | encoder, decoder, critic | examples, and reconstructions and samples |
 | `gan` | decoder (the generator), critic | examples, and samples |
 
+The flow of a flow posterior, `params["posterior"]`, is a player with the encoder's loss.
+
 Each loss has the metrics `NAME/loss` of every player; `fooling`, the adversarial part of the
 generator's loss; and `critic_accuracy`, the share of right answers, where real and fake count
 alike. An accuracy of 1/2 is that of a coin. At 1 the critic has won, and a saturating generator
@@ -31,7 +33,7 @@ from flax import linen as nn
 from flax.errors import ScopeParamShapeError
 
 from vaejax.batch import batch_mean, over_batch, present
-from vaejax.distributions import Distribution, Normal
+from vaejax.distributions import Distribution, Normal, pathwise
 from vaejax.errors import wrong
 from vaejax.model import Draw, Model, autoencoder, draw, terms
 from vaejax.networks import Network
@@ -241,7 +243,7 @@ def vae_gan(
         d = draw(model, params, draw_key, x, c)
         z = _prior("vae_gan", d.pz).sample(prior_key)
         h, real = _judged(critic, params, critic_key, x, c)
-        x_seen = _like("vae_gan", d.px.mean, x)
+        x_seen = pathwise(d.q, d.z, _like("vae_gan", d.px.mean, x))
         x_drawn = model.decode(params, z, c, key=decode_key).mean
         h_seen, seen = _judged(critic, params, critic_key, x_seen, c)
         _, drawn = _judged(critic, params, critic_key, x_drawn, c)
@@ -312,14 +314,17 @@ def _game(
 
         return loss
 
-    game = players({name: of(name) for name in losses})
+    game = {name: of(name) for name in losses}
 
     def checked(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
-        if isinstance(params, Mapping) and set(losses) < set(params):
-            got = f"{sorted(set(params) - set(losses))}, of no player"
+        own = dict(game)
+        if isinstance(params, Mapping) and "posterior" in params and "encoder" in own:
+            own["posterior"] = own["encoder"]  # the flow of a flow posterior: a part of q(z|x)
+        if isinstance(params, Mapping) and set(own) < set(params):
+            got = f"{sorted(set(params) - set(own))}, of no player"
             fix = "a learned prior is not supported: give a Distribution, a Normal or a Mixture"
-            raise wrong("players: params", got, f"{sorted(losses)} alone", fix)
-        return game(params, key, batch, step)
+            raise wrong("players: params", got, f"{sorted(own)} alone", fix)
+        return players(own)(params, key, batch, step)
 
     return checked
 

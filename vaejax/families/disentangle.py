@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeParamShapeError
 
 from vaejax.batch import batch_mean, over_batch
 from vaejax.distributions import Normal
@@ -162,7 +163,12 @@ def factor_vae(
         return terms.distortion(d), terms.rate(d), d.z.ravel()
 
     def logits(params: Params, z: Array) -> Array:
-        found = jax.vmap(lambda one: critic.apply(params["critic"], one))(z)
+        try:
+            found = jax.vmap(lambda one: critic.apply(params["critic"], one))(z)
+        except ScopeParamShapeError as error:
+            fix = "make its parameters by critic.init(key, z), z a flattened code"
+            got = f"codes {z.shape[1:]}"
+            raise wrong("factor_vae: critic", got, "those of its init", fix) from error
         if not isinstance(found, jax.Array) or found.size != len(z):
             got = f"an output of shape {jax.tree.map(jnp.shape, found)} for {len(z)} codes"
             raise wrong(

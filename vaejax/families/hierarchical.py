@@ -102,6 +102,16 @@ class Chain(Distribution):
         """
         return self._joined([p.mean for p, *_ in self._walk(key)])
 
+    def without_derivative(self):
+        def lost(chain: Chain) -> dict[str, Any]:
+            """Those of every variable's own distribution, which may depend on those before it."""
+            each = [p.without_derivative() for p, *_ in chain._walk(jax.random.key(0))]
+            return {
+                f"h_{i}.{name}": leaf for i, p in enumerate(each, 1) for name, leaf in p.items()
+            }
+
+        return lost(self) if jax.eval_shape(lost, self) else {}
+
     @property
     def event_shape(self):
         return (sum(math.prod(p.event_shape) for p in self._abstract()),)
@@ -125,7 +135,8 @@ class Chain(Distribution):
 
     def _abstract(self) -> list[Any]:
         """The distributions along the chain, shapes alone: nothing is computed."""
-        found = jax.eval_shape(lambda: [p for p, *_ in self._walk(jax.random.key(0))])
+        # As an argument, for leaves that are shapes themselves.
+        found = jax.eval_shape(lambda chain: [p for p, *_ in chain._walk(jax.random.key(0))], self)
         if len({bool(p.discrete) for p in found}) > 1:
             got = " and ".join(type(p).__name__ for p in found)
             fix = "end the networks of all layers with heads of one kind, such as heads.Normal"

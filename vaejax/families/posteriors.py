@@ -61,8 +61,8 @@ def flow_posterior(model: Model, flow: Stack | nn.Module) -> Model:
 def planar_posterior(model: Model, latent: int, *, layers: int = 4) -> Model:
     """`flow_posterior` by planar flows, whose parameters are linear in those of q_0.
 
-    It serves bounds that score only their own draws (`elbo`, `iwae`, `log_likelihood`), because
-    planar flows have no inverse here.
+    Losses that score only their own draws (`elbo`, `iwae`) are fastest: log q of another draw, as
+    `stl` or `score_function` ask for it, takes the inverse of every flow, by bisection.
 
     Args:
       model: the Model whose posterior is extended.

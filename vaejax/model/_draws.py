@@ -1,10 +1,13 @@
 """What one pass of a model draws: inference of a code, generation, and what lies between."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from vaejax.distributions import Distribution, distribution
 from vaejax.errors import check_key, wrong
 from vaejax.model._model import Model
 from vaejax.types import Array, Key, Params, describe, describe_fields
@@ -48,7 +51,16 @@ class Generated(NamedTuple):
     mean: Any
 
 
-def draw(model: Model, params: Params, key: Key, x: Any, c: Any = (), *, given: Any = None) -> Draw:
+def draw(
+    model: Model,
+    params: Params,
+    key: Key,
+    x: Any,
+    c: Any = (),
+    *,
+    given: Any = None,
+    z: Any = None,
+) -> Draw:
     """One pass of inference: q = q(z|x, c), z ~ q, then p(x|z, c) and p(z|c).
 
     The code is reparameterised where q's sample is. For an example see `autoencoder`.
@@ -61,15 +73,94 @@ def draw(model: Model, params: Params, key: Key, x: Any, c: Any = (), *, given: 
       c: its condition; absent by default.
       given: what the encoder sees instead of x, for instance the corrupted input of a denoising
         model; by default x itself. The Draw's `x` stays the clean target.
+      z: the code, where it is known: it is then not drawn, but scored.
     Returns:
       A Draw.
     """
     _check_order("draw", model, "model, params, key, x")
     encode_key, z_key, decode_key = jax.random.split(key, 3)
     q = model.encode(params, x if given is None else given, c, key=encode_key)
-    z, log_q = q.sample_and_log_prob(z_key)
+    z, log_q = q.sample_and_log_prob(z_key) if z is None else (z, q.log_prob(z))
     px = model.decode(params, z, c, key=decode_key)
     return Draw(x, z, log_q, q, model.prior(params, c), px)
+
+
+@distribution
+class _Placed(Distribution):
+    """q, with another way of drawing from it.
+
+    Args:
+      q: the Distribution.
+      place: `place(q, key) -> z`, a function of the top level of a module.
+    """
+
+    q: Any
+    place: Callable[..., Any] = dataclasses.field(metadata={"static": True})
+
+    def sample(self, key):
+        return self.place(self.q, key)
+
+    def log_prob(self, x):
+        return self.q.log_prob(x)
+
+    @property
+    def mean(self):
+        return self.q.mean
+
+    @property
+    def event_shape(self):
+        return self.q.event_shape
+
+    @property
+    def discrete(self):
+        return self.q.discrete
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"draw: got one that reads {name} of q(z|x), expected one that draws by q.sample or "
+            "q.sample_and_log_prob; score_function, vimco, reweighted_wake_sleep, codes and "
+            "reconstructions replace how q draws"
+        )
+
+
+def placed(model: Model, place: Callable[..., Any]) -> Model:
+    """The model whose posteriors draw in another way: for a `draw` of any kind, step by step.
+
+    Args:
+      model: the Model.
+      place: `fixed` or `at_mean`, or any function `(q, key) -> z`.
+    Returns:
+      The Model.
+    """
+
+    def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        return _Placed(model.encode(params, x, c, key=key), place)
+
+    return model._replace(encode=encode)
+
+
+def fixed(q: Distribution, key: Key) -> Any:
+    """A draw without a gradient, as score functions take it; for `placed`.
+
+    Args:
+      q: a Distribution.
+      key: for the draw.
+    Returns:
+      z ~ q, held fixed.
+    """
+    return jax.lax.stop_gradient(q.sample(key))
+
+
+def at_mean(q: Distribution, key: Key) -> Any:
+    """The mean, as if it were drawn; for `placed`.
+
+    Args:
+      q: a Distribution.
+      key: it is not used.
+    Returns:
+      E[z].
+    """
+    return q.mean
 
 
 def reconstruct(

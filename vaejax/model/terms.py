@@ -1,9 +1,13 @@
-"""Terms: numbers in nats from a Draw, for one example. A Term never sees a Model."""
+"""Terms: numbers in nats from a Draw, for one example. A Term never sees a Model.
+
+The gradient of a Term is that of its mean over the draws. Where the sample of `d.q` has no
+derivative by what is learned, a Term that depends on z refuses it (see `distributions.pathwise`).
+"""
 
 import jax
 import jax.numpy as jnp
 
-from vaejax.distributions import check_comparable, kl
+from vaejax.distributions import check_comparable, kl, pathwise
 from vaejax.model._draws import Draw
 from vaejax.types import Array
 
@@ -14,9 +18,10 @@ def distortion(d: Draw) -> Array:
     Args:
       d: one Draw.
     Returns:
-      D, nats, `()`: summed over the whole event, never averaged.
+      D, nats, `()`: summed over the whole event, never averaged. Its derivative raises TypeError
+      where the sample of q has none by what is learned.
     """
-    return -d.px.log_prob(d.x)
+    return pathwise(d.q, d.z, -d.px.log_prob(d.x))
 
 
 def rate(d: Draw) -> Array:
@@ -47,7 +52,7 @@ def sampled_rate(d: Draw) -> Array:
     """
     _has_prior("sampled_rate", d)
     check_comparable("sampled_rate", d.q, d.pz)
-    return d.log_q - d.pz.log_prob(d.z)
+    return pathwise(d.q, d.z, d.log_q - d.pz.log_prob(d.z))
 
 
 def log_weight(d: Draw) -> Array:

@@ -140,7 +140,7 @@ class Autoregressive(Distribution):
     @property
     def discrete(self):
         x = jax.ShapeDtypeStruct(self.shape, self.dtype)
-        return jax.eval_shape(self.conditionals, x).discrete
+        return jax.eval_shape(lambda f, x: f(x), self.conditionals, x).discrete
 
 
 @describe_fields

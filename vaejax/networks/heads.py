@@ -18,6 +18,7 @@ Example:
   Normal(loc=f32[2], scale=f32[2])
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -42,7 +43,8 @@ class Code(Network):
     Args:
       shape: of the code.
       activation: s, elementwise; the identity by default. `nn.sigmoid` and `nn.relu` make the codes
-        of sparse and contractive autoencoders.
+        of sparse and contractive autoencoders. One without a derivative, such as `jnp.sign`, raises
+        TypeError when it is differentiated.
       kernel_init: initialiser of W.
     """
 
@@ -52,7 +54,7 @@ class Code(Network):
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Delta:
-        return distributions.Delta(self.activation(_linear(self, "code", h)))
+        return distributions.Delta(_activated(self.activation, _linear(self, "code", h)))
 
 
 class TopK(Network):
@@ -330,6 +332,32 @@ def _linear(
         size, kernel_init=head.kernel_init, bias_init=bias_init, name=name, parent=head
     )
     return layer(h if is_map else h.ravel()).reshape(shape)
+
+
+@distributions.distribution
+class _Activated(distributions.Distribution):
+    """The code as a sample of what it is computed from, to ask for its derivative."""
+
+    features: Any
+    activation: Any = dataclasses.field(metadata={"static": True})
+
+    def sample(self, key: Any) -> Array:
+        return self.activation(self.features)
+
+
+def _activated(activation: Callable[[Array], Array], features: Array) -> Array:
+    """s(features), whose derivative is refused where s has none, and nothing before it learns."""
+    code = activation(features)
+    if not _Activated(features, activation).without_derivative():
+        return code
+    name = getattr(activation, "__name__", type(activation).__name__)
+    fix = (
+        "pass it straight through: lambda h: h + jax.lax.stop_gradient(jnp.sign(h) - h); an "
+        "encoder that is not to learn: jax.lax.stop_gradient of its parameters"
+    )
+    expected = "one with a derivative, or the encoder does not learn"
+    refusal = wrong("heads.Code: activation", name, expected, fix, TypeError)
+    return distributions.refusing(code, features, refusal)
 
 
 def _shape(shape: Shape) -> tuple[int, ...]:

@@ -15,6 +15,31 @@ weights are `w~_k = w_k / sum_j w_j`.
 | `reweighted_wake_sleep` | that of `iwae` | its own, towards p(z\\|x): discrete z too |
 | `maximum_likelihood` | log p(x) itself | there is no q |
 
+Which models they take. **Through the draws** are all losses of the first four rows, and of the
+families those that draw z from q(z|x): `disentangle`, `semisupervised.m2`, `adversarial`,
+`autoencoders`. **At fixed draws** are `score_function`, `vimco` and `reweighted_wake_sleep`. What
+is refused is refused in one line while the loss is traced. Every prior is taken by all of them: a
+learned one, a mixture, VampPrior, a flow, an autoregressive one.
+
+| posterior | through the draws | at fixed draws |
+| --- | --- | --- |
+| Normal, diagonal or full | yes | yes |
+| flow (planar, inverse autoregressive) | yes | yes |
+| several layers, `hierarchical.Chain` | yes | yes |
+| `recurrent.vrnn` | yes, with `draw=` | yes, with `draw=`; wake without sleep |
+| Mixture with learned logits | refused: a sample has no derivative by them | yes |
+| discrete: Bernoulli, Categorical, layers of them | refused, for the same reason | yes |
+| VectorQuantized, straight through | yes | refused: a point has no score |
+| point, of an autoencoder without a prior | reconstruction alone | refused |
+
+`beta_tcvae` takes diagonal Normals alone, `vq_vae` quantised codes alone. Losses of `adversarial`
+take the parts encoder, decoder and `posterior`, and no learned prior. A penalty of the encoder
+itself (`contractive`, `batch_top_k`) needs a mean code, which flows, layers and a VRNN have not.
+
+The refusal comes with the gradient: to evaluate such a loss is no fault. Parameters that are
+constants, or held by `jax.lax.stop_gradient`, are not refused. It is found by tracing `sample`, so
+that a Distribution of your own has nothing to declare (`Distribution.without_derivative`).
+
 `players` joins the losses of several networks into one, and each moves its own parameters.
 """
 

@@ -1,5 +1,6 @@
 """Importance-weighted bounds (IWAE and its relatives), with gradients through the draws of z."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vaejax.distributions import pathwise
 from vaejax.errors import at_least_one, wrong
 from vaejax.model import Draw, Model, draw, terms
 from vaejax.objectives._log_weights import (
@@ -94,24 +96,29 @@ def stl(model: Model, *, particles: int = 1, draw: MakeDraw = draw) -> Loss:
     return negative_bound(example)
 
 
-def dreg(model: Model, *, particles: int) -> Loss:
+def dreg(model: Model, *, particles: int, draw: MakeDraw | None = None) -> Loss:
     """`iwae` with the doubly reparameterised gradient for q: less noise at every K, no bias.
 
     `grad_phi L_K = E[sum_k w~_k^2 d log w_k/dz_k dz_k/d phi]`, `w~_k = w_k / sum_j w_j`, with the
     derivative of log w by z alone. The gradient for the decoder and the prior is that of `iwae`.
-    z has to be reparameterised: a q whose sample has no gradient leaves the encoder untrained.
+    z has to be reparameterised, as in all losses here.
 
     Args:
       model: the Model to train.
       particles: K.
+      draw: how a Draw is made, for models with a draw of their own; it takes `z=` too, a code to
+        score. None: the model's way, which encodes x once for all its draws.
     Returns:
       A Loss with the value and the metrics of `iwae`.
     Raises:
       ValueError: for particles below 1.
+      TypeError: for a draw without `z`.
     References:
       Tucker, Lawson, Gu and Maddison, 2018, arXiv:1810.04152.
     """
     at_least_one("dreg", particles=particles)
+    if draw is not None:
+        return _dreg_of_draws(model, particles, draw)
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
         encode_key, z_key, decode_key = jax.random.split(key, 3)
@@ -125,7 +132,32 @@ def dreg(model: Model, *, particles: int) -> Loss:
                 Draw(x, z, log_q, held, pz, model.decode(params, z, c, key=key))
             )
 
-        return bound_of(jax.vmap(log_weight)(z, log_q, jax.random.split(decode_key, particles)))
+        log_w = jax.vmap(log_weight)(z, log_q, jax.random.split(decode_key, particles))
+        return bound_of(pathwise(q, z, log_w))
+
+    return negative_bound(example)
+
+
+def _dreg_of_draws(model: Model, particles: int, draw: Any) -> Loss:
+    """`dreg` where z is drawn along a path: log q of the whole path is scored, its params held."""
+    if "z" not in inspect.signature(draw).parameters:
+        fix = "vaejax.draw and that of a vrnn do; iwae and stl need no such draw"
+        raise wrong(
+            "dreg: draw", "one without z", "draw(..., z=z), a code to score", fix, TypeError
+        )
+
+    def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
+        def drawn(key: Key) -> tuple[Any, Array]:
+            z = draw(model, params, key, x, c).z
+            again, held = jax.random.clone(key), jax.lax.stop_gradient(params)
+            return z, draw(model, held, again, x, c, z=z).log_q
+
+        def log_weight(key: Key, z: Any, log_q: Array) -> Array:
+            d = draw(model, params, jax.random.clone(key), x, c, z=z)
+            return terms.log_weight(d._replace(log_q=log_q))
+
+        keys = jax.random.split(key, particles)
+        return bound_of(jax.vmap(log_weight)(keys, *_weighed_again(*jax.vmap(drawn)(keys))))
 
     return negative_bound(example)
 

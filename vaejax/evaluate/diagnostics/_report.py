@@ -5,14 +5,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vaejax.distributions import MultivariateNormal, Normal
 from vaejax.errors import at_least_one
 from vaejax.evaluate._each import measure
 from vaejax.evaluate._measures import elbo_terms, log_likelihood
-from vaejax.evaluate.decomposition import Decomposition, checked, decompose, table
+from vaejax.evaluate.decomposition import (
+    Decomposition,
+    checked,
+    decompose,
+    is_factorial,
+    shapes_of,
+    table,
+)
 from vaejax.evaluate.diagnostics._rate import implied_beta
 from vaejax.evaluate.diagnostics._units import (
     ActiveUnits,
     active_units,
+    has_mean,
     rate_per_dimension,
     standard_error,
 )
@@ -28,9 +37,10 @@ class Report(NamedTuple):
       verdicts: all that hold, ("healthy",) where none of the others does.
       reasons: one sentence for each verdict considered.
       decomposition: see `decompose`.
-      units: see `active_units`.
-      used: how many units have a KL above the threshold.
-      implied_beta: see `implied_beta`.
+      units: see `active_units`; None where the posterior has no mean in closed form.
+      used: how many units have a KL above the threshold; None where the rate is no sum over
+        units, because posterior and prior are not both diagonal Normals.
+      implied_beta: see `implied_beta`; NaN where the posterior is no Gaussian.
       gap: of the importance-weighted bound over the ELBO, nats.
       train_gap: the same of the training examples, None without any.
       particles: K of both gaps.
@@ -39,33 +49,34 @@ class Report(NamedTuple):
     verdicts: tuple[str, ...]
     reasons: tuple[str, ...]
     decomposition: Decomposition
-    units: ActiveUnits
-    used: int
+    units: ActiveUnits | None
+    used: int | None
     implied_beta: Estimate
     gap: Estimate
     train_gap: Estimate | None
     particles: int
 
     def __str__(self) -> str:
-        low, high = self.units.interval
         gone = "collapsed" in self.verdicts
-        size = len(self.units.variance)
-        above = f"A_u > {self.units.threshold:g}: {self.units.active} of {size} units"
         rows = [(f"gap to the bound at K = {self.particles}", self.gap, "")]
         if self.train_gap is not None:
             rows.append(("  on training examples", self.train_gap, ""))
-        if not gone:
+        if not gone and not np.isnan(self.implied_beta.value):
             rows.append(("implied beta (no unit)", self.implied_beta, ""))
-        return "\n".join(
-            [
-                f"{' and '.join(self.verdicts)}",
-                *(f"- {reason}" for reason in self.reasons),
-                "nats per example (standard error over draws; of gap and beta over examples):",
-                str(self.decomposition),
-                table(rows),
-                f"  {above} ({low} to {high} within errors); by KL: {self.used}",
-            ]
-        )
+        lines = [
+            f"{' and '.join(self.verdicts)}",
+            *(f"- {reason}" for reason in self.reasons),
+            "nats per example (standard error over draws; of gap and beta over examples):",
+            str(self.decomposition),
+            table(rows),
+        ]
+        if self.units is not None:
+            low, high = self.units.interval
+            size = len(self.units.variance)
+            above = f"A_u > {self.units.threshold:g}: {self.units.active} of {size} units"
+            by_rate = "" if self.used is None else f"; by KL: {self.used}"
+            lines.append(f"  {above} ({low} to {high} within errors){by_rate}")
+        return "\n".join(lines)
 
 
 @measure
@@ -100,8 +111,10 @@ def inference_report(
     - "under-regularised": the same below the first: rate is spent that does not pay.
     - "healthy": none of these. Units that are off are no fault where the others carry the rate.
 
+    Prices are judged for Normal and MultivariateNormal posteriors, whose widths are known.
+
     Args:
-      model, params: a Model with diagonal Normal posterior and prior, and its parameters.
+      model, params: a Model with a prior, and its parameters.
       key: for the draws and the `transform`.
       data: held-out examples, `[n, ...]`.
       train: training examples, whose gap is shown beside; None: none.
@@ -119,7 +132,7 @@ def inference_report(
       A Report, which prints as text; nats per example.
     Raises:
       ValueError: as `decompose`, `implied_beta` and `log_likelihood` do, and for counts below 1.
-      TypeError: unless the posterior and the prior are diagonal Normals.
+      TypeError: for a point under a density.
     References:
       He et al., 2019, arXiv:1901.05534 (lagging encoders); Lucas et al., 2019, arXiv:1911.02469
       (collapse).
@@ -128,10 +141,17 @@ def inference_report(
     batch = checked("inference_report", key, data)
     parts_key, slope_key, gap_key, train_key, data_key, rate_key = jax.random.split(key, 6)
     parts = decompose(model, params, parts_key, batch, draws=draws, transform=transform)
-    units = active_units(model, params, data_key, batch, transform=transform, threshold=active)
-    rates = rate_per_dimension(model, params, rate_key, batch, transform=transform)
+    q, pz = shapes_of(model, transform, params, key, batch)
+    units, count = None, None
+    if has_mean(q):
+        units = active_units(model, params, data_key, batch, transform=transform, threshold=active)
+    if is_factorial(q, pz):
+        rates = rate_per_dimension(model, params, rate_key, batch, transform=transform)
+        count = int(np.sum(rates > used))
     few = _first(batch, examples)
-    beta = implied_beta(model, params, slope_key, few, transform=transform)
+    beta = Estimate(np.nan, np.nan)
+    if isinstance(q, Normal | MultivariateNormal):
+        beta = implied_beta(model, params, slope_key, few, transform=transform)
     gap = _gap(model, params, gap_key, few, particles, transform)
     train_gap = None
     if train is not None:
@@ -144,7 +164,6 @@ def inference_report(
     reasons = tuple(
         f"{name}: {'yes' if holds else 'no'}; {why}" for name, (holds, why) in found.items()
     )
-    count = int(np.sum(rates > used))
     return Report(held, reasons, parts, units, count, beta, gap, train_gap, particles)
 
 
@@ -177,6 +196,10 @@ def _verdicts(
     if dear:
         limit = "not judged: an over-regularised q(z|x) is too wide anyway"
     priced = f"the implied beta is {beta}"
+    if np.isnan(beta.value):
+        priced = (
+            "not judged: this q(z|x) implies no beta (its widths are not known, or without effect)"
+        )
     if gone:
         priced = "not judged: a code with so low a rate implies no beta"
     empty = (

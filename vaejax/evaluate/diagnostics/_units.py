@@ -82,12 +82,10 @@ def active_units(
     """
     batch = checked("active_units", key, data, batch_size=batch_size)
     q, _ = shapes_of(model, transform, params, key, batch)
-    try:
-        jax.eval_shape(lambda one: one.mean, q)
-    except NotImplementedError as error:
+    if not has_mean(q):
         fix = "average samples of it for every example and take their variance"
         name = type(q).__name__
-        raise wrong("active_units: posterior", name, "one with a mean", fix, TypeError) from error
+        raise wrong("active_units: posterior", name, "one with a mean", fix, TypeError)
     found = codes(model, params, key, batch, transform=transform, batch_size=batch_size)
     shift = np.asarray(found, float).reshape(len(found), -1)
     finite_values("active_units", "a mean code", shift.sum(axis=1), batch.x)  # weights or not
@@ -144,3 +142,12 @@ def _rates(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
 def standard_error(values: np.ndarray) -> Any:
     """Standard error of the mean over the leading axis."""
     return np.asarray(values, float).std(axis=0, ddof=1) / np.sqrt(len(values))
+
+
+def has_mean(q: Any) -> bool:
+    """Whether a posterior, given as shapes, has a mean in closed form."""
+    try:
+        jax.eval_shape(lambda one: one.mean, q)
+    except NotImplementedError:
+        return False
+    return True

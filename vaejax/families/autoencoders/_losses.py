@@ -79,7 +79,7 @@ def reconstruction(model: Model, *, draw: MakeDraw = draw) -> Loss:
     return loss
 
 
-def denoising(model: Model, *, corrupt: Transform) -> Loss:
+def denoising(model: Model, *, corrupt: Transform, draw: MakeDraw = draw) -> Loss:
     """The distortion of the clean x given the code of a corrupted one.
 
     `D = -log p(x | z = f(x~))`, `x~ ~ corrupt(key, x)`, drawn anew for every example and step.
@@ -88,6 +88,7 @@ def denoising(model: Model, *, corrupt: Transform) -> Loss:
       model: an autoencoder.
       corrupt: a pure function `(key, x)` of one example, such as `corruption.masking(0.5)`. At a
         corrupted example of another shape the loss raises ValueError.
+      draw: how a Draw is made; it takes `given=`, what the encoder sees.
     Returns:
       The Loss, nats per example; its metric is `distortion`.
     Example:
@@ -104,7 +105,7 @@ def denoising(model: Model, *, corrupt: Transform) -> Loss:
       Vincent, Larochelle, Bengio and Manzagol, 2008, Extracting and composing robust features with
       denoising autoencoders; 2010, JMLR 11.
     """
-    return reconstruction(model, draw=corrupted(corrupt))
+    return reconstruction(model, draw=corrupted(corrupt, draw=draw))
 
 
 def corrupted(corrupt: Transform, *, draw: MakeDraw = draw) -> MakeDraw:

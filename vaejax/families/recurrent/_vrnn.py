@@ -48,7 +48,10 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
     D, R (closed-form KLs, summed) and log-weights have their usual meaning, so that every loss and
     measure that takes a `draw` works. `stl` is unbiased, but it also cuts the way from z_<t to q_t,
     so that some noise remains at the exact posterior. With `draw(..., given=)`, q sees other steps
-    than x.
+    than x; with `draw(..., z=)`, the path `[steps, latent]` is scored and not drawn. What a mask
+    leaves out may be NaN in the data of `train.fit` too. `reweighted_wake_sleep` has wake alone,
+    and losses and norms that ask the encoder itself for one code of x (`contractive`,
+    `batch_top_k`) have none here.
 
     Args:
       model: one step, for instance `autoencoder(encoder, decoder, prior)` of the modules
@@ -92,9 +95,16 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
         return {**params, "cell": cell.init(cell_key, h, first, z)}
 
     def draw(
-        model: Model, params: Params, key: Key, x: Any, c: Any = (), *, given: Any = None
+        model: Model,
+        params: Params,
+        key: Key,
+        x: Any,
+        c: Any = (),
+        *,
+        given: Any = None,
+        z: Any = None,
     ) -> Draw:
-        return _drawn(model, cell, features, params, key, x, c, given)
+        return _drawn(model, cell, features, params, key, (x, given, z), c)
 
     def generate(
         params: Params, key: Key, c: Any = (), *, steps: int, x: Any = (), known: Any = 0
@@ -137,19 +147,20 @@ def padded(sequences: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _drawn(
-    model: Model, cell: Any, features: int, params: Params, key: Key, x: Any, c: Any, given: Any
+    model: Model, cell: Any, features: int, params: Params, key: Key, over: Any, c: Any
 ) -> Draw:
-    """One pass of inference over a sequence."""
+    """One pass of inference over a sequence x, with what q sees and z, where they are given."""
+    x, given, path = over
     values, mask = _sequence(x)
     # Of given too, what x's mask leaves out may be NaN, and must not reach the gradient.
     seen = values if given is None else _sequence((_sequence(given)[0], mask))[0]
     size = len(jax.tree.leaves(values)[0])
 
     def step(h: Array, at: Any) -> Any:
-        i, x, seen, counted = at
+        i, x, seen, counted, known = at
         encode_key, z_key, decode_key = jax.random.split(jax.random.fold_in(key, i), 3)
         q = model.encode(params, seen, _past(h, c), key=encode_key)
-        z, log_q = q.sample_and_log_prob(z_key)
+        z, log_q = q.sample_and_log_prob(z_key) if path is None else (known, q.log_prob(known))
         px = model.decode(params, z, _past(h, c), key=decode_key)
         pz = model.prior(params, _past(h, c))
         if pz is None:
@@ -164,9 +175,9 @@ def _drawn(
         return h, (z, log_q, q, pz, px)
 
     counts = jnp.ones(size, bool) if isinstance(mask, tuple) else mask
-    over = jnp.arange(size), values, seen, counts
-    _, (z, log_q, *rest) = lax.scan(step, jnp.zeros(features), over)
-    return Draw(values, z, jnp.sum(log_q), *(Steps(each, mask) for each in rest))
+    each = jnp.arange(size), values, seen, counts, path
+    _, (z, log_q, *rest) = lax.scan(step, jnp.zeros(features), each)
+    return Draw(values, z, jnp.sum(log_q), *(Steps(one, mask) for one in rest))
 
 
 def _generating(
@@ -235,7 +246,10 @@ def _of_one_step(model: Model) -> Model:
         def step(*args: Any, **options: Any) -> Any:
             c = args[at] if len(args) > at else options.get("c", ())
             if not present(c):
-                fix = "pass draw=vrnn.draw to the loss or measure, and generate by vrnn.generate"
+                fix = (
+                    "pass draw=vrnn.draw to the loss or measure (one without a draw does not take "
+                    "sequences), and generate by vrnn.generate"
+                )
                 name = "vrnn: a step's function"
                 raise wrong(name, "no past (c is absent)", "c = h, or (h, c)", fix, TypeError)
             return function(*args, **options)
