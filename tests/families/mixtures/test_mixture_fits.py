@@ -33,7 +33,6 @@ from vaejax.families.mixtures import (
     log_joint,
     m_step,
 )
-from vaejax.types import Batch
 
 
 def check_monotone(history, rounding):
@@ -266,7 +265,6 @@ BROKEN[7, 1] = np.nan
         (fit_full_gaussian, BITS.reshape(N, 3, 4), 2, {}, "vectors.*flatten"),
         (fit_bernoulli, BITS, 2, {"floor": 0.3}, "floor: got 0.3"),
         (fit_gaussian, POINTS, 2, {"floor": 0.0}, "floor: got 0.0.*no maximum"),
-        (fit_bernoulli, Batch(BITS, weight=BITS[:, 0]), 1, {}, "fit_bernoulli: data.weight"),
     ],
 )
 def test_bad_data_and_options_of_a_fit_are_refused(call, data, components, options, message):
