@@ -76,7 +76,7 @@ def build(config: Config, images: factors.Images) -> dict[str, Trial]:
     """One model by each method, from the same start, with the same images and noise."""
     *_, start_key, train_key, _ = common.keys(config, 5)
     base = replace(vae.MNIST, hidden=config.hidden, activation="relu", latent=config.latent)
-    model = image_vae.build(base, images.seen.shape[1:], np.asarray(images.seen.mean(axis=0)))
+    model = image_vae.build(base, images.seen.shape[1:], images.mean)
     critic = nn.Sequential([networks.MLP(config.critic, activation=nn.leaky_relu), nn.Dense(1)])
     critic_key, fit_key = jax.random.split(train_key)
     adam, rate = optax.adam(config.learning_rate), config.critic_learning_rate

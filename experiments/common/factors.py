@@ -52,11 +52,12 @@ def images_of(config: Any, key: Key) -> tuple[Batch, Batch]:
 
 
 class Images(NamedTuple):
-    """Stored images of both splits, y their factors; and the first ones as the model sees them."""
+    """Stored images, y their factors; some of them as the model sees them, and their mean."""
 
     train: Batch
     test: Batch
-    seen: Any
+    seen: np.ndarray
+    mean: np.ndarray
 
 
 def load(config: Any) -> Images:
@@ -65,7 +66,8 @@ def load(config: Any) -> Images:
     data_key, seen_key, *_ = keys(config, 5)
     images, test = images_of(config, data_key)
     train.shuffled(len(images.x), config.batch_size)  # refuses a batch larger than the data
-    return Images(images, test, seen_by(data.binarize, seen_key, images.x))
+    seen = seen_by(data.binarize, seen_key, images.x)
+    return Images(images, test, np.asarray(seen), np.asarray(seen.mean(axis=0)))
 
 
 def measured(config: Any, model: Model, params: Params, key: Key, test: Batch) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class Fitted(NamedTuple):
     Args:
       mixture: of the best restart.
       history: mean log p(x) of the data at the start and after each EM step, nats per example,
-        float64, `[steps + 1]`. It never falls: a step that does not raise it is not taken.
+        float64, `[steps + 1]`. It never falls, up to rounding: a step that would lower it by more
+        than 1e-6 is not taken, and ends the fit with a warning.
       reseeded: how many empty components were placed anew in each step, `[steps + 1]`.
       converged: whether the last step had no more to gain than the tolerance.
     """
@@ -102,12 +103,12 @@ def fit(
     at_least_one("fit", examples=len(x))
     check_enough("fit", jnp.size(start.logits), share)
 
-    def allowed(points: Array, share: Array) -> Mixture:
+    def allowed(points: Array, share: Array) -> list[Mixture]:
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, points.dtype), start)
-        return Mixture(wide.logits, family.allowed(wide.components, floor))
+        return [Mixture(wide.logits, family.allowed(wide.components, floor))]
 
     options = {"iterations": iterations, "tolerance": tolerance, "batch_size": batch_size}
-    return best_of("fit", [allowed], x, share, floor=floor, **options)
+    return best_of("fit", allowed, x, share, floor=floor, **options)
 
 
 def counted(where: str, batch: Batch) -> tuple[Any, np.ndarray]:
@@ -153,7 +154,7 @@ def check_enough(where: str, components: int, share: np.ndarray) -> None:
 
 def best_of(
     where: str,
-    starts: Iterable[Callable[[Array, Array], Mixture]],
+    starts: Callable[[Array, Array], Iterable[Mixture]],
     x: Any,
     share: np.ndarray,
     *,
@@ -166,7 +167,7 @@ def best_of(
 
     Args:
       where: the function that the user called, for messages.
-      starts: functions of the data and the shares, in float64, each to one start.
+      starts: a function of the data and the shares, in float64, to the starts.
       x, share: of `counted`.
       floor, iterations, tolerance, batch_size: as in `fit`.
     Returns:
@@ -180,8 +181,7 @@ def best_of(
     best: _State | None = None
     with double(True):
         points, shares = jnp.asarray(x, float), jnp.asarray(share)
-        for start in starts:
-            first = start(points, shares)
+        for first in starts(points, shares):
             expected = e_step(first, points, batch_size=batch_size)
             finite_values(where, "log p(x)", expected.log_px, x)
             end = _loop(first, points, shares, expected, floor, tolerance, iterations, batch_size)
@@ -218,7 +218,7 @@ class _State(NamedTuple):
     history: Array
     reseeded: Array
     converged: Array
-    lost: Array  # by the last step, which was not taken; 0 if it was
+    lost: Array  # by the last step, nats; it was not taken if that is more than rounding
     expectation: Expectation | None
 
 
@@ -246,7 +246,7 @@ def _loop(
         new = (mixture, expectation, _mean(share, expectation), moved)
         gain = new[2] - old[2]
         mixture, expectation, value, moved = jax.tree.map(
-            lambda a, b: jnp.where(gain >= 0, a, b), new, old
+            lambda a, b: jnp.where(gain >= -ROUNDING, a, b), new, old
         )
         i = state.step + 1
         return _State(
@@ -255,7 +255,7 @@ def _loop(
             state.history.at[i].set(value),
             state.reseeded.at[i].set(moved),
             (gain <= tolerance) & (gain >= -ROUNDING),
-            jnp.where(gain >= 0, 0, -gain),
+            -gain,
             expectation,
         )
 

@@ -1,6 +1,6 @@
 """Fits that start at k-means++ centres, of Bernoullis and of Gaussians."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from vaejax.families.mixtures._gaussian import DIAGONAL, FULL
 from vaejax.families.mixtures._steps import e_step, m_step
 from vaejax.types import Array, Key, Transform
 
-DRAWN = 10  # clusterings of which a fit starts at the likeliest
+DRAWN = 10  # clusterings for each restart, among which the starts are chosen
 MOVES = 10  # of the centres of k-means, at most
 
 
@@ -209,10 +209,7 @@ def _fit(
         check(where, x)
     return best_of(
         where,
-        [
-            partial(_start, family, components, key=one, floor=floor, batch_size=batch_size)
-            for one in jax.random.split(rest, restarts)
-        ],
+        partial(_starts, family, components, rest, restarts, floor, batch_size),
         x,
         share,
         floor=floor,
@@ -227,27 +224,36 @@ def _transformed(transform: Transform, batch_size: int, key: Key, x: Array) -> A
     return over_data(lambda i: example_at(key, transform, i, x, ())[0], len(x), batch_size)
 
 
-def _start(
+def _starts(
     family: Family,
     components: int,
-    x: Array,
-    share: Array,
-    *,
     key: Key,
+    restarts: int,
     floor: float,
     batch_size: int,
-) -> Mixture:
-    """The likeliest of several mixtures, each of maximum likelihood for clusters of k-means.
+    x: Array,
+    share: Array,
+) -> Iterator[Mixture]:
+    """Mixtures of maximum likelihood for clusters of k-means, all different.
 
-    Where EM ends depends on where it starts, and most of the difference is there at the start.
+    Where EM ends depends on where it starts, and of many components most of the difference is there
+    at the start. So half of the starts are the likeliest of many. The others are as they come: of
+    few components the likeliest start need not lead furthest.
     """
-    found = []
-    for one in jax.random.split(key, DRAWN if components > 1 else 1):
-        wide, q = _clusters(family, components, x, share, one, floor)
-        mixture = m_step(wide, x, q, floor=floor, weight=share)
-        value = jnp.dot(share, e_step(mixture, x, batch_size=batch_size).log_px)
-        found.append((float(jnp.nan_to_num(value, nan=-jnp.inf)), mixture))
-    return max(found, key=lambda one: one[0])[1]
+
+    def start(key: Key) -> Mixture:
+        wide, q = _clusters(family, components, x, share, key, floor)
+        return m_step(wide, x, q, floor=floor, weight=share)
+
+    drawn: dict[float, Key] = {}  # by mean log p(x): the same clusters may come in another order
+    for one in jax.random.split(key, DRAWN * restarts if components > 1 else 1):
+        log_px = e_step(start(jax.random.clone(one)), x, batch_size=batch_size).log_px
+        value = float(jnp.nan_to_num(jnp.dot(share, log_px), nan=-jnp.inf))
+        drawn.setdefault(round(value, 9), one)
+    likeliest = sorted(drawn, reverse=True)[: (restarts + 1) // 2]
+    others = [value for value in drawn if value not in likeliest][: restarts // 2]
+    for value in likeliest + others:
+        yield start(drawn[value])
 
 
 @partial(jax.jit, static_argnums=(0, 1))
