@@ -58,7 +58,7 @@ def test_the_m_step_under_weights(family):
 
 def test_weights_that_leave_too_little_are_refused():
     few = np.zeros(N, np.float32)
-    with pytest.raises(ValueError, match="fit_gaussian: weight: got no weight above 0"):
+    with pytest.raises(ValueError, match="fit_gaussian: data.weight: got no weight above 0"):
         fit_gaussian(Batch(POINTS, weight=few), 1, key=jax.random.key(0))
     few[:2] = 3
     with pytest.raises(ValueError, match="components: got 3, expected at most the 2 examples"):

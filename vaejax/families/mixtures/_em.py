@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,8 @@ EMPTY = 0.5
 ROUNDING = 1e-6
 LOST = 0.05  # nats that the rounding of the result may move mean log p(x), without a warning
 # Within `with double(True):` JAX computes in float64. Before jax 0.8 it was experimental.
-double: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+_has_it: Any = jax if hasattr(jax, "enable_x64") else import_module("jax.experimental")
+double = _has_it.enable_x64
 
 
 class Fitted(NamedTuple):
@@ -107,8 +109,16 @@ def fit(
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, points.dtype), start)
         return [Mixture(wide.logits, family.allowed(wide.components, floor))]
 
-    options = {"iterations": iterations, "tolerance": tolerance, "batch_size": batch_size}
-    return best_of("fit", allowed, x, share, floor=floor, **options)
+    return best_of(
+        "fit",
+        allowed,
+        x,
+        share,
+        floor=floor,
+        iterations=iterations,
+        tolerance=tolerance,
+        batch_size=batch_size,
+    )
 
 
 def counted(where: str, batch: Batch) -> tuple[Any, np.ndarray]:
@@ -130,7 +140,8 @@ def counted(where: str, batch: Batch) -> tuple[Any, np.ndarray]:
     weight = np.asarray(batch.weight, np.float64)
     counts = weight > 0
     if not counts.any():
-        raise wrong(f"{where}: weight", "no weight above 0", "one at least", "drop the weights")
+        fix = "give at least one example a weight"
+        raise wrong(f"{where}: data.weight", "no weight above 0", "a positive sum", fix)
     if not counts.all():
         x = x[np.where(counts, np.arange(len(x)), np.argmax(counts))]
     return x, weight / weight.sum()
@@ -193,7 +204,8 @@ def best_of(
         wide = jax.tree.map(lambda leaf: leaf.astype(float), (mixture, points.astype(precision)))
         rounded = _mean(shares, e_step(*wide, batch_size=batch_size))
         mixture, best, rounded = jax.device_get((mixture, best, rounded))
-    history, reseeded = (rows[: int(best.step) + 1] for rows in (best.history, best.reseeded))
+    taken = int(best.step) + 1
+    history, reseeded = np.asarray(best.history)[:taken], np.asarray(best.reseeded)[:taken]
     if not best.lost <= ROUNDING:
         warnings.warn(
             f"{where}: after {history[-1]:.4g} nats per example a step would lose {best.lost:.3g}, "

@@ -1,4 +1,4 @@
-"""Fits that start at k-means++ centres, of Bernoullis and of Gaussians."""
+"""Fits that start at clusters of k-means, of Bernoullis and of Gaussians."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +20,7 @@ from vaejax.families.mixtures._steps import e_step, m_step
 from vaejax.types import Array, Key, Transform
 
 DRAWN = 10  # clusterings for each restart, among which the starts are chosen
+TRIED = 3  # steps of EM after which they are compared
 MOVES = 10  # of the centres of k-means, at most
 
 
@@ -35,12 +36,16 @@ def fit_bernoulli(
     tolerance: float = 1e-3,
     batch_size: int = 1000,
 ) -> Fitted:
-    """A mixture of products of Bernoullis by EM, from k-means++ centres.
+    """A mixture of products of Bernoullis by EM, from clusters of k-means.
 
     `p(x) = sum_j w_j prod_i p_ji^x_i (1 - p_ji)^(1 - x_i)`.
 
-    The start is one component around each k-means++ centre. Grey values in [0, 1] are taken as they
-    are: the history is then minus a cross-entropy, not a likelihood.
+    A start is the mixture of maximum likelihood for clusters of k-means, from k-means++ centres. Of
+    ten clusterings for each restart EM starts at two: the likeliest after a few steps, and another.
+    Grey values in [0, 1] are taken as they are: the history is then minus a cross-entropy, not a
+    likelihood.
+
+    The fit is computed in float64, see `fit`.
 
     Args:
       data: a Batch or the x of one, `[n, ...]`, of values 0 and 1; or stored data with a transform.
@@ -50,9 +55,9 @@ def fit_bernoulli(
       transform: such as `data.binarize`, drawn once per example before the fit; by default none.
       floor: every probability stays in [floor, 1 - floor], so that log p(x) is finite for every x.
         The M step maximises under that constraint, and the likelihood still never falls.
-      restarts: fits from different starts, of which the likeliest is returned.
+      restarts: how often ten clusterings are drawn; the likeliest of all fits is returned.
       iterations: EM steps at most.
-      tolerance: EM stops once a step gains less than this, nats per example.
+      tolerance: EM stops once a step gains no more than this, nats per example.
       batch_size: examples that are held in memory at a time.
     Returns:
       The Fitted, nats per example.
@@ -61,6 +66,7 @@ def fit_bernoulli(
         [0, 1], data without an event axis, weights that are all 0, and a floor outside (0, 1/4).
     References:
       Arthur and Vassilvitskii, 2007, k-means++: the advantages of careful seeding.
+      Biernacki, Celeux and Govaert, 2003, Choosing starting values for the EM algorithm.
     """
     if not 0 < floor < 0.25:
         raise wrong("fit_bernoulli: floor", floor, "0 < floor < 1/4", "the default is 1e-3")
@@ -92,7 +98,7 @@ def fit_gaussian(
     tolerance: float = 1e-3,
     batch_size: int = 1000,
 ) -> Fitted:
-    """A mixture of diagonal Gaussians by EM, from k-means++ centres.
+    """A mixture of diagonal Gaussians by EM, from clusters of k-means.
 
     `p(x) = sum_j w_j prod_i N(x_i; loc_ji, scale_ji^2)`.
 
@@ -141,7 +147,7 @@ def fit_full_gaussian(
     tolerance: float = 1e-3,
     batch_size: int = 1000,
 ) -> Fitted:
-    """A mixture of Gaussians with full covariances by EM, from k-means++ centres.
+    """A mixture of Gaussians with full covariances by EM, from clusters of k-means.
 
     `p(x) = sum_j w_j N(x; loc_j, L_j L_j^T)`.
 
@@ -236,22 +242,32 @@ def _starts(
 ) -> Iterator[Mixture]:
     """Mixtures of maximum likelihood for clusters of k-means, all different.
 
-    Where EM ends depends on where it starts, and of many components most of the difference is there
-    at the start. So half of the starts are the likeliest of many. The others are as they come: of
-    few components the likeliest start need not lead furthest.
+    Where EM ends depends on where it starts, and often shows after a few steps. So one start for
+    each restart is among the likeliest of many after those. As many others are as they come: where
+    the optima are close to each other, the first steps say little.
     """
 
     def start(key: Key) -> Mixture:
         wide, q = _clusters(family, components, x, share, key, floor)
         return m_step(wide, x, q, floor=floor, weight=share)
 
-    drawn: dict[float, Key] = {}  # by mean log p(x): the same clusters may come in another order
-    for one in jax.random.split(key, DRAWN * restarts if components > 1 else 1):
-        log_px = e_step(start(jax.random.clone(one)), x, batch_size=batch_size).log_px
-        value = float(jnp.nan_to_num(jnp.dot(share, log_px), nan=-jnp.inf))
-        drawn.setdefault(round(value, 9), one)
-    likeliest = sorted(drawn, reverse=True)[: (restarts + 1) // 2]
-    others = [value for value in drawn if value not in likeliest][: restarts // 2]
+    def promise(key: Key) -> float:
+        mixture = start(key)
+        found = e_step(mixture, x, batch_size=batch_size)
+        for _ in range(TRIED):
+            mixture = m_step(mixture, x, found.responsibilities, floor=floor, weight=share)
+            found = e_step(mixture, x, batch_size=batch_size)
+        value = float(jnp.dot(share, found.log_px))
+        return -np.inf if np.isnan(value) else round(value, 9)
+
+    if components == 1:
+        yield start(key)
+        return
+    drawn: dict[float, Key] = {}  # by promise: the same clusters may come in another order
+    for one in jax.random.split(key, DRAWN * restarts):
+        drawn.setdefault(promise(jax.random.clone(one)), one)
+    likeliest = sorted(drawn, reverse=True)[:restarts]
+    others = [value for value in drawn if value not in likeliest][:restarts]
     for value in likeliest + others:
         yield start(drawn[value])
 
