@@ -19,8 +19,9 @@ from vaejax.families.mixtures._gaussian import DIAGONAL, FULL
 from vaejax.families.mixtures._steps import e_step, m_step
 from vaejax.types import Array, Key, Transform
 
-DRAWN = 10  # clusterings for each restart, among which the starts are chosen
+DRAWN = 20  # clusterings for each restart, among which the starts are chosen
 TRIED = 3  # steps of EM after which they are compared
+KEPT = 3  # of the likeliest, for each restart
 MOVES = 10  # of the centres of k-means, at most
 
 
@@ -41,9 +42,9 @@ def fit_bernoulli(
     `p(x) = sum_j w_j prod_i p_ji^x_i (1 - p_ji)^(1 - x_i)`.
 
     A start is the mixture of maximum likelihood for clusters of k-means, from k-means++ centres. Of
-    ten clusterings for each restart EM starts at two: the likeliest after a few steps, and another.
-    Grey values in [0, 1] are taken as they are: the history is then minus a cross-entropy, not a
-    likelihood.
+    20 clusterings for each restart EM starts at four: the three likeliest after a few steps, and
+    another. Grey values in [0, 1] are taken as they are: the history is then minus a cross-entropy,
+    not a likelihood.
 
     The fit is computed in float64, see `fit`.
 
@@ -55,7 +56,7 @@ def fit_bernoulli(
       transform: such as `data.binarize`, drawn once per example before the fit; by default none.
       floor: every probability stays in [floor, 1 - floor], so that log p(x) is finite for every x.
         The M step maximises under that constraint, and the likelihood still never falls.
-      restarts: how often ten clusterings are drawn; the likeliest of all fits is returned.
+      restarts: how often 20 clusterings are drawn; the likeliest of all fits is returned.
       iterations: EM steps at most.
       tolerance: EM stops once a step gains no more than this, nats per example.
       batch_size: examples that are held in memory at a time.
@@ -242,9 +243,9 @@ def _starts(
 ) -> Iterator[Mixture]:
     """Mixtures of maximum likelihood for clusters of k-means, all different.
 
-    Where EM ends depends on where it starts, and often shows after a few steps. So one start for
-    each restart is among the likeliest of many after those. As many others are as they come: where
-    the optima are close to each other, the first steps say little.
+    Where EM ends depends on where it starts, and often shows after a few steps. So most starts are
+    the likeliest of many after those. One for each restart is as it comes: where the optima are
+    close to each other, the first steps say little.
     """
 
     def start(key: Key) -> Mixture:
@@ -266,7 +267,7 @@ def _starts(
     drawn: dict[float, Key] = {}  # by promise: the same clusters may come in another order
     for one in jax.random.split(key, DRAWN * restarts):
         drawn.setdefault(promise(jax.random.clone(one)), one)
-    likeliest = sorted(drawn, reverse=True)[:restarts]
+    likeliest = sorted(drawn, reverse=True)[: KEPT * restarts]
     others = [value for value in drawn if value not in likeliest][:restarts]
     for value in likeliest + others:
         yield start(drawn[value])
