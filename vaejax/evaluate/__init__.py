@@ -26,13 +26,13 @@ from vaejax.evaluate._each import (
     measure,
     measure_each,
 )
+from vaejax.evaluate._mean_loss import mean_loss
 from vaejax.evaluate._measures import (
     Likelihood,
     codes,
     elbo_terms,
     log_likelihood,
     log_prob,
-    mean_loss,
     reconstructions,
     squared_error,
 )

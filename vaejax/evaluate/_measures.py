@@ -3,14 +3,11 @@
 Each function is compiled once per model and transform: pass the same function object, not a new
 lambda. The loop goes over chunks of examples and particles, so that memory stays bounded. Layer
 noise such as dropout is off. An example's randomness depends on the key and its index alone, so
-that the chunk sizes change nothing but speed and memory. `mean_loss` averages any training loss.
+that the chunk sizes change nothing but speed and memory.
 """
 
 import functools
-import math
 from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import over_examples, present, size_of
-from vaejax.data.sources import Source
-from vaejax.errors import at_least_one, warn_of_levels, wrong
-from vaejax.evaluate._each import checked_batch, checked_each, measure, total_of
+from vaejax.batch import present
+from vaejax.errors import wrong
+from vaejax.evaluate._each import checked_each, measure, total_of
 from vaejax.model import (
     Draw,
     Model,
@@ -35,12 +31,9 @@ from vaejax.model import (
 from vaejax.types import (
     Array,
     Key,
-    Loss,
-    Metrics,
     Params,
     PerExample,
     Transform,
-    Weighted,
     describe_fields,
 )
 
@@ -300,70 +293,6 @@ def reconstruction_error(
     return np.asarray(checked_each("reconstruction_error", _distortion, *loop, params, key, data))
 
 
-@measure
-def mean_loss(
-    loss: Loss,
-    params: Params,
-    key: Key,
-    data: Any,
-    *,
-    transform: Transform | None = None,
-    batch_size: int = 500,
-    step: int = 2**30,
-) -> Metrics:
-    """A training loss and its metrics averaged over a whole data set, the ragged end included.
-
-    The same numbers at the same scale as in training, for validation and early stopping:
-    `evaluate=partial(mean_loss, loss, data=x_valid)`. The loss is taken as it is: for a model with
-    dropout evaluate `elbo(deterministic(model))`. It is compiled once per loss object, so build it
-    once. Examples count by their weights where the batch has them. The data are split into
-    almost equal parts of at most `batch_size`. So no part has a single example, which a loss that
-    compares the examples of a batch could not take.
-
-    Args:
-      loss: a training loss.
-      params: its parameters.
-      key: for the loss and the `transform`.
-      data: a Batch, or the x of one, `[n, ...]`, or a Source.
-      transform: what is done to stored data first, drawn once per example; None: nothing.
-      batch_size: examples of a part, at most.
-      step: what schedules see, by default past their end.
-    Returns:
-      Floats by name, nats per example: `loss`, and the metrics. A metric of some of the examples
-      alone is their mean over the data, NaN where there are none.
-    Raises:
-      ValueError: where no example has a weight above 0.
-    """
-    if isinstance(data, Source):
-        at_least_one("evaluate.mean_loss", batch_size=batch_size, examples=data.size)
-        size, part_of = data.size, lambda start, stop: data.read(np.arange(start, stop))
-    else:
-        data = checked_batch("evaluate.mean_loss", key, data, batch_size=batch_size)
-        size, part_of = (
-            size_of(data),
-            lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], data),
-        )
-    totals: dict[str, float] = {}
-    counted: dict[str, float] = {}
-    parts = -(-size // batch_size)
-    for start, stop in pairwise(i * size // parts for i in range(parts + 1)):
-        part = part_of(start, stop)
-        share = float(size_of(part) if isinstance(part.weight, tuple) else np.sum(part.weight))
-        if share == 0:
-            continue
-        metrics = _batch_loss(loss, transform, params, jax.random.fold_in(key, start), part, step)
-        for name, metric in jax.device_get(metrics).items():
-            counts = share * float(metric.weight) if isinstance(metric, Weighted) else share
-            totals[name] = totals.get(name, 0.0) + float(metric) * counts
-            counted[name] = counted.get(name, 0.0) + counts
-    if not totals:
-        fix = "give at least one example a weight"
-        raise wrong("mean_loss: data.weight", "no weight above 0", "a positive sum", fix)
-    return {
-        name: total / counted[name] if counted[name] else math.nan for name, total in totals.items()
-    }
-
-
 # What has to be finite in what was measured, by the names of the messages.
 def _bound(found: tuple[Array, Array]) -> dict[str, Array]:
     D, R = found
@@ -425,18 +354,6 @@ def _squared_error(model: Model, params: Params, key: Key, x: Any, c: Any) -> Ar
 def _minus_log_px(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
     model = deterministic(model)
     return -model.decode(params, model.encode(params, x, c).mean, c).log_prob(x)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _batch_loss(
-    loss: Loss, transform: Transform | None, params: Params, key: Key, batch: Any, step: Any
-) -> Metrics:
-    transform_key, loss_key = jax.random.split(key)
-    warn_of_levels(batch.x, transform, "evaluate.mean_loss")
-    if transform is not None:
-        batch = batch._replace(x=over_examples(transform, transform_key, batch.x))
-    value, metrics = loss(params, loss_key, batch, step)
-    return {"loss": value, **metrics}
 
 
 def _elbo_terms(
@@ -502,7 +419,6 @@ __all__ = [
     "elbo_terms",
     "log_likelihood",
     "log_prob",
-    "mean_loss",
     "reconstruction_error",
     "reconstructions",
     "squared_error",
