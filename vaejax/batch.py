@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaejax.errors import check_key, is_key, warn_of_levels, wrong
-from vaejax.types import Array, Batch, Key, Params, Transform
+from vaejax.arrays import examples, numbers
+from vaejax.errors import check_key, warn_of_levels, wrong
+from vaejax.types import Array, Batch, Key, Params, Transform, describe
 
 
 def size_of(tree: Any) -> int:
@@ -34,27 +34,48 @@ def size_of(tree: Any) -> int:
     return lengths.pop()
 
 
-def as_batch(data: Any) -> Batch:
-    """A Batch as it is, or examples as the x of a new one.
+def as_batch(data: Any, function: str = "Batch") -> Batch:
+    """A Batch of arrays, of a Batch or of examples alone.
+
+    Arrays stay as they are. `arrays.numbers` says what else is taken for one: tensors of other
+    libraries, lists of rows, data frames.
 
     Args:
-      data: a Batch, or an array (or tree) of examples `[n, ...]`.
+      data: a Batch, or examples `[n, ...]`, an array or a tree of them (a dictionary or a tuple; a
+        list is rows).
+      function: what the user called, for the messages.
     Returns:
       The Batch.
     Raises:
-      TypeError: where x is a PRNG key.
+      TypeError: where x, c, y or weight holds no numbers.
       ValueError: where there are not as many conditions as examples.
     """
-    batch = data if isinstance(data, Batch) else Batch(data)
-    if any(map(is_key, jax.tree.leaves(batch.x))):
-        fix = "the key comes before the data"
-        raise wrong("Batch: x", "a PRNG key", "examples [n, ...]", fix, TypeError)
+    batch = _in_arrays(data if isinstance(data, Batch) else Batch(data), function)
     if jax.tree.leaves(batch.c) and size_of(batch.c) != size_of(batch.x):
         raise ValueError(
             f"Batch: got {size_of(batch.c)} conditions c for {size_of(batch.x)} examples x, "
             "expected as many; give one for each example"
         )
     return batch
+
+
+def _in_arrays(batch: Batch, function: str) -> Batch:
+    """The Batch with whatever holds numbers turned into arrays; `()` stays absent."""
+    x = examples(f"{function}: x", batch.x)
+    if any(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(x)):
+        got, fix = describe(batch.x), "give examples an axis in front: x[None]"
+        raise wrong(f"{function}: x", got, "examples [n, ...]", fix)
+    c, y, weight = (
+        field
+        if isinstance(field, tuple) and not field
+        else convert(f"{function}: {name}", field, e)
+        for name, field, convert, e in (
+            ("c", batch.c, examples, "conditions [n, ...]"),
+            ("y", batch.y, examples, "labels [n]"),
+            ("weight", batch.weight, numbers, "weights [n]"),
+        )
+    )
+    return Batch(x, c, y, weight)
 
 
 def labels_of(where: str, batch: Batch) -> Any:
@@ -110,8 +131,12 @@ def over_examples(function: Callable[..., Any], key: Key, *arrays: Any) -> Any:
     Returns:
       What the function returns, with a leading axis `[n]`.
     """
+    if not callable(function):
+        fix = "lambda key, x: ..."
+        raise wrong("over_examples: function", describe(function), "a function", fix, TypeError)
+    check_key("over_examples", key)
+    arrays = tuple(examples("over_examples", one) if present(one) else one for one in arrays)
     size = size_of(arrays)
-    chex.assert_tree_has_only_ndarrays(arrays)
     return jax.vmap(function)(keys_of(key, jnp.arange(size)), *arrays)
 
 
@@ -137,6 +162,10 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
       >>> over_batch(example, jnp.asarray(2.0), jax.random.key(0), batch).tolist()
       [6.0, 6.0, 6.0, 6.0]
     """
+    if not isinstance(batch, Batch):
+        raise wrong("loss: batch", describe(batch), "a Batch", "pass Batch(x)", TypeError)
+    check_key("loss", key)
+    batch = as_batch(batch, "loss")
     x, c = batch.x, batch.c
     if not isinstance(batch.weight, tuple):
         # What is masked may hold anything, NaN too, and must leave no trace in the gradient.

@@ -118,7 +118,7 @@ def describe_fields(cls: Any) -> Any:
 
 
 def _repr_of_fields(value: Any) -> str:
-    names = getattr(value, "_fields", None) or value.__dataclass_fields__
+    names = value._fields if hasattr(value, "_fields") else value.__dataclass_fields__
     fields = [(name, getattr(value, name)) for name in names]
     absent = [isinstance(field, tuple) and not field for _, field in fields]
     inside = [

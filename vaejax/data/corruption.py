@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.errors import concrete, wrong
+from vaejax.arrays import numbers
+from vaejax.errors import check_number, concrete, wrong
 from vaejax.types import Array, Key
 
 __all__ = ["erased_block", "gaussian", "low_resolution", "masking", "salt_and_pepper"]
@@ -64,6 +65,7 @@ def gaussian(scale: float) -> Corrupt:
     References:
       Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
     """
+    check_number("gaussian: scale", scale)
     if concrete(scale) and not 0 < scale < np.inf:
         raise wrong("gaussian: scale", scale, "a positive number", "give a standard deviation")
 
@@ -172,6 +174,7 @@ def _leaf_by_leaf(corrupt: Callable[[Key, Array], Array]) -> Corrupt:
 
 def _probability(function: str, nu: float) -> None:
     """Raise ValueError for a rate outside [0, 1]."""
+    check_number(f"{function}: nu", nu)
     if concrete(nu) and not 0 <= nu <= 1:
         fix = "give the share of entries to corrupt, for instance 0.5"
         raise wrong(f"{function}: nu", nu, "a probability in [0, 1]", fix)
@@ -185,6 +188,7 @@ def _whole(where: str, count: int) -> None:
 
 def _floats(function: str, x: Array) -> Array:
     """x, or TypeError where it is not floating point."""
+    x = jnp.asarray(numbers(f"{function}: x", x, "one example"))
     if not jnp.issubdtype(x.dtype, jnp.floating):
         fix = "scale it first: transform=data.scale"
         raise wrong(f"{function}: x", x.dtype, "floating point", fix, TypeError)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.arrays import numbers
 from vaejax.distributions._base import Distribution
 from vaejax.types import Array
 
@@ -43,6 +44,9 @@ def flat(distribution: Distribution, x: Any, *parameters: Any) -> list[Array]:
 
     On CPU, XLA computes and sums over `[28, 28, 1]` many times slower than over `[784]`.
     """
+    name = type(distribution).__name__
+    parameters = tuple(numbers(name, p, "parameters of numbers") for p in parameters)
+    x = numbers(f"{name}.log_prob: x", x, "one event")
     shape = distribution.event_shape
     whole = [p if np.ndim(p) == 0 else jnp.broadcast_to(p, shape) for p in parameters]
     return [jnp.ravel(v) if np.ndim(v) else v for v in (one_event(distribution, x), *whole)]

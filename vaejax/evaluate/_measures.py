@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from vaejax.batch import over_examples, present, size_of
-from vaejax.errors import finite_values, warn_of_levels, wrong
+from vaejax.errors import checked_result, finite_values, warn_of_levels, wrong
 from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct, terms
 from vaejax.types import Array, Key, Loss, Metrics, Params, PerExample, Transform
@@ -377,7 +377,7 @@ def _batch_loss(
     warn_of_levels(batch.x, transform, "evaluate.mean_loss")
     if transform is not None:
         batch = batch._replace(x=over_examples(transform, transform_key, batch.x))
-    value, metrics = loss(params, loss_key, batch, step)
+    value, metrics = checked_result("mean_loss", loss(params, loss_key, batch, step))
     return {"loss": value, **metrics}
 
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vaejax.errors import check_key
-from vaejax.model._model import Model
+from vaejax.errors import at_least, check_key
+from vaejax.model._model import Model, check_model
 from vaejax.types import Array, Key, Params, describe_fields
 
 
@@ -64,6 +64,8 @@ def draw(model: Model, params: Params, key: Key, x: Any, c: Any = (), *, given: 
     Returns:
       A Draw.
     """
+    check_model("draw", model)
+    check_key("draw", key)
     encode_key, z_key, decode_key = jax.random.split(key, 3)
     q = model.encode(params, x if given is None else given, c, key=encode_key)
     z, log_q = q.sample_and_log_prob(z_key)
@@ -85,6 +87,7 @@ def reconstruct(
     Returns:
       The reconstruction, in the shape of x.
     """
+    check_model("reconstruct", model)
     q = model.encode(params, x, c)
     return model.decode(params, q.mean if key is None else q.sample(key), c).mean
 
@@ -105,6 +108,7 @@ def generate(model: Model, params: Params, key: Key, c: Any = ()) -> Generated:
       ValueError: for a deterministic autoencoder, which has no prior to sample from.
       TypeError: where key is no key.
     """
+    check_model("generate", model)
     check_key("generate", key)
     z_key, x_key = jax.random.split(key)
     pz = model.prior(params, c)
@@ -137,8 +141,8 @@ def interpolate(
     Raises:
       ValueError: where steps is below 2.
     """
-    if steps < 2:
-        raise ValueError(f"interpolate: expected steps >= 2, got {steps}")
+    check_model("interpolate", model)
+    at_least(2, "interpolate", steps=steps)
     first, last = (model.encode(params, x, c).mean for x in (start, end))
     weights = jnp.linspace(0.0, 1.0, steps, dtype=first.dtype)
     return jax.vmap(lambda w: model.decode(params, (1 - w) * first + w * last, c).mean)(weights)

@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from vaejax.batch import batch_mean, over_batch, present
+from vaejax.networks import check_module
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
 
@@ -23,6 +24,8 @@ def maximum_likelihood(network: Density) -> Loss:
     Returns:
       A Loss. Its metric is `log_px`.
     """
+
+    check_module("maximum_likelihood: network", network)
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Array:
         return network.apply(params, *present(c), rngs={"dropout": key}).log_prob(x)

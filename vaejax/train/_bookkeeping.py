@@ -47,6 +47,7 @@ class Bookkeeping:
         """
         at_least_one(
             "fit",
+            optional=("patience",),
             epochs=self.epochs,
             patience=self.patience,
             evaluate_every=self.evaluate_every,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vaejax.errors import wrong
+from vaejax.errors import as_path, wrong
 from vaejax.trees import differences, digest
 from vaejax.types import Key
 
@@ -97,7 +97,7 @@ def opened(
         return
     import orbax.checkpoint as ocp  # lazily: it takes as long to import as the rest together
 
-    path = Path(path).expanduser().resolve()
+    path = as_path("fit: directory", path).resolve()
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"fit: expected directory to be a folder, got the file {path}")
     if not resume and path.exists() and any(path.iterdir()):
@@ -249,7 +249,7 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
     """
     import orbax.checkpoint as ocp
 
-    path = Path(path).expanduser().resolve()
+    path = as_path("checkpoint.load: path", path).resolve()
     with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(create=False)) as manager:
         step = manager.latest_step() if path.is_dir() else None
         if step is None:

@@ -187,11 +187,12 @@ def _walk(
         def chain(chain_key: Key, z: Array) -> tuple[Array, Array]:
             return hmc(bridge, chain_key, z, step=step, count=leapfrog_steps, scale=scale)
 
-        total = total + (b - before) * jax.vmap(log_ratio)(z)
+        total = total + ((b - before) * jax.vmap(log_ratio)(z)).astype(total.dtype)
         move_keys = jax.random.split(jax.random.fold_in(key, t), len(z))
-        z, accepted = jax.vmap(chain)(move_keys, z)
+        moved, accepted = jax.vmap(chain)(move_keys, z)
+        z = moved.astype(z.dtype)  # with JAX's x64 the temperatures are of another type
         acceptance = jnp.mean(accepted)
-        correction = correction + gain * (acceptance - TARGET)
+        correction = (correction + gain * (acceptance - TARGET)).astype(correction.dtype)
         return (z, total, correction), (acceptance, step)
 
     zero = jnp.zeros_like(betas, shape=())

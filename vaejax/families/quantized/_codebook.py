@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vaejax.arrays import numbers
 from vaejax.batch import as_batch, example_at, over_data, size_of
 from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.evaluate import checked_batch, measure_each
@@ -43,7 +44,8 @@ def usage(index: Any, entries: int) -> np.ndarray:
     Raises:
       ValueError: for no code, and for an index outside of the codebook.
     """
-    index = np.asarray(index).ravel()
+    at_least_one("usage", entries=entries)
+    index = np.asarray(numbers("usage: index", index, "codes, whole numbers")).ravel()
     if not index.size or index.min() < 0 or index.max() >= entries:
         got = f"{index.size} codes" + (f" in {index.min()}..{index.max()}" if index.size else "")
         fix = "pass what indices(model, ...) returns, and that model's number of entries"

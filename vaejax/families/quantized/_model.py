@@ -10,7 +10,7 @@ from jax import lax
 from vaejax.batch import present
 from vaejax.distributions import Delta, Distribution, distribution
 from vaejax.errors import concrete, wrong
-from vaejax.model import Model
+from vaejax.model import Model, compiled
 from vaejax.types import Array, Key, Params
 
 
@@ -143,7 +143,7 @@ def quantize(model: Model, *, entries: int) -> Model:
     def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
         return model.decode(params["model"], z, c, key=key)
 
-    return Model(jax.jit(init), lambda params, c=(): None, encode, decode)
+    return Model(compiled(init), lambda params, c=(): None, encode, decode)
 
 
 def with_prior(model: Model, network: Any) -> Model:

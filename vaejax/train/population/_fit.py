@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from vaejax.batch import as_batch, size_of
 from vaejax.data.examples import as_examples
 from vaejax.data.sources import in_arrays
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, check_parameters, is_key, wrong
 from vaejax.train import _faults as faults
 from vaejax.train import _loop as loop
 from vaejax.train import _step as train
@@ -327,6 +327,10 @@ def _member_init(make: Make) -> Callable[[Any, Key, Params], TrainState]:
 
 def _members(hyper: Any, params: Params, keys: Key) -> int:
     """How many members there are, which all arguments have to agree on."""
+    if not is_key(keys):
+        fix = "make them: jax.random.split(jax.random.key(0), members)"
+        raise wrong("population.fit: keys", describe(keys), "an array of keys", fix, TypeError)
+    check_parameters("population.fit: params", params)
     members = size_of(jax.random.key_data(keys)) if jnp.ndim(keys) else 0
     at_least_one("population.fit", keys=members)
     if (kind := str(jax.random.key_impl(keys))) != "threefry2x32":
