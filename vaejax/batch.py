@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vaejax.arrays import examples, numbers
-from vaejax.errors import check_key, warn_of_levels, wrong
+from vaejax.errors import check_key, takes, warn_of_levels, wrong
 from vaejax.types import Array, Batch, Key, Params, Transform, describe
 
 
@@ -92,7 +92,7 @@ def labels_of(where: str, batch: Batch) -> Any:
     fix = "pass Batch(x, y=labels) with integers from 0, -1 where unknown"
     if isinstance(batch.y, tuple):
         raise wrong(where, "no labels", "one integer per example", fix)
-    y = jnp.asarray(batch.y)
+    y = jnp.asarray(numbers(where, batch.y, "one integer per example"))
     if y.shape != (size_of(batch.x),) or not jnp.issubdtype(y.dtype, jnp.integer):
         raise wrong(where, f"{y.dtype}{y.shape}", "one integer per example", fix)
     return y
@@ -231,6 +231,8 @@ def example_at(
       The example, its condition and a key.
     """
     check_key("evaluation", key)
+    if transform is not None:
+        takes("evaluation: transform", transform, "key, x", "for instance data.scale")
     warn_of_levels(x, transform, "evaluation")
     transform_key, rest = jax.random.split(jax.random.fold_in(key, index))
     x, c = jax.tree.map(lambda leaf: leaf[index], (x, c))

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.arrays import numbers
-from vaejax.errors import check_number, concrete, wrong
+from vaejax.arrays import examples, numbers
+from vaejax.errors import check_key, check_number, concrete, wrong
 from vaejax.types import Array, Key
 
 __all__ = ["erased_block", "gaussian", "low_resolution", "masking", "salt_and_pepper"]
@@ -164,6 +164,8 @@ def _leaf_by_leaf(corrupt: Callable[[Key, Array], Array]) -> Corrupt:
     """The corruption of arrays as one of pytrees, each leaf with a key of its own."""
 
     def of_tree(key: Key, x: Any) -> Any:
+        check_key("corruption", key)
+        x = examples("corruption: x", x, "one example")
         leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, x))
         keys = jax.random.split(key, len(leaves))
         found = [corrupt(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]

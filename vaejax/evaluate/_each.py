@@ -18,8 +18,8 @@ import jax
 
 from vaejax.batch import as_batch, example_at, over_data, size_of
 from vaejax.data.sources import in_arrays
-from vaejax.errors import at_least_one, check_key
-from vaejax.types import Array, Batch, Key, Params, Transform
+from vaejax.errors import at_least_one, check_key, check_parameters, wrong
+from vaejax.types import Array, Batch, Key, Params, Transform, describe
 
 
 def checked_batch(function: str, key: Key, data: Any, **counts: int) -> Batch:
@@ -67,6 +67,11 @@ def measure_each(
     Returns:
       What the measure returns, with a leading axis `[n]` on every leaf.
     """
+    check_parameters("evaluation: params", params)
+    for option in options:
+        if isinstance(option, dict | list):
+            fix = "the order is model, params, key, data"
+            raise wrong("evaluation: model", describe(option), "a Model", fix, TypeError)
     program = measure, options, transform, batch_size
     return _loop(program, params, key, batch.x, batch.c)
 

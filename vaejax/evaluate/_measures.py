@@ -17,9 +17,10 @@ import numpy as np
 from jax import lax
 
 from vaejax.batch import over_examples, present, size_of
-from vaejax.errors import checked_result, finite_values, warn_of_levels, wrong
+from vaejax.errors import checked_result, finite_values, takes, warn_of_levels, wrong
 from vaejax.evaluate._each import checked_batch, measure_each
 from vaejax.model import Draw, Model, deterministic, draw, reconstruct, terms
+from vaejax.networks import check_module
 from vaejax.types import Array, Key, Loss, Metrics, Params, PerExample, Transform
 
 
@@ -309,6 +310,7 @@ def mean_loss(
     Raises:
       ValueError: where no example has a weight above 0.
     """
+    takes("mean_loss: loss", loss, "params, key, batch, step", "such as objectives.elbo(model)")
     data = checked_batch("evaluate.mean_loss", key, data, batch_size=batch_size)
     size = size_of(data)
     totals: dict[str, float] = {}
@@ -349,6 +351,7 @@ def check_counted(function: str, name: str, values: Any, x: Any, weight: Any) ->
 
 
 def _log_prob(network: Any, params: Params, key: Key, x: Any, c: Any) -> Array:
+    check_module("log_prob: network", network)
     return network.apply(params, *present(c)).log_prob(x)
 
 

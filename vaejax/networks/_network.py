@@ -1,9 +1,12 @@
 """The base class of the library's Linen modules."""
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from flax import linen as nn
+from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError
 
 from vaejax.errors import wrong
 from vaejax.types import describe
@@ -40,6 +43,22 @@ class Network(nn.Module, metaclass=_ListsItsOwn):
 
 
 Network.__signature__ = inspect.Signature()
+
+
+@contextlib.contextmanager
+def of_this_network(where: str) -> Iterator[None]:
+    """What Linen says of parameters of another network, in one line.
+
+    Args:
+      where: the function and its argument, for the message.
+    Raises:
+      ValueError: where the parameters are not those of the network that is applied inside.
+    """
+    try:
+        yield
+    except (ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError) as error:
+        fix = "pass what this network's own init made, or fit returned for it"
+        raise wrong(where, "those of another network", "this network's", fix) from error
 
 
 def check_module(where: str, module: Any) -> None:
@@ -90,4 +109,4 @@ def _by_name(argument: inspect.Parameter) -> inspect.Parameter:
     return argument.replace(default=_Name(getattr(default, "__name__", type(default).__name__)))
 
 
-__all__ = ["Network", "check_module"]
+__all__ = ["Network", "check_module", "of_this_network"]

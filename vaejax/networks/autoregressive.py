@@ -21,7 +21,7 @@ from jax import lax
 
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import check_key, check_parameters, concrete, sizes, wrong
-from vaejax.networks._network import check_module
+from vaejax.networks._network import check_module, of_this_network
 from vaejax.types import Array, Key, Params, describe_fields
 
 
@@ -207,11 +207,13 @@ class Causal(NamedTuple):
         carry: Any = ()
         if hasattr(self.net, "step"):
             step = jax.tree_util.Partial(self._step, params, given)
-            carry = self.net.apply(params, *given, method="start")
+            with of_this_network("Causal: params"):
+                carry = self.net.apply(params, *given, method="start")
         return Autoregressive(conditionals, order, step, carry, self.shape, self.dtype)
 
     def _conditionals(self, params: Params, given: Any, rngs: Any, x: Array) -> Any:
-        return self.net.apply(params, x, *given, rngs=rngs)
+        with of_this_network("Causal: params"):
+            return self.net.apply(params, x, *given, rngs=rngs)
 
     def _step(self, params: Params, given: Any, carry: Any, previous: Array, i: Array) -> Any:
         return self.net.apply(params, carry, previous, i, *given, method="step")

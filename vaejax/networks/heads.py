@@ -350,7 +350,11 @@ def _features(head: Any, h: Any) -> Any:
         raise wrong(
             where, describe(h), "features, an array", "end a network with one head", TypeError
         )
-    return numbers(f"heads.{type(head).__name__}: h", h, "features, an array")
+    h = numbers(f"heads.{type(head).__name__}: h", h, "features, an array")
+    if not jnp.size(h):
+        where, fix = f"heads.{type(head).__name__}: h", "look for a width or a size of 0"
+        raise wrong(where, f"shape {jnp.shape(h)}", "features, one or more", fix)
+    return h
 
 
 def _scale_start(head: Any) -> Initializer:

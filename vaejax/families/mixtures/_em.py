@@ -12,7 +12,7 @@ from vaejax.batch import as_batch
 from vaejax.distributions import Bernoulli, Mixture
 from vaejax.errors import at_least_one, finite_values, wrong
 from vaejax.families.mixtures._steps import Expectation, choose, e_step, family_of, m_step
-from vaejax.types import Array
+from vaejax.types import Array, describe
 
 # Below half an example's worth a component is empty. One that was placed anew with success holds
 # more (see `_reseeded`), so that it is not moved again at once.
@@ -80,6 +80,9 @@ def fit(
     """
     x = as_batch(x).x
     x = jnp.asarray(x, jnp.result_type(x, 1.0))
+    if not isinstance(start, Mixture):
+        fix = "such as Mixture(logits, Bernoulli(...)), or take fit_bernoulli"
+        raise wrong("fit: start", describe(start), "a Mixture", fix, TypeError)
     top = 0.5 if isinstance(start.components, Bernoulli) else np.inf
     if not 0 < floor < top:
         raise wrong("fit: floor", floor, f"0 < floor < {top}", "the default is 1e-3")

@@ -10,7 +10,7 @@ from jax import lax
 
 from vaejax.batch import as_batch, example_at, over_data
 from vaejax.distributions import Mixture
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, check_key, wrong
 from vaejax.families.mixtures._bernoulli import BERNOULLI
 from vaejax.families.mixtures._em import Fitted, check_enough, fit
 from vaejax.families.mixtures._family import Family
@@ -157,6 +157,7 @@ def _seen(
         raise wrong(f"{where}: data", f"shape {jnp.shape(x)}", "[n, ...] with an event axis", fix)
     at_least_one(where, components=components, batch_size=batch_size)
     check_enough(where, components, len(x))
+    check_key(where, key)
     transform_key, rest = jax.random.split(key)
     if transform is not None:
         x = _transformed(transform, min(batch_size, len(x)), transform_key, x)
