@@ -140,7 +140,7 @@ def test_a_count_is_a_whole_number(value):
 
 
 def test_counts_of_any_integer_type_and_those_left_out_pass():
-    at_least_one("vae", optional=("patience",), a=1, b=np.int8(3), c=jnp.asarray(2), patience=None)
+    at_least_one("vae", ("patience",), a=1, b=np.int8(3), c=jnp.asarray(2), patience=None)
     at_least(0, "fit", skip=0)
     jax.jit(lambda n: at_least_one("vae", n=n))(3)
     with pytest.raises(ValueError, match="fit: expected skip >= 0, got -3"):

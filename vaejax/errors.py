@@ -140,7 +140,7 @@ def unscaled(x: Any) -> str:
     return "levels need transform=data.binarize or data.scale"
 
 
-def at_least_one(function: str, *, optional: tuple[str, ...] = (), **counts: Any) -> None:
+def at_least_one(function: str, optional: tuple[str, ...] = (), /, **counts: Any) -> None:
     """Raise unless all counts are whole numbers from 1 on.
 
     Args:
@@ -151,10 +151,10 @@ def at_least_one(function: str, *, optional: tuple[str, ...] = (), **counts: Any
       ValueError: naming the first that is below 1.
       TypeError: naming the first that is no whole number.
     """
-    at_least(1, function, optional=optional, **counts)
+    at_least(1, function, optional, **counts)
 
 
-def at_least(least: int, function: str, *, optional: tuple[str, ...] = (), **counts: Any) -> None:
+def at_least(least: int, function: str, optional: tuple[str, ...] = (), /, **counts: Any) -> None:
     """Raise unless all counts are whole numbers, not below a least one.
 
     Args:

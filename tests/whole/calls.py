@@ -70,7 +70,13 @@ from vaejax import (
 )
 from vaejax.batch import over_examples
 
-KEY, KEYS = jax.random.key(0), jax.random.split(jax.random.key(1), 2)
+
+def fresh() -> Any:
+    """A key that nobody has used."""
+    return jax.random.key(0)
+
+
+KEYS = jax.random.split(jax.random.key(1), 2)
 X = np.random.default_rng(0).random((12, 4)).astype(np.float32)
 Y = np.arange(12) % 3
 FOLDER = pathlib.Path(tempfile.mkdtemp())
@@ -89,32 +95,32 @@ def vae(size: int = 4, latent: int = 2, hidden: int = 5) -> Any:
 
 
 MODEL = vae()
-PARAMS = MODEL.init(KEY, X[0])
+PARAMS = MODEL.init(fresh(), X[0])
 ELBO = objectives.elbo(MODEL)
 POINTS = autoencoder(dense(heads.Code(2)), dense(heads.FixedNormal(4, 0.5)))
-POINTS_PARAMS = POINTS.init(KEY, X[0])
+POINTS_PARAMS = POINTS.init(fresh(), X[0])
 OTHERS = {
-    "of a wider model": vae(hidden=7).init(KEY, X[0]),
-    "of a model with a larger code": vae(latent=3).init(KEY, X[0]),
-    "of a model of other data": vae(size=6).init(KEY, np.zeros(6, np.float32)),
+    "of a wider model": vae(hidden=7).init(fresh(), X[0]),
+    "of a model with a larger code": vae(latent=3).init(fresh(), X[0]),
+    "of a model of other data": vae(size=6).init(fresh(), np.zeros(6, np.float32)),
     "of a model with other layers": autoencoder(heads.Normal(2), heads.FixedNormal(4, 0.5)).init(
-        KEY, X[0]
+        fresh(), X[0]
     ),
 }
-STATE = train.make_step(ELBO, optax.adam(1e-3))[0](KEY, PARAMS)
+STATE = train.make_step(ELBO, optax.adam(1e-3))[0](fresh(), PARAMS)
 FITTED = train.Fitted(STATE, STATE, {"loss": np.zeros(1)}, "epochs")
 SOURCE = sources.in_memory(Batch(X))
 MADE = autoregressive.Causal(causal.MADE((4,), (8,)), (4,))
-MADE_PARAMS = MADE.init(KEY)
+MADE_PARAMS = MADE.init(fresh())
 VQ = quantized.quantize(
     autoencoder(dense(heads.Code((2, 2))), dense(heads.FixedNormal(4, 0.5))), entries=3
 )
-VQ_PARAMS = VQ.init(KEY, X[0])
+VQ_PARAMS = VQ.init(fresh(), X[0])
 MIXTURE = distributions.Mixture(
     jnp.zeros(2), distributions.Normal(jnp.asarray(X[:2]), jnp.ones((2, 4)))
 )
 NORMAL = distributions.Normal(jnp.zeros(3), jnp.ones(3))
-FIT = {"key": ("key", KEY), "epochs": ("count", 1), "batch_size": ("count", 4)}
+FIT = {"key": ("key", fresh()), "epochs": ("count", 1), "batch_size": ("count", 4)}
 weights.save(FOLDER / "w.safetensors", PARAMS)
 np.savez(FOLDER / "x.npz", x=X, y=Y)
 
@@ -291,7 +297,7 @@ KINDS: dict[str, list[Wrong]] = {
     "optimizer": [*ANYTHING, Wrong("a maker", optax.adam), Wrong("a rate", 1e-3)],
     "transform": [
         *ANYTHING[1:],
-        Wrong("its result", data.scale(KEY, X)),
+        Wrong("its result", data.scale(fresh(), X)),
         Wrong("one argument", jnp.sqrt),
         right("none", None),
     ],
@@ -364,7 +370,7 @@ def of(model: str = "model", **more: tuple[str, Any]) -> dict[str, tuple[str, An
     return {
         "model": (model, MODEL),
         "params": ("params", PARAMS),
-        "key": ("key", KEY),
+        "key": ("key", fresh()),
         "data": ("data", X),
         **more,
     }
@@ -383,13 +389,13 @@ def loss_of(make: Callable[..., Any]) -> Callable[..., Any]:
 
 def built(encoder: Any, decoder: Any, x: Any) -> Any:
     return autoencoder(encoder, decoder, distributions.Normal(jnp.zeros(2), jnp.ones(2))).init(
-        KEY, x
+        fresh(), x
     )
 
 
 def made(kind: Callable[..., Any]) -> Callable[..., Any]:
     """Parameters of a network of some sizes."""
-    return lambda x, **sizes: kind(**sizes).init(KEY, x)
+    return lambda x, **sizes: kind(**sizes).init(fresh(), x)
 
 
 def event(kind: Callable[..., Any]) -> Callable[..., Any]:
@@ -414,8 +420,8 @@ def fitted(loss: Any, optimizer: Any, params: Any, data: Any, **options: Any) ->
 
 def m2(model: Any, classifier: Any, y: Any) -> Any:
     joint = semisupervised.Joint(model, classifier, distributions.Categorical(jnp.zeros(3)))
-    params = joint.init(KEY, X[0])
-    return semisupervised.m2(joint, alpha=1.0)(params, KEY, Batch(X, y=y), 0)
+    params = joint.init(fresh(), X[0])
+    return semisupervised.m2(joint, alpha=1.0)(params, fresh(), Batch(X, y=y), 0)
 
 
 def data_of(function: Callable[..., Any], **more: tuple[str, Any]) -> Call:
@@ -475,7 +481,7 @@ CALLS = [
     Call(
         "make_train",
         lambda loss, optimizer, params, data, **o: train.make_train(loss, optimizer, **o)(
-            KEY, params, data
+            fresh(), params, data
         ),
         {**RUN, "steps": ("count", 1), "batch_size": ("count", 4)},
     ),
@@ -505,7 +511,7 @@ CALLS = [
         evaluate.mean_loss,
         loss=("loss", ELBO),
         params=("params", PARAMS),
-        key=("key", KEY),
+        key=("key", fresh()),
         data=("data", X),
         batch_size=("count", 5),
     ),
@@ -513,7 +519,7 @@ CALLS = [
         evaluate.log_prob,
         network=("module", MADE),
         params=("params", MADE_PARAMS),
-        key=("key", KEY),
+        key=("key", fresh()),
         data=("data", X),
     ),
     data_of(bounds.ladder, **of(particles=("widths", (1, 2)))),
@@ -581,7 +587,7 @@ CALLS = [
     *(
         Call(
             f"priors.{f.__name__}",
-            lambda model, f=f, **o: f(model, **o).init(KEY, X[0]),
+            lambda model, f=f, **o: f(model, **o).init(fresh(), X[0]),
             {"model": ("model", MODEL), **o},
         )
         for f, o in {
@@ -598,14 +604,16 @@ CALLS = [
             f"model.{f.__name__}", f, {"model": ("model", MODEL), "params": ("params", PARAMS), **o}
         )
         for f, o in {
-            draw: {"key": ("key", KEY), "x": ("codes", X[0])},
-            generate: {"key": ("key", KEY)},
+            draw: {"key": ("key", fresh()), "x": ("codes", X[0])},
+            generate: {"key": ("key", fresh())},
             reconstruct: {"x": ("codes", X[0])},
             interpolate: {"start": ("codes", X[0]), "end": ("codes", X[1]), "steps": ("count", 3)},
         }.items()
     ),
     Call(
-        "model.init", lambda key, x: MODEL.init(key, x), {"key": ("key", KEY), "x": ("codes", X[0])}
+        "model.init",
+        lambda key, x: MODEL.init(key, x),
+        {"key": ("key", fresh()), "x": ("codes", X[0])},
     ),
     Call("model.encode", MODEL.encode, {"params": ("params", PARAMS), "x": ("codes", X[0])}),
     Call(
@@ -652,7 +660,7 @@ CALLS = [
     Call("heads.FullNormal", made(heads.FullNormal), {"x": ("codes", X[0]), "size": ("count", 3)}),
     Call(
         "causal.MADE",
-        lambda shape, hidden: autoregressive.Causal(causal.MADE(shape, hidden), (4,)).init(KEY),
+        lambda shape, hidden: autoregressive.Causal(causal.MADE(shape, hidden), (4,)).init(fresh()),
         {"shape": ("shape", (4,)), "hidden": ("widths", (8,))},
     ),
     Call(
@@ -702,7 +710,7 @@ CALLS = [
         mixtures.fit_gaussian,
         data=("data", X),
         components=("count", 2),
-        key=("key", KEY),
+        key=("key", fresh()),
         iterations=("count", 2),
         restarts=("count", 1),
         floor=("positive", 0.1),
@@ -711,26 +719,30 @@ CALLS = [
         mixtures.fit_full_gaussian,
         data=("data", X),
         components=("count", 2),
-        key=("key", KEY),
+        key=("key", fresh()),
         iterations=("count", 2),
     ),
     data_of(
         mixtures.fit_bernoulli,
         data=("data", X),
         components=("count", 2),
-        key=("key", KEY),
+        key=("key", fresh()),
         iterations=("count", 2),
     ),
     data_of(mixtures.fit, start=("distribution", MIXTURE), x=("data", X), iterations=("count", 2)),
     data_of(linear.ppca, x=("data", X), latent=("count", 2)),
     Call(
         "linear.linear_gaussian",
-        lambda **o: linear.linear_gaussian(**o).init(KEY, X[0]),
+        lambda **o: linear.linear_gaussian(**o).init(fresh(), X[0]),
         {"size": ("count", 4), "latent": ("count", 2), "scale": ("positive", 1.0)},
     ),
     *(
         data_of(
-            f, model=("model", VQ), params=("params", VQ_PARAMS), key=("key", KEY), data=("data", X)
+            f,
+            model=("model", VQ),
+            params=("params", VQ_PARAMS),
+            key=("key", fresh()),
+            data=("data", X),
         )
         for f in (quantized.indices, quantized.from_data)
     ),
@@ -764,13 +776,13 @@ CALLS = [
         sources.open,
         {"source": ("path", str(FOLDER / "x.npz")), "split": ("split", "all")},
     ),
-    data_of(data.scale, key=("key", KEY), x=("codes", X)),
-    data_of(data.binarize, key=("key", KEY), x=("codes", X)),
-    data_of(data.dequantize, key=("key", KEY), x=("codes", IMAGES[0])),
+    data_of(data.scale, key=("key", fresh()), x=("codes", X)),
+    data_of(data.binarize, key=("key", fresh()), x=("codes", X)),
+    data_of(data.dequantize, key=("key", fresh()), x=("codes", IMAGES[0])),
     *(
         Call(
             f"corruption.{f.__name__}",
-            lambda amount, x, f=f: f(amount)(KEY, x),
+            lambda amount, x, f=f: f(amount)(fresh(), x),
             {"amount": k, "x": ("codes", IMAGES[0] / 255)},
         )
         for f, k in {
@@ -787,7 +799,7 @@ CALLS = [
     Call(
         "sprites.sample",
         sprites.sample,
-        {"key": ("key", KEY), "n": ("count", 2), "size": ("count", 8)},
+        {"key": ("key", fresh()), "n": ("count", 2), "size": ("count", 8)},
     ),
     Call(
         "feed.feed",
@@ -843,6 +855,10 @@ CALLS = [
     Call(
         "over_examples",
         lambda function, key, x: over_examples(function, key, x),
-        {"function": ("function", lambda k, x: jnp.sum(x)), "key": ("key", KEY), "x": ("data", X)},
+        {
+            "function": ("function", lambda k, x: jnp.sum(x)),
+            "key": ("key", fresh()),
+            "x": ("data", X),
+        },
     ),
 ]

@@ -60,7 +60,7 @@ class MADE(Network):
 
     def setup(self) -> None:
         hidden = sizes("MADE: hidden", self.hidden)
-        at_least_one("MADE", optional=("classes",), classes=self.classes)
+        at_least_one("MADE", ("classes",), classes=self.classes)
         size, k = math.prod(sizes("MADE: shape", self.shape)), self.classes or 1
         spread = [np.linspace(1, max(size - 1, 1), width).round() for width in hidden]
         first = np.repeat(np.arange(1, size + 1), k)
@@ -161,7 +161,7 @@ class GatedPixelCNN(Network):
 
     def setup(self) -> None:
         counts = {"features": self.features, "layers": self.layers, "classes": self.classes}
-        at_least_one("GatedPixelCNN", optional=("classes",), **counts)
+        at_least_one("GatedPixelCNN", ("classes",), **counts)
         sizes("GatedPixelCNN: shape", self.shape)
         if len(self.shape) not in (2, 3) or self.shape[2:] not in ((), (1,)):
             fix = "model the channels as classes, or as columns of their own"

@@ -52,7 +52,7 @@ def images(
       ValueError: for other shapes or counts, empty or non-finite input.
     """
     x = as_images("images: x", x, 4)
-    at_least_one("images", optional=("columns",), columns=columns)
+    at_least_one("images", ("columns",), columns=columns)
     columns = min(columns or math.ceil(math.sqrt(len(x))), len(x))
     rows = math.ceil(len(x) / columns)
     if labels is not None and len(labels) != rows:

@@ -86,7 +86,7 @@ def export(
     check_model("portable.export", model)
     check_parameters("portable.export: params", params)
     examples("portable.export: x", x, "one example")
-    at_least_one("portable.export", optional=("batch",), batch=batch)
+    at_least_one("portable.export", ("batch",), batch=batch)
     if isinstance(platforms, str) or not isinstance(platforms, list | tuple):
         fix = 'such as ("cpu", "cuda")'
         raise wrong("portable.export: platforms", describe(platforms), "a tuple", fix, TypeError)

@@ -47,7 +47,7 @@ class Bookkeeping:
         """
         at_least_one(
             "fit",
-            optional=("patience",),
+            ("patience",),
             epochs=self.epochs,
             patience=self.patience,
             evaluate_every=self.evaluate_every,

@@ -114,7 +114,7 @@ def _cast(leaf: Any, dtype: Any) -> Any:
 
 def _check(dtype: Any) -> None:
     try:
-        jnp.dtype(dtype if dtype is not None else object())
+        jnp.dtype(object() if dtype is None else dtype)  # type: ignore[arg-type]
     except TypeError as error:
         got, fix = describe(dtype), "use jnp.bfloat16"
         raise wrong("mixed_precision: dtype", got, "a type of numbers", fix, TypeError) from error
