@@ -130,6 +130,8 @@ def over_examples(function: Callable[..., Any], key: Key, *arrays: Any) -> Any:
       arrays: arrays, or trees of them, with one leading axis `[n]`.
     Returns:
       What the function returns, with a leading axis `[n]`.
+    Raises:
+      TypeError: for what is no function, no key, or no arrays.
     """
     if not callable(function):
         fix = "lambda key, x: ..."
@@ -153,6 +155,8 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
       batch: the examples.
     Returns:
       What `example` returns, with a leading batch axis.
+    Raises:
+      TypeError: for what is no Batch, or no key.
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vaejax import Batch, over_batch

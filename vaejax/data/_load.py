@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vaejax.batch import as_batch
+from vaejax.arrays import numbers
 from vaejax.data._arrays import checked
 from vaejax.data._cache import from_tfds
 from vaejax.data._files import NAMES, PathLike, from_file
@@ -57,7 +57,10 @@ def load(
     """
     name, window = split_of("load", split)
     if not isinstance(source, PathLike):
-        batch = cut(10, name, checked(as_batch(source, "load"), "load: source"))
+        if not isinstance(source, Batch | np.ndarray):
+            source = numbers("load: source", source, "a name, a path, an array or a Batch")
+        batch = source if isinstance(source, Batch) else Batch(source)
+        batch = cut(10, name, checked(batch, "load: source"))
     elif isinstance(source, str) and source == "digits":
         batch = cut(6, name, _digits())
     elif isinstance(source, str) and (source in NAMES or source.startswith("tfds:")):

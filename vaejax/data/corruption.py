@@ -65,7 +65,8 @@ def gaussian(scale: float) -> Corrupt:
     References:
       Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
     """
-    check_number("gaussian: scale", scale)
+    if not isinstance(scale, int | float):
+        check_number("gaussian: scale", scale)
     if concrete(scale) and not 0 < scale < np.inf:
         raise wrong("gaussian: scale", scale, "a positive number", "give a standard deviation")
 
@@ -176,7 +177,8 @@ def _leaf_by_leaf(corrupt: Callable[[Key, Array], Array]) -> Corrupt:
 
 def _probability(function: str, nu: float) -> None:
     """Raise ValueError for a rate outside [0, 1]."""
-    check_number(f"{function}: nu", nu)
+    if not isinstance(nu, int | float):
+        check_number(f"{function}: nu", nu)
     if concrete(nu) and not 0 <= nu <= 1:
         fix = "give the share of entries to corrupt, for instance 0.5"
         raise wrong(f"{function}: nu", nu, "a probability in [0, 1]", fix)

@@ -66,6 +66,8 @@ def measure_each(
       batch: the examples; weights and labels are not looked at.
     Returns:
       What the measure returns, with a leading axis `[n]` on every leaf.
+    Raises:
+      TypeError: for what are no parameters, and for a dictionary in place of the model.
     """
     check_parameters("evaluation: params", params)
     for option in options:

@@ -351,7 +351,7 @@ def check_counted(function: str, name: str, values: Any, x: Any, weight: Any) ->
 
 
 def _log_prob(network: Any, params: Params, key: Key, x: Any, c: Any) -> Array:
-    check_module("log_prob: network", network)
+    check_module("log_prob: network", network, ("apply",))
     return network.apply(params, *present(c)).log_prob(x)
 
 

@@ -104,6 +104,10 @@ def autoencoder(
         check_module("autoencoder: prior", learned)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
+        if not all(map(jnp.size, jax.tree.leaves(x))):
+            raise wrong(
+                "init: x", describe(x), "one example", "pass x[0] of data that are not empty"
+            )
         encoder_key, decoder_key, prior_key, z_key = jax.random.split(key, 4)
         variables = _init("encoder", encoder, encoder_key, x, *present(c))
         q = jax.eval_shape(lambda: encoder.apply(variables, x, *present(c)))
@@ -166,10 +170,6 @@ def compiled(init: Init) -> Init:
     def checked(key: Key, x: Any, c: Any = ()) -> Params:
         check_key("init", key)
         x = examples("init: x", x, "one example")
-        if not all(map(jnp.size, jax.tree.leaves(x))):
-            raise wrong(
-                "init: x", describe(x), "one example", "pass x[0] of data that are not empty"
-            )
         return program(key, x, examples("init: c", c, "one condition") if present(c) else c)
 
     return checked

@@ -61,12 +61,13 @@ def of_this_network(where: str) -> Iterator[None]:
         raise wrong(where, "those of another network", "this network's", fix) from error
 
 
-def check_module(where: str, module: Any) -> None:
+def check_module(where: str, module: Any, needs: tuple[str, ...] = ("init", "apply")) -> None:
     """Raise unless a value can be a network: it has `init` and `apply`.
 
     Args:
       where: the function and its argument, for the message.
       module: the value.
+      needs: which of the two are needed.
     Raises:
       TypeError: where it can not, naming what to wrap it in.
     """
@@ -74,7 +75,7 @@ def check_module(where: str, module: Any) -> None:
     if isinstance(module, type):
         fix = f"make one of it: {module.__name__}(...)"
         raise wrong(where, f"the class {module.__name__}", expected, fix, TypeError)
-    if callable(getattr(module, "init", None)) and callable(getattr(module, "apply", None)):
+    if all(callable(getattr(module, name, None)) for name in needs):
         return
     homes = {base.__module__.split(".")[0] + "." for base in type(module).__mro__}
     homes |= {base.__module__ for base in type(module).__mro__}

@@ -39,6 +39,8 @@ def make_step(
     Returns:
       `init(key, params) -> TrainState` and `step(state, batch) -> (state, metrics)`. The metrics
       are the loss and its named parts before the update, nats per example.
+    Raises:
+      TypeError: for what is no loss, optimizer or transform.
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> from vaejax import train

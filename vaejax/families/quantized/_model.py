@@ -132,7 +132,7 @@ def quantize(model: Model, *, entries: int) -> Model:
         return {"model": params, "codebook": codebook}
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
-        if not isinstance(params, dict) or set(params) != {"model", "codebook"}:
+        if not isinstance(params, dict) or not {"model", "codebook"} <= set(params):
             fix = "pass what this model's own init made, or fit returned for it"
             raise wrong("encode: params", describe(params), "'model' and 'codebook'", fix)
         features = _check_point(model.encode(params["model"], x, c, key=key)).value
