@@ -64,6 +64,8 @@ def _event_shape(distribution: Distribution) -> tuple[int, ...]:
     try:
         return distribution.event_shape
     except ValueError as error:
+        if not str(error).startswith("shape mismatch"):  # its own words
+            raise
         name = type(distribution).__name__
         got = f"shapes {[np.shape(leaf) for leaf in jax.tree.leaves(distribution)]}"
         fix = "give all of them the shape of the event, or numbers"

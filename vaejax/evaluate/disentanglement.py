@@ -91,7 +91,7 @@ def mutual_information(codes: Any, factors: Any, *, bins: int = 20) -> np.ndarra
     if not np.array_equal(factors, np.round(factors)):
         fix = "pass which of its values a factor has, as sprites.sample gives it"
         raise wrong("mig: factors", "fractions or NaN", "whole numbers", fix)
-    at_least(2, "mig", bins=bins)
+    at_least(0, "mig", bins=bins)
     if not 2 <= bins <= len(codes):
         raise wrong("mig: bins", bins, f"2 to {len(codes)}, the examples", "20 are usual")
     binned = [_binned(column, bins) for column in codes.T]

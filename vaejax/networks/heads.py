@@ -76,8 +76,9 @@ class TopK(Network):
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.SparseDelta:
-        at_least_one("heads.TopK", size=self.size, k=self.k)
-        if self.k > self.size:
+        at_least_one("heads.TopK", size=self.size)
+        at_least(0, "heads.TopK", k=self.k)
+        if not 1 <= self.k <= self.size:
             fix = "lower k or widen the code"
             raise wrong("heads.TopK: k", self.k, f"1 to {self.size}, the code's size", fix)
         code = nn.Dense(self.size, kernel_init=self.kernel_init, name="code")(

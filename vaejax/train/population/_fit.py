@@ -236,6 +236,7 @@ def fit(
     """
     members = _members(hyper, params, keys)
     examples = as_examples("population.fit", in_arrays("population.fit", data), transform)
+    check_parameters("population.fit: params", params)
     order_key = train.key_for(jax.random.clone(keys)[0], "order")
     order = order_of(indices, order_key, examples.size, batch_size)
     book = Bookkeeping(
@@ -330,7 +331,6 @@ def _members(hyper: Any, params: Params, keys: Key) -> int:
     if not is_key(keys):
         fix = "make them: jax.random.split(jax.random.key(0), members)"
         raise wrong("population.fit: keys", describe(keys), "an array of keys", fix, TypeError)
-    check_parameters("population.fit: params", params)
     members = size_of(jax.random.key_data(keys)) if jnp.ndim(keys) else 0
     at_least_one("population.fit", keys=members)
     if (kind := str(jax.random.key_impl(keys))) != "threefry2x32":
