@@ -36,10 +36,13 @@ WHERE = re.compile(r"^[A-Za-z_][\w .:,/<>\[\]'\"()=-]*?: ")
 
 def mutated(number):
     """The call of a number, its arguments, what was exchanged, and whether it is surely wrong."""
-    from tests.whole.calls import CALLS, KINDS
+    from tests.whole.calls import CALLS
+    from tests.whole.mistakes import KINDS
+    from tests.whole.more_calls import MORE_CALLS
 
     random = np.random.default_rng((SEED, number))
-    call = CALLS[random.integers(len(CALLS))]
+    calls = CALLS + MORE_CALLS
+    call = calls[random.integers(len(calls))]
     arguments = {name: value for name, (_, value) in call.arguments.items()}
     names = random.permutation(list(arguments))
     if len(names) > 1 and random.random() < 0.08:
