@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[1] / "vaejax"  # read, not imported
 FLOORS = [
     {"_version", "types"},
     {"errors"},
+    {"arrays"},
     {"batch", "trees", "plot"},
     {"distributions"},
     {"networks"},

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.errors import check_key, concrete, is_key, warn_of_levels, wrong
-from vaejax.types import Array, Batch, Key, Metrics, Params, Transform, Weighted
+from vaejax.arrays import examples, numbers
+from vaejax.errors import check_key, concrete, takes, warn_of_levels, wrong
+from vaejax.types import Array, Batch, Key, Metrics, Params, Transform, Weighted, describe
 
 
 def size_of(tree: Any) -> int:
@@ -36,32 +36,54 @@ def size_of(tree: Any) -> int:
     return lengths.pop()
 
 
-def as_batch(data: Any) -> Batch:
-    """A Batch as it is, or examples as the x of a new one.
+def as_batch(data: Any, function: str = "Batch") -> Batch:
+    """A Batch of arrays, of a Batch or of examples alone.
+
+    Arrays stay as they are. `arrays.numbers` says what else is taken for one: tensors of other
+    libraries, lists of rows, data frames.
 
     Args:
-      data: a Batch, or an array (or tree) of examples `[n, ...]`.
+      data: a Batch, or examples `[n, ...]`, an array or a tree of them (a dictionary or a tuple; a
+        list is rows).
+      function: what the user called, for the messages.
     Returns:
       The Batch.
     Raises:
-      TypeError: where x is a PRNG key.
+      TypeError: where x, c, y or weight holds no numbers.
       ValueError: where there are not as many conditions as examples, for masked values, and for
         labels or weights that `check_companions` refuses.
     """
     batch = data if isinstance(data, Batch) else Batch(data)
-    if any(map(is_key, jax.tree.leaves(batch.x))):
-        fix = "the key comes before the data"
-        raise wrong("Batch: x", "a PRNG key", "examples [n, ...]", fix, TypeError)
     for name, part in zip(batch._fields, batch, strict=True):
         for leaf in jax.tree.leaves(part):
-            check_unmasked(f"Batch: {name}", leaf)
-    check_companions("Batch", batch)
+            check_unmasked(f"{function}: {name}", leaf)
+    batch = _in_arrays(batch, function)
+    check_companions(function, batch)
     if jax.tree.leaves(batch.c) and size_of(batch.c) != size_of(batch.x):
         raise ValueError(
             f"Batch: got {size_of(batch.c)} conditions c for {size_of(batch.x)} examples x, "
             "expected as many; give one for each example"
         )
     return batch
+
+
+def _in_arrays(batch: Batch, function: str) -> Batch:
+    """The Batch with whatever holds numbers turned into arrays; `()` stays absent."""
+    x = examples(f"{function}: x", batch.x)
+    if any(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(x)):
+        got, fix = describe(batch.x), "give examples an axis in front: x[None]"
+        raise wrong(f"{function}: x", got, "examples [n, ...]", fix)
+    c, y, weight = (
+        field
+        if isinstance(field, tuple) and not field
+        else convert(f"{function}: {name}", field, e)
+        for name, field, convert, e in (
+            ("c", batch.c, examples, "conditions [n, ...]"),
+            ("y", batch.y, examples, "labels [n]"),
+            ("weight", batch.weight, numbers, "weights [n]"),
+        )
+    )
+    return Batch(x, c, y, weight)
 
 
 def check_companions(where: str, batch: Batch) -> None:
@@ -156,7 +178,7 @@ def labels_of(where: str, batch: Batch) -> Any:
     fix = "pass Batch(x, y=labels) with integers from 0, -1 where unknown"
     if isinstance(batch.y, tuple):
         raise wrong(where, "no labels", "one integer per example", fix)
-    y = jnp.asarray(batch.y)
+    y = jnp.asarray(numbers(where, batch.y, "one integer per example"))
     if y.shape != (size_of(batch.x),) or not jnp.issubdtype(y.dtype, jnp.integer):
         raise wrong(where, f"{y.dtype}{y.shape}", "one integer per example", fix)
     # Types without a sign have no -1 to compare with.
@@ -195,9 +217,15 @@ def over_examples(function: Callable[..., Any], key: Key, *arrays: Any) -> Any:
       arrays: arrays, or trees of them, with one leading axis `[n]`.
     Returns:
       What the function returns, with a leading axis `[n]`.
+    Raises:
+      TypeError: for what is no function, no key, or no arrays.
     """
+    if not callable(function):
+        fix = "lambda key, x: ..."
+        raise wrong("over_examples: function", describe(function), "a function", fix, TypeError)
+    check_key("over_examples", key)
+    arrays = tuple(examples("over_examples", one) if present(one) else one for one in arrays)
     size = size_of(arrays)
-    chex.assert_tree_has_only_ndarrays(arrays)
     return jax.vmap(function)(keys_of(key, jnp.arange(size)), *arrays)
 
 
@@ -215,6 +243,8 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
       batch: the examples.
     Returns:
       What `example` returns, with a leading batch axis.
+    Raises:
+      TypeError: for what is no Batch, or no key.
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vaejax import Batch, over_batch
@@ -224,6 +254,10 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
       >>> over_batch(example, jnp.asarray(2.0), jax.random.key(0), batch).tolist()
       [6.0, 6.0, 6.0, 6.0]
     """
+    if not isinstance(batch, Batch):
+        raise wrong("loss: batch", describe(batch), "a Batch", "pass Batch(x)", TypeError)
+    check_key("loss", key)
+    batch = as_batch(batch, "loss")
     x, c = batch.x, batch.c
     if not isinstance(batch.weight, tuple):
         check_companions("Batch", batch._replace(y=()))
@@ -349,6 +383,8 @@ def example_at(
       The example, its condition and a key.
     """
     check_key("evaluation", key)
+    if transform is not None:
+        takes("evaluation: transform", transform, "key, x", "for instance data.scale")
     warn_of_levels(x, transform, "evaluation")
     transform_key, rest = jax.random.split(jax.random.fold_in(key, first + index))
     x, c = jax.tree.map(lambda leaf: leaf[index], (x, c))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from tests import oracles
 from vaejax import (
@@ -20,6 +21,7 @@ from vaejax import (
     interpolate,
     networks,
     reconstruct,
+    train,
 )
 
 STANDARD = distributions.Normal(jnp.zeros(2), jnp.ones(2))
@@ -220,9 +222,7 @@ def test_a_key_that_is_none_is_refused(model, key):
     params = model.init(key, jnp.zeros(SHAPE))
     with pytest.raises(TypeError, match=r"init: key: got float32 \(5, 3, 1\), expected one PRNG"):
         model.init(jnp.zeros(SHAPE), key)
-    with pytest.raises(
-        TypeError, match=r"init: key: got int32 \(\).*jax.random.key\(0\) makes one"
-    ):
+    with pytest.raises(TypeError, match=r"init: key: got 0, .*jax.random.key\(0\) makes one"):
         model.init(0, jnp.zeros(SHAPE))
     with pytest.raises(TypeError, match="generate: key: got 0"):
         generate(model, params, 0)
@@ -245,3 +245,59 @@ def test_a_model_and_parameters_that_are_swapped_are_told_apart(model, params, k
         )
         with pytest.raises(TypeError, match=words):
             call(params, model, *args)
+
+
+def test_parameters_of_another_model_are_named_and_where_they_differ(params, key):
+    x = jnp.zeros(SHAPE)
+
+    def net(width, head):
+        return nn.Sequential([networks.MLP((width,)), head])
+
+    wider = autoencoder(net(9, heads.Normal(2)), net(8, heads.Bernoulli(SHAPE)), STANDARD)
+    longer = autoencoder(net(8, heads.Normal(3)), net(8, heads.Bernoulli(SHAPE)), STANDARD)
+    deeper = autoencoder(net(8, heads.FullNormal(2)), net(8, heads.Bernoulli(SHAPE)), STANDARD)
+    larger = autoencoder(net(8, heads.Normal(2)), net(8, heads.Bernoulli((6, 3, 1))), STANDARD)
+    for other, said in (
+        (wider, r"layers_0/Dense_0/\w+ is .*8.*, not .*9"),
+        (longer, r"layers_1/loc/\w+ is .*2.*, not .*3"),
+        (deeper, "layers_1/"),
+        (larger, r"decoder: .*layers_1/logits/\w+ is .*15.*, not .*18"),
+    ):
+        given = jnp.zeros((6, 3, 1)) if other is larger else x
+        with pytest.raises(ValueError, match=rf"encode: params: got those of another.*{said}"):
+            draw(other, params, jax.random.clone(key), given)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (lambda p: p["encoder"], "got a dictionary of 'params', expected this model's"),
+        (lambda p: None, "got None"),
+        (lambda p: jax.tree.leaves(p), "got "),
+        (lambda p: train.Fitted(train.TrainState(p, (), (), 0), (), {}, "epochs"), "its .params"),
+    ],
+)
+def test_what_are_no_parameters_is_said_so(model, params, wrong, said):
+    with pytest.raises(TypeError, match=rf"encode: params: .*{said}"):
+        model.encode(wrong(params), jnp.zeros(SHAPE))
+
+
+@pytest.mark.parametrize(
+    "module, said",
+    [
+        (nnx.Linear(4, 2, rngs=nnx.Rngs(0)), "NNX module Linear.*nnx.bridge.to_linen"),
+        (networks.MLP, "the class MLP.*make one of it: MLP"),
+        (jnp.tanh, "make it a layer: nn.Sequential"),
+        (None, "for instance nn.Sequential"),
+        ({"params": 1}, "init and apply"),
+    ],
+)
+def test_what_is_no_module_is_refused_before_init(module, said):
+    with pytest.raises(TypeError, match=rf"autoencoder: decoder: got .*{said}"):
+        autoencoder(heads.Normal(2), module, STANDARD)
+
+
+def test_what_is_no_model_is_refused_by_name(params, key):
+    for wrong in (None, heads.Normal(2), params, 3):
+        with pytest.raises(TypeError, match="draw: model: got .*, expected a Model"):
+            draw(wrong, params, jax.random.clone(key), jnp.zeros(SHAPE))

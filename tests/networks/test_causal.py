@@ -256,8 +256,8 @@ def test_an_ensemble_over_orders_averages_probabilities():
     ("net", "shape", "dtype", "error", "message"),
     [
         (causal.MADE(SHAPE), (6,), float, ValueError, r"MADE: x: got \(6,\), expected \(2, 3, 1\)"),
-        (causal.MADE(SHAPE, ()), SHAPE, float, ValueError, "layers >= 1"),
-        (causal.MADE(SHAPE, (4, 0)), SHAPE, float, ValueError, "hidden >= 1"),
+        (causal.MADE(SHAPE, ()), SHAPE, float, ValueError, "hidden: got"),
+        (causal.MADE(SHAPE, (4, 0)), SHAPE, float, ValueError, "hidden: got"),
         (causal.MADE(SHAPE, classes=0), SHAPE, int, ValueError, "classes >= 1"),
         (causal.MADE(SHAPE, classes=2), SHAPE, float, TypeError, "integer classes; give Causal"),
         (causal.GatedPixelCNN((4,)), (4,), float, ValueError, r"shape: got \(4,\)"),

@@ -268,3 +268,42 @@ def test_what_fails_between_steps_loses_none_of_them(on_disk, tmp_path):
     equal((whole.state, whole.best, whole.history), (resumed.state, resumed.best, resumed.history))
     equal(checkpoint.load(tmp_path, like=MEAN), whole.params)
     equal(checkpoint.load(tmp_path, like=MEAN, best=True), whole.best.params)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"epochs": 2.5}, "fit: epochs: got 2.5, expected a whole number >= 1"),
+        ({"epochs": True}, "fit: epochs: got True"),
+        ({"skip": 1.5}, "fit: skip: got 1.5"),
+        ({"skip": -3}, "expected skip >= 0, got -3"),
+        ({"chunk": "9"}, "fit: chunk: got '9'"),
+        ({"batch_size": 0}, "fit: expected batch_size >= 1, got 0"),
+        ({"batch_size": 51}, "fit: batch_size: got 51, expected 1 to 50"),
+        ({"images": IMAGES[:0]}, "fit: expected examples >= 1, got 0"),
+        ({"images": {"params": MEAN}}, "fit: x: got parameters of a model"),
+        ({"images": "photos"}, "fit: x: got 'photos'.*data.load"),
+        ({"params": IMAGES}, "fit: params: got .*expected parameters"),
+        ({"loss": lambda p, k, b, s: p["mean"].sum()}, "fit: loss: got .*return value, {}"),
+        ({"loss": lambda p, k, b, s: (b.x[:, 0, 0] + p["mean"][0, 0], {})}, "a value of shape"),
+    ],
+)
+def test_what_fit_cannot_mean_is_refused_by_its_name(options, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        quiet_fit(**options)
+
+
+def test_fitted_in_place_of_its_parameters_is_said_so():
+    state = train.TrainState(MEAN, (), (), 0)
+    with pytest.raises(TypeError, match="fit: params: got a Fitted.*pass its .params"):
+        quiet_fit(train.Fitted(state, state, {}, "epochs"))
+
+
+def test_a_list_of_rows_trains_as_their_array():
+    whole, rows = (
+        quiet_fit(epochs=1),
+        quiet_fit(
+            images=[one.tolist() for one in IMAGES], epochs=1, transform=lambda key, x: x / 255.0
+        ),
+    )
+    np.testing.assert_allclose(whole.params["mean"], rows.params["mean"], rtol=1e-5)

@@ -5,11 +5,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vaejax.arrays import numbers
 from vaejax.data._arrays import checked
 from vaejax.data._cache import from_tfds
 from vaejax.data._files import NAMES, PathLike, from_file
 from vaejax.data._splits import cut, split_of
-from vaejax.errors import missing, wrong
+from vaejax.errors import missing
 from vaejax.types import Batch
 
 
@@ -55,18 +56,17 @@ def load(
       ((100, 8, 8, 1), dtype('uint8'), (100,))
     """
     name, window = split_of("load", split)
-    if isinstance(source, Batch | np.ndarray | jax.Array):
+    if not isinstance(source, PathLike):
+        if not isinstance(source, Batch | np.ndarray):
+            source = numbers("load: source", source, "a name, a path, an array or a Batch")
         batch = source if isinstance(source, Batch) else Batch(source)
         batch = cut(10, name, checked(batch, "load: source"))
     elif isinstance(source, str) and source == "digits":
         batch = cut(6, name, _digits())
     elif isinstance(source, str) and (source in NAMES or source.startswith("tfds:")):
         batch = from_tfds(source.removeprefix("tfds:"), name, data_dir, cache_dir)
-    elif isinstance(source, PathLike):
-        batch = from_file(Path(source).expanduser(), name)
     else:
-        expected, fix = "a name, a path, an array or a Batch", "pass np.asarray(source)"
-        raise wrong("load: source", type(source).__name__, expected, fix)
+        batch = from_file(Path(source).expanduser(), name)
     chosen = window(len(batch.x))
     return batch if chosen == slice(None) else jax.tree.map(lambda leaf: leaf[chosen], batch)
 

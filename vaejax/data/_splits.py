@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vaejax.errors import wrong
-from vaejax.types import Batch
+from vaejax.types import Batch, describe
 
 SPLITS = ("train", "valid", "validation", "val", "test")  # that a .npz may name, and its arrays
 
@@ -25,7 +25,11 @@ def split_of(function: str, split: str) -> tuple[str, Callable[[int], slice]]:
       raises ValueError for positions beyond the split and for a slice without examples.
     Raises:
       ValueError: for text of another form.
+      TypeError: for what is no text.
     """
+    if not isinstance(split, str):
+        fix = 'write for instance "train", "train[:50000]" or "train[10%:20%]"'
+        raise wrong(f"{function}: split", describe(split), "a name", fix, TypeError)
     parsed = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     where = f"{function}: split"
     if parsed is None:

@@ -76,7 +76,7 @@ def stream(
         endless = name == "epochs" and value is None
         if not (endless or isinstance(value, numbers.Integral)):
             raise wrong(f"stream: {name}", repr(value), "a whole number", "pass an int", TypeError)
-    at_least_one("stream", **counts)
+    at_least_one("stream", ("epochs",), **counts)
     if start < 0:
         raise wrong("stream: start", start, "0 or more batches", "pass the number of steps done")
     rows, where = _rows(source)

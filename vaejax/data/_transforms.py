@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from vaejax.errors import wrong
+from vaejax.arrays import numbers
+from vaejax.errors import check_key, wrong
 from vaejax.types import Array, Key
 
 
@@ -32,6 +33,7 @@ def binarize(key: Key, x: ArrayLike) -> Array:
       Salakhutdinov and Murray, 2008, "On the quantitative analysis of deep belief networks", drew
       binary images once; Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519, draw them anew.
     """
+    check_key("binarize", key)
     levels = _is_levels("binarize", x)
     # Flat: the same bits as in an image's axes, compiled in half the time.
     flat, top = jnp.ravel(jnp.asarray(x, jnp.float32)), 255.0 if levels else 1.0
@@ -57,7 +59,8 @@ def scale(key: Key, x: ArrayLike) -> Array:
     Raises:
       TypeError: for other types.
     """
-    return jnp.asarray(x, jnp.float32) / (255.0 if _is_levels("scale", x) else 1.0)
+    top = 255.0 if _is_levels("scale", x) else 1.0
+    return jnp.asarray(x, jnp.float32) / top
 
 
 def dequantize(key: Key, x: ArrayLike) -> Array:
@@ -76,6 +79,7 @@ def dequantize(key: Key, x: ArrayLike) -> Array:
     References:
       Theis, van den Oord and Bethge, 2016, arXiv:1511.01844.
     """
+    check_key("dequantize", key)
     if not _is_levels("dequantize", x):
         fix = "use scale: floats have no levels to spread"
         raise wrong("dequantize: x", jnp.result_type(x), "uint8 levels 0..255", fix, TypeError)
@@ -86,7 +90,7 @@ def dequantize(key: Key, x: ArrayLike) -> Array:
 
 def _is_levels(function: str, x: ArrayLike) -> bool:
     """Whether x is uint8 levels, and not floats; TypeError for other types."""
-    dtype = jnp.result_type(x)
+    dtype = jnp.result_type(numbers(f"{function}: x", x, "one example"))
     if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
         expected, fix = "uint8 levels 0..255 or floats in [0, 1]", "read it with vaejax.data.load"
         raise wrong(f"{function}: x", dtype, expected, fix, TypeError)

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.errors import concrete, wrong
+from vaejax.arrays import examples, numbers
+from vaejax.errors import check_key, check_number, concrete, wrong
 from vaejax.types import Array, Key
 
 __all__ = ["erased_block", "gaussian", "low_resolution", "masking", "salt_and_pepper"]
@@ -64,6 +65,8 @@ def gaussian(scale: float) -> Corrupt:
     References:
       Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
     """
+    if not isinstance(scale, int | float):
+        check_number("gaussian: scale", scale)
     if concrete(scale) and not 0 < scale < np.inf:
         raise wrong("gaussian: scale", scale, "a positive number", "give a standard deviation")
 
@@ -162,6 +165,8 @@ def _leaf_by_leaf(corrupt: Callable[[Key, Array], Array]) -> Corrupt:
     """The corruption of arrays as one of pytrees, each leaf with a key of its own."""
 
     def of_tree(key: Key, x: Any) -> Any:
+        check_key("corruption", key)
+        x = examples("corruption: x", x, "one example")
         leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, x))
         keys = jax.random.split(key, len(leaves))
         found = [corrupt(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
@@ -172,6 +177,8 @@ def _leaf_by_leaf(corrupt: Callable[[Key, Array], Array]) -> Corrupt:
 
 def _probability(function: str, nu: float) -> None:
     """Raise ValueError for a rate outside [0, 1]."""
+    if not isinstance(nu, int | float):
+        check_number(f"{function}: nu", nu)
     if concrete(nu) and not 0 <= nu <= 1:
         fix = "give the share of entries to corrupt, for instance 0.5"
         raise wrong(f"{function}: nu", nu, "a probability in [0, 1]", fix)
@@ -185,6 +192,7 @@ def _whole(where: str, count: int) -> None:
 
 def _floats(function: str, x: Array) -> Array:
     """x, or TypeError where it is not floating point."""
+    x = jnp.asarray(numbers(f"{function}: x", x, "one example"))
     if not jnp.issubdtype(x.dtype, jnp.floating):
         fix = "scale it first: transform=data.scale"
         raise wrong(f"{function}: x", x.dtype, "floating point", fix, TypeError)

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vaejax.batch import as_batch, check_some_weight
+from vaejax.batch import as_batch, check_some_weight, size_of
+from vaejax.data._plausible import warn_of_scales
 from vaejax.data.sources import Source, digest, in_memory
-from vaejax.errors import warn_of_levels, wrong
+from vaejax.errors import at_least_one, warn_of_levels, wrong
 from vaejax.types import Batch, Transform
 
 
@@ -37,7 +38,8 @@ class Examples(NamedTuple):
 def as_examples(function: str, data: Any, transform: Transform | None) -> Examples:
     """The data that a caller gave, checked, as one value.
 
-    Warns (UserWarning) of uint8 levels without a transform.
+    Warns (UserWarning) of uint8 levels without a transform, of other numbers that look like levels,
+    and of tables whose columns span six orders of magnitude.
 
     Args:
       function: what the user called, for messages.
@@ -60,10 +62,12 @@ def as_examples(function: str, data: Any, transform: Transform | None) -> Exampl
     if isinstance(data, Source):
         found = Examples(data, None)
     else:
-        batch = as_batch(data)
+        batch = as_batch(data, function)
+        at_least_one(function, examples=size_of(batch.x))
         check_some_weight(function, batch)
         _check_finite(batch)
         _check_whole_numbers(function, batch)
+        warn_of_scales(function, data, batch, transform)
         found = Examples(in_memory(batch), batch)
     first = found.source.read(np.zeros(1, int))
     _check_mean_weight(function, found.source, first)

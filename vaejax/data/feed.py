@@ -29,8 +29,8 @@ from jax import lax
 
 from vaejax.batch import check_companions
 from vaejax.data.sources import Source
-from vaejax.errors import at_least_one, missing, wrong
-from vaejax.types import Array, Batch, Key, StepOrder
+from vaejax.errors import at_least, at_least_one, missing, wrong
+from vaejax.types import Array, Batch, Key, StepOrder, describe
 
 __all__ = ["Feed", "StepsToRows", "feed", "in_order"]
 
@@ -70,7 +70,11 @@ def feed(
       ImportError: without Grain (the extra `streaming`).
       ValueError: for an order of another shape, or steps that it does not have.
     """
+    if not isinstance(source, Source):
+        fix = "make one: sources.open(path), sources.in_memory(batch)"
+        raise wrong("feed: source", describe(source), "a Source", fix, TypeError)
     at_least_one("feed", workers=workers, prefetch=prefetch)
+    at_least(0, "feed", start=start, stop=stop)
     if not 0 <= start <= stop:
         raise wrong("feed: start, stop", f"{start}, {stop}", "0 <= start <= stop", "exchange them")
     grain, chosen = _grain(), _chosen(indices, stop)

@@ -22,7 +22,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from vaejax.batch import keys_of
-from vaejax.errors import at_least_one, concrete, wrong
+from vaejax.errors import at_least_one, check_key, concrete, wrong
 from vaejax.types import Array, Batch, Key
 
 __all__ = ["FACTORS", "GRID", "SHAPES", "draw", "every", "grid", "sample", "values"]
@@ -129,6 +129,7 @@ def sample(
     Raises:
       ValueError: for n below 1, or a grid of other than five factors, or one without values.
     """
+    check_key("sprites.sample", key)
     at_least_one("sprites.sample", n=n, size=size, batch_size=batch_size)
     choices = _choices("sprites.sample", grid)
 

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax.distributions._base import Distribution, distribution
-from vaejax.distributions._events import as_float, dtype_of, flat, one_event, sum_inside, to_event
+from vaejax.distributions._events import (
+    as_float,
+    checked_fields,
+    dtype_of,
+    flat,
+    one_event,
+    sum_inside,
+    to_event,
+)
 from vaejax.types import Array
 
 
@@ -138,6 +146,7 @@ class Uniform(Distribution):
         return self.low + (self.high - self.low) * noise
 
     def log_prob(self, x):
+        checked_fields(self)
         x = one_event(self, x)
         outside = (x < self.low) | (x > self.high)
         return sum_inside(x, outside, -jnp.log(self.high - self.low))

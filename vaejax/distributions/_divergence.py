@@ -19,7 +19,8 @@ from vaejax.distributions._continuous import (
 from vaejax.distributions._discrete import Bernoulli, Categorical, Delta
 from vaejax.distributions._events import as_float
 from vaejax.distributions._pathwise import pathwise
-from vaejax.types import Array
+from vaejax.errors import wrong
+from vaejax.types import Array, describe
 
 
 def kl(q: Distribution, p: Distribution, *, sample: tuple[Array, Array] | None = None) -> Array:
@@ -96,6 +97,10 @@ def check_comparable(function: str, q: Distribution, p: Distribution) -> None:
       ValueError: where the events differ in shape.
       TypeError: where one of the two is discrete and the other a density.
     """
+    for name, one in (("q", q), ("p", p)):
+        if not isinstance(one, Distribution):
+            fix = "for instance Normal(jnp.zeros(2), jnp.ones(2))"
+            raise wrong(f"{function}: {name}", describe(one), "a Distribution", fix, TypeError)
     name_q, name_p = type(q).__name__, type(p).__name__
     if q.event_shape != p.event_shape:
         raise ValueError(

@@ -26,7 +26,7 @@ import numpy as np
 from vaejax.batch import as_batch, check_some_weight, example_at, over_data, size_of
 from vaejax.data.sources import Source
 from vaejax.distributions import Categorical
-from vaejax.errors import at_least_one, check_key, finite_values, wrong
+from vaejax.errors import at_least_one, check_key, check_parameters, finite_values, wrong
 from vaejax.model import Model
 from vaejax.types import Array, Batch, Key, Params, PerExample, Transform, describe
 
@@ -123,7 +123,14 @@ def measure_each(
       first: the index of the first of them in the whole data set.
     Returns:
       What the measure returns, with a leading axis `[n]` on every leaf.
+    Raises:
+      TypeError: for what are no parameters, and for a dictionary in place of the model.
     """
+    check_parameters("evaluation: params", params)
+    for option in options:
+        if isinstance(option, dict | list):
+            fix = "the order is model, params, key, data"
+            raise wrong("evaluation: model", describe(option), "a Model", fix, TypeError)
     program = measure, options, transform, batch_size
     return _loop(program, params, key, batch.x, batch.c, first)
 

@@ -28,6 +28,7 @@ from vaejax.model import (
     reconstruct,
     terms,
 )
+from vaejax.networks import check_module
 from vaejax.types import (
     Array,
     Key,
@@ -320,6 +321,7 @@ def _distortion(found: Array) -> dict[str, Array]:
 
 
 def _log_prob(network: Any, params: Params, key: Key, x: Any, c: Any) -> Array:
+    check_module("log_prob: network", network, ("apply",))
     return network.apply(params, *present(c)).log_prob(x)
 
 

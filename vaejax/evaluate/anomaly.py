@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.arrays import numbers
 from vaejax.batch import as_batch, check_unweighted
 from vaejax.distributions import Distribution, Normal
-from vaejax.errors import missing, wrong
+from vaejax.errors import check_number, missing, wrong
 from vaejax.evaluate._each import checked_batch, measure
 from vaejax.evaluate._measures import elbo_terms, log_likelihood, reconstruction_error
 from vaejax.model import Model
@@ -239,6 +240,7 @@ def auroc(normal: Any, anomalous: Any, *, level: float = 0.95) -> Auroc:
     if few < 2:
         got = f"{len(normal)} normal and {len(anomalous)} anomalous scores"
         raise wrong("auroc", got, "at least 2 of each", "test on data with both labels")
+    check_number("auroc: level", level)
     if not 0 < level < 1:
         raise wrong("auroc: level", level, "a coverage inside (0, 1)", "the usual one is 0.95")
     value, tail = _area(normal, anomalous), (1 - level) / 2
@@ -327,7 +329,7 @@ _INDEPENDENT = Model(
 
 def _values(where: str, values: Any) -> np.ndarray:
     """Finite numbers `[n]`, at least one, in double precision."""
-    array = np.asarray(values, np.float64)
+    array = np.asarray(numbers(where, values, "scores [n]"), np.float64)
     if array.ndim != 1 or not array.size:
         raise wrong(where, f"shape {array.shape}", "[n], not empty", "pass one score per example")
     bad = np.flatnonzero(~np.isfinite(array))

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vaejax.errors import finite_values, wrong
+from vaejax.errors import at_least, finite_values, wrong
 from vaejax.types import describe_fields
 
 
@@ -93,6 +93,7 @@ def mutual_information(codes: Any, factors: Any, *, bins: int = 20) -> np.ndarra
     if not np.array_equal(factors, np.round(factors)):
         fix = "pass which of its values a factor has, as sprites.sample gives it"
         raise wrong("mig: factors", "fractions or NaN", "whole numbers", fix)
+    at_least(0, "mig", bins=bins)
     if not 2 <= bins <= len(codes):
         raise wrong("mig: bins", bins, f"2 to {len(codes)}, the examples", "20 are usual")
     binned = [_binned(column, bins) for column in codes.T]

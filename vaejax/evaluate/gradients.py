@@ -139,7 +139,9 @@ def compare(
     References:
       Rainforth et al., 2018, arXiv:1802.04537.
     """
-    at_least_one("compare", losses=len(losses), reference_samples=reference_samples)
+    at_least_one(
+        "compare", ("reference_samples",), losses=len(losses), reference_samples=reference_samples
+    )
     reference_key, *keys = jax.random.split(key, len(losses) + 1)
     measure = partial(moments, params=params, batch=batch, chunk=chunk, step=step)
     if not isinstance(reference, Moments):

@@ -35,7 +35,7 @@ from flax.errors import ScopeParamShapeError
 from vaejax.batch import batch_mean, over_batch, present
 from vaejax.distributions import Distribution, Normal, pathwise
 from vaejax.errors import wrong
-from vaejax.model import Draw, Model, autoencoder, draw, terms
+from vaejax.model import Draw, Model, autoencoder, compiled, draw, terms
 from vaejax.networks import Network
 from vaejax.objectives import Schedule, players, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
@@ -150,7 +150,7 @@ def implicit(generator: Any, prior: Distribution) -> Model:
 
     # The encoder is none: what would be its `init` and `encode` are replaced.
     model = autoencoder(generator, generator, prior)
-    return model._replace(init=jax.jit(init), encode=encode)
+    return model._replace(init=compiled(init), encode=encode)
 
 
 def adversarial_autoencoder(

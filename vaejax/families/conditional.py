@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from vaejax.arrays import numbers
 from vaejax.batch import check_unmasked, over_examples
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import at_least_one, concrete, wrong
@@ -52,6 +53,7 @@ def one_hot(y: Array | np.ndarray | int, classes: int) -> Array:
     """
     at_least_one("one_hot", classes=classes)
     check_unmasked("one_hot: y", y)
+    y = numbers("one_hot: y", y, "integer labels")
     if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
         fix = "convert them: y.astype(int)"
         raise wrong("one_hot: y", jnp.result_type(y), "integer labels", fix, TypeError)

@@ -26,7 +26,7 @@ from vaejax.distributions import Distribution, distribution
 from vaejax.errors import finite_values, wrong
 from vaejax.evaluate import checked_batch, measure, measure_each
 from vaejax.evaluate.diagnostics import ActiveUnits
-from vaejax.model import Model, deterministic
+from vaejax.model import Model, compiled, deterministic
 from vaejax.types import Array, Key, Params, Transform
 
 
@@ -215,7 +215,7 @@ def layers(
         lowest = prior_of(params, c).split(z)[-1]
         return bottom.decode(params["bottom"], lowest, c, key=key)
 
-    return Model(jax.jit(init), prior_of, encode, decode)
+    return Model(compiled(init), prior_of, encode, decode)
 
 
 @measure

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.arrays import numbers
 from vaejax.batch import as_batch
 from vaejax.data.sources import in_arrays
 from vaejax.distributions import MultivariateNormal, Normal
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, check_number, wrong
 from vaejax.model import Model
 from vaejax.types import Array, Key, Params
 
@@ -50,8 +51,7 @@ def linear_gaussian(size: int, latent: int, *, scale: float = 1.0) -> Model:
       Tipping and Bishop, 1999, Probabilistic principal component analysis.
     """
     at_least_one("linear_gaussian", size=size, latent=latent)
-    if not scale > 0:
-        raise wrong("linear_gaussian: scale", scale, "> 0", "it is a standard deviation")
+    check_number("linear_gaussian: scale", scale, above=0)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         W = jax.random.normal(key, (size, latent)) / np.sqrt(latent).item()
@@ -129,7 +129,8 @@ def ppca(x: Any, latent: int) -> Params:
     """
     from scipy import linalg
 
-    x = np.asarray(x, np.float64)
+    x = np.asarray(numbers("ppca: x", x), np.float64)
+    at_least_one("ppca", latent=latent)
     if x.ndim != 2 or not np.isfinite(x).all():
         got = x.shape if x.ndim != 2 else "numbers that are not finite"
         fix = "flatten images: x.reshape(len(x), -1), and take out NaN"

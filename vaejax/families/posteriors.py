@@ -13,8 +13,8 @@ from flax import linen as nn
 
 from vaejax.distributions import Distribution
 from vaejax.errors import wrong
-from vaejax.model import Model
-from vaejax.networks import flows, join
+from vaejax.model import Model, check_model, compiled
+from vaejax.networks import check_module, flows, join
 from vaejax.networks.flows import Stack, Transformed
 from vaejax.types import Array, Key, Params
 
@@ -40,6 +40,8 @@ def flow_posterior(model: Model, flow: Stack | nn.Module) -> Model:
     References:
       Rezende and Mohamed, 2015, arXiv:1505.05770.
     """
+    check_model("flow_posterior", model)
+    check_module("flow_posterior: flow", flow)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         model_key, flow_key = jax.random.split(key)
@@ -55,7 +57,7 @@ def flow_posterior(model: Model, flow: Stack | nn.Module) -> Model:
         q = model.encode(params, x, c, key=key)
         return Transformed(q, flow.apply(params["posterior"], _features(q)))
 
-    return model._replace(init=jax.jit(init), encode=encode)
+    return model._replace(init=compiled(init), encode=encode)
 
 
 def planar_posterior(model: Model, latent: int, *, layers: int = 4) -> Model:
@@ -75,6 +77,7 @@ def planar_posterior(model: Model, latent: int, *, layers: int = 4) -> Model:
     References:
       Rezende and Mohamed, 2015, Variational inference with normalizing flows, arXiv:1505.05770.
     """
+    check_model("planar_posterior", model)
     return flow_posterior(model, flows.planar(latent, layers=layers))
 
 
@@ -105,11 +108,12 @@ def iaf_posterior(
       Kingma et al., 2016, Improving variational inference with inverse autoregressive flow,
       arXiv:1606.04934.
     """
+    check_model("iaf_posterior", model)
     return flow_posterior(model, flows.inverse_autoregressive(latent, layers=layers, hidden=hidden))
 
 
 def _features(q: Distribution) -> Array:
-    return join(jax.tree.leaves(q))
+    return join(tuple(jax.tree.leaves(q)))
 
 
 def _check(q: Distribution, size: int | None) -> None:

@@ -17,9 +17,9 @@ from flax import linen as nn
 
 from vaejax.distributions import Mixture, Normal
 from vaejax.errors import at_least_one, wrong
-from vaejax.model import Model
+from vaejax.model import Model, check_model, compiled
 from vaejax.networks.flows import Density, Stack, Transformed
-from vaejax.types import Array, Key, Params, Prior
+from vaejax.types import Array, Key, Params, Prior, describe
 
 
 def mixture_prior(model: Model, components: int) -> Model:
@@ -37,6 +37,7 @@ def mixture_prior(model: Model, components: int) -> Model:
     Raises:
       ValueError: where components is below 1.
     """
+    check_model("mixture_prior", model)
     at_least_one("mixture_prior", components=components)
 
     def start(key: Key, z: Any) -> Params:
@@ -98,6 +99,7 @@ def vamp_prior(
     References:
       Tomczak and Welling, 2018, VAE with a VampPrior, arXiv:1705.07120.
     """
+    check_model("vamp_prior", model)
     at_least_one("vamp_prior", components=components)
     low, high = bounds
     if not low < high:
@@ -125,7 +127,7 @@ def vamp_prior(
         q = jax.vmap(lambda one: model.encode(params, one, c))(u)
         return Mixture(jnp.zeros(components), q)
 
-    return model._replace(init=jax.jit(init), prior=prior)
+    return model._replace(init=compiled(init), prior=prior)
 
 
 def pseudo_inputs(params: Params, *, bounds: tuple[float, float] = (0.0, 1.0)) -> Array:
@@ -157,6 +159,10 @@ def flow_prior(model: Model, flow: Stack) -> Model:
     References:
       Chen et al., 2017, Variational lossy autoencoder, arXiv:1611.02731.
     """
+    check_model("flow_prior", model)
+    if not isinstance(flow, Stack):
+        fix = "for instance flows.coupling(latent)"
+        raise wrong("flow_prior: flow", describe(flow), "a network of flows", fix, TypeError)
     network = Density(flow)
 
     def start(key: Key, z: Any) -> Params:
@@ -180,7 +186,7 @@ def _with_prior(model: Model, start: Callable[[Key, Any], Params], prior: Prior)
         z = jax.eval_shape(lambda: model.encode(params, x, c).sample(z_key))
         return {**params, "prior": start(prior_key, z)}
 
-    return model._replace(init=jax.jit(init), prior=prior)
+    return model._replace(init=compiled(init), prior=prior)
 
 
 def _check_start(start: Array, components: int, bounds: tuple[float, float]) -> None:

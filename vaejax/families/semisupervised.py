@@ -23,8 +23,9 @@ from vaejax import evaluate
 from vaejax import model as models
 from vaejax.batch import batch_mean, labels_of, mean_over, over_batch, size_of
 from vaejax.distributions import Categorical, Delta, kl
-from vaejax.errors import concrete, wrong
-from vaejax.model import Draw, Model, draw, terms
+from vaejax.errors import check_key, concrete, wrong
+from vaejax.model import Draw, Model, check_model, compiled, draw, terms
+from vaejax.networks import check_module
 from vaejax.objectives import Schedule, schedule
 from vaejax.train import shuffled
 from vaejax.types import (
@@ -67,6 +68,9 @@ class Joint(NamedTuple):
         Raises:
           ValueError: for a classifier of other classes than p(y) has.
         """
+        check_model("m2", self.model)
+        check_module("m2: classifier", self.classifier)
+        check_key("init", key)
         model_key, classifier_key = jax.random.split(key)
         parts = {
             "model": self.model.init(model_key, x, self.classes[0]),
@@ -284,7 +288,7 @@ def discriminative(classifier: Any) -> Model:
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         return classifier.init(key, x)
 
-    return Model(jax.jit(init), lambda params, c=(): None, encode, decode)
+    return Model(compiled(init), lambda params, c=(): None, encode, decode)
 
 
 @evaluate.measure

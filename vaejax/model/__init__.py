@@ -12,7 +12,7 @@ from vaejax.model._draws import (
     placed,
     reconstruct,
 )
-from vaejax.model._model import Model, autoencoder, deterministic, tied
+from vaejax.model._model import Model, autoencoder, check_model, compiled, deterministic, tied
 
 __all__ = [
     "Draw",
@@ -20,6 +20,8 @@ __all__ = [
     "Model",
     "at_mean",
     "autoencoder",
+    "check_model",
+    "compiled",
     "deterministic",
     "draw",
     "fixed",

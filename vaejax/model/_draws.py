@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vaejax.distributions import Distribution, distribution
-from vaejax.errors import check_key, wrong
+from vaejax.errors import at_least, check_key, wrong
 from vaejax.model._model import Model
 from vaejax.types import Array, Key, Params, describe, describe_fields
 
@@ -78,6 +78,7 @@ def draw(
       A Draw.
     """
     _check_order("draw", model, "model, params, key, x")
+    check_key("draw", key)
     encode_key, z_key, decode_key = jax.random.split(key, 3)
     q = model.encode(params, x if given is None else given, c, key=encode_key)
     z, log_q = q.sample_and_log_prob(z_key) if z is None else (z, q.log_prob(z))
@@ -232,8 +233,7 @@ def interpolate(
       ValueError: where steps is below 2.
     """
     _check_order("interpolate", model, "model, params, start, end")
-    if steps < 2:
-        raise ValueError(f"interpolate: expected steps >= 2, got {steps}")
+    at_least(2, "interpolate", steps=steps)
     first, last = (model.encode(params, x, c).mean for x in (start, end))
     weights = jnp.linspace(0.0, 1.0, steps, dtype=first.dtype)
     return jax.vmap(lambda w: model.decode(params, (1 - w) * first + w * last, c).mean)(weights)

@@ -3,7 +3,8 @@
 Everything here is written for one example; batch it with `jax.vmap`.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,14 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
+from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vaejax.arrays import examples
 from vaejax.batch import present
 from vaejax.distributions import Distribution
 from vaejax.errors import check_key, wrong
-from vaejax.networks import kernels
-from vaejax.types import Decode, Encode, Init, Key, Module, Params, Prior, describe_fields
+from vaejax.networks import check_module, kernels
+from vaejax.types import Decode, Encode, Init, Key, Module, Params, Prior, describe, describe_fields
 
 
 @describe_fields
@@ -95,10 +97,17 @@ def autoencoder(
     References:
       Kingma and Welling, 2014, Auto-encoding variational Bayes, arXiv:1312.6114.
     """
+    check_module("autoencoder: encoder", encoder)
+    check_module("autoencoder: decoder", decoder)
     learned = None if prior is None or isinstance(prior, Distribution) else prior
+    if learned is not None:
+        check_module("autoencoder: prior", learned)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
-        check_key("init", key)
+        if not all(map(jnp.size, jax.tree.leaves(x))):
+            raise wrong(
+                "init: x", describe(x), "one example", "pass x[0] of data that are not empty"
+            )
         encoder_key, decoder_key, prior_key, z_key = jax.random.split(key, 4)
         variables = _init("encoder", encoder, encoder_key, x, *present(c))
         q = jax.eval_shape(lambda: encoder.apply(variables, x, *present(c)))
@@ -131,16 +140,60 @@ def autoencoder(
     def prior_of(params: Params, c: Any = ()) -> Any:
         if learned is None:
             return prior
-        return _apply("prior", "condition", learned, params["prior"], c=c)
+        return _apply("prior", "condition", learned, _part("prior", params, "prior"), c=c)
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
-        known = partial(_image_shape, decoder, params["decoder"], prior)
-        return _apply("encode", "example", encoder, params["encoder"], x, c=c, key=key, known=known)
+        own = _part("encode", params, "encoder")
+        known = partial(_image_shape, decoder, _part("encode", params, "decoder"), prior)
+        x = examples("encode: x", x, "one example")
+        return _apply("encode", "example", encoder, own, x, c=c, key=key, known=known)
 
     def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
-        return _apply("decode", "code", decoder, params["decoder"], z, c=c, key=key)
+        own = _part("decode", params, "decoder")
+        z = examples("decode: z", z, "one code")
+        return _apply("decode", "code", decoder, own, z, c=c, key=key)
 
-    return Model(jax.jit(init), prior_of, encode, decode)
+    return Model(compiled(init), prior_of, encode, decode)
+
+
+def compiled(init: Init) -> Init:
+    """The `init` of a model as one compiled program, after its key and its example were checked.
+
+    Args:
+      init: `init(key, x, c=()) -> params`.
+    Returns:
+      The same function, compiled.
+    """
+    program = jax.jit(init)
+
+    @functools.wraps(init)
+    def checked(key: Key, x: Any, c: Any = ()) -> Params:
+        check_key("init", key)
+        x = examples("init: x", x, "one example")
+        return program(key, x, examples("init: c", c, "one condition") if present(c) else c)
+
+    return checked
+
+
+def check_model(function: str, model: Any) -> None:
+    """Raise unless a value is a model: it has the four functions of one.
+
+    Args:
+      function: the name of the caller, for the message.
+      model: the value.
+    Raises:
+      TypeError: where it is none.
+    """
+    if isinstance(model, Model):
+        return
+    if all(callable(getattr(model, name, None)) for name in Model._fields):
+        return
+    fix = "for instance autoencoder(encoder, decoder, prior); it comes before params, key and data"
+    if isinstance(getattr(model, "model", None), Model):
+        fix = "pass its .model, and its .draw where that is taken"
+    elif isinstance(model, nn.Module):
+        fix = "join an encoder and a decoder: autoencoder(encoder, decoder, prior)"
+    raise wrong(f"{function}: model", describe(model), "a Model", fix, TypeError)
 
 
 def deterministic(model: Model) -> Model:
@@ -151,6 +204,8 @@ def deterministic(model: Model) -> Model:
     Returns:
       The Model whose encode and decode ignore their `key`.
     """
+
+    check_model("deterministic", model)
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
         return model.encode(params, x, c)
@@ -176,6 +231,8 @@ def tied(model: Model) -> Model:
     References:
       Vincent et al., 2010, Stacked denoising autoencoders, JMLR 11.
     """
+
+    check_model("tied", model)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         params = model.init(key, x, c)
@@ -232,36 +289,100 @@ def _apply(
     rngs = {} if key is None else {"rngs": {"dropout": key}}
     try:
         return module.apply(params, *inputs, *present(c), **rngs)
-    except ScopeParamNotFoundError as error:
-        fix = "pass what this model's own init made, or fit returned for it"
-        raise wrong(f"{name}: params", "those of another model", "this model's", fix) from error
+    except (ScopeParamNotFoundError, ScopeCollectionNotFound) as error:
+        raise _of_another(name, _misfits(module, params, inputs, c)) from error
     except ScopeParamShapeError as error:
-        got = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(inputs or c)) or "none"
-        given = f" with c {jax.tree.map(jnp.shape, c)}" if inputs and jax.tree.leaves(c) else ""
-        alone = " with no c" if inputs else ""  # the prior's input is c itself
+        misfits = _misfits(module, params, inputs, c)
         shape = known()
-        images = f" (this model's images are {shape})" if shape else ""
-        fixes = [
-            f"map a batch: jax.vmap(model.{name}, (None, 0))(params, ...)",
-            "another size needs parameters of its own: model.init",
-        ]
-        condition = "a conditional model needs the c it was made for: Batch(x, c=...)"
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]
-        if shape is None or shapes == [shape]:  # with that shape it is not x
-            fixes.insert(0 if alone and not given else 2, condition)
-        raise ValueError(
-            f"{name}: expected one {what} as at init{images}, got {got}{given or alone}; "
-            + "; ".join(fixes)
-        ) from error
+        if misfits or isinstance(shape, Exception):
+            raise _of_another(name, misfits or str(shape)) from error
+        raise _of_input(name, what, inputs, c, shape) from error
     except TypeError as error:
         _check_condition(name, error, c)
         raise
 
 
-def _image_shape(decoder: Module, params: Params, prior: Any) -> tuple[int, ...] | None:
-    """What the decoder makes of a code, for the message above; None where that is not known."""
+def _of_another(name: str, where: str) -> Exception:
+    """The error for parameters that do not fit the model, whatever its input is."""
+    got = f"those of another model ({where})" if where else "those of another model"
+    fix = "pass what this model's own init made, or fit returned for it"
+    return wrong(f"{name}: params", got, "this model's", fix)
+
+
+def _of_input(name: str, what: str, inputs: Any, c: Any, shape: Any) -> Exception:
+    """The error for an input of another shape than the parameters are for.
+
+    `shape` is that of the images that the decoder makes, or None.
+    """
+    got = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(inputs or c)) or "none"
+    given = f" with c {jax.tree.map(jnp.shape, c)}" if inputs and jax.tree.leaves(c) else ""
+    alone = " with no c" if inputs else ""  # the prior's input is c itself
+    images = f" (this model's images are {shape})" if shape else ""
+    fixes = [
+        f"map a batch: jax.vmap(model.{name}, (None, 0))(params, ...)",
+        "another size needs parameters of its own: model.init",
+    ]
+    condition = "a conditional model needs the c it was made for: Batch(x, c=...)"
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+    if shape is None or shapes == [shape]:  # with that shape it is not x
+        fixes.insert(0 if alone and not given else 2, condition)
+    return ValueError(
+        f"{name}: expected one {what} as at init{images}, got {got}{given or alone}; "
+        + "; ".join(fixes)
+    )
+
+
+def _misfits(module: Module, params: Params, inputs: Any, c: Any) -> str:
+    """Where parameters differ from those that the module would make for this input.
+
+    A kernel's last axis but one is that of its input, and tells nothing about the model: if nothing
+    else differs this is "".
+    """
+    try:
+        made = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, *present(c)))
+        own, given = (
+            {
+                "/".join(str(getattr(k, "key", k)) for k in path): jnp.shape(leaf)
+                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (made, params)
+        )
+    except Exception:  # the module does not take this input at all
+        return ""
+    lines = []
+    for path in {**own, **given}:
+        here, there = own.get(path), given.get(path)
+        if here is None or there is None:
+            lines.append(f"{path} {'is there' if here is None else 'is missing'}")
+        elif here[:-2] + here[-1:] != there[:-2] + there[-1:] or len(here) != len(there):
+            lines.append(f"{path} is {there}, not {here}")
+    return ", ".join(lines if len(lines) <= 3 else [*lines[:2], f"and {len(lines) - 2} more"])
+
+
+def _part(name: str, params: Params, part: str) -> Params:
+    """The parameters of one of the model's modules."""
+    if isinstance(params, Mapping) and part in params:
+        return params[part]
+    got = describe(params)
+    if isinstance(params, Mapping):
+        got = f"a dictionary of {', '.join(map(repr, sorted(map(str, params)))) or 'nothing'}"
+    fix = "pass what this model's own init made, or fit returned for it"
+    if isinstance(params, tuple) and hasattr(params, "params"):
+        got, fix = f"a {type(params).__name__}", "pass its .params"
+    expected = f"this model's, a dictionary with {part!r}"
+    raise wrong(f"{name}: params", got, expected, fix, TypeError)
+
+
+def _image_shape(decoder: Module, params: Params, prior: Any) -> Any:
+    """The shape of what the decoder makes of a code; None where that is not known.
+
+    Where its parameters differ from its own in more than their input, an error says where.
+    """
     try:
         decoded = jax.eval_shape(lambda: decoder.apply(params, prior.sample(jax.random.key(0))))
+    except ScopeParamShapeError:
+        misfits = _misfits(decoder, params, (jnp.zeros(prior.event_shape),), ())
+        return ValueError(f"decoder: {misfits}") if misfits else None
     except Exception:  # no prior to sample from, or a decoder that needs a condition
         return None
     return decoded.event_shape

@@ -14,7 +14,7 @@ from vaejax.networks._layers import (
     join,
     kernels,
 )
-from vaejax.networks._network import Network
+from vaejax.networks._network import Network, check_module
 
 __all__ = [
     "MLP",
@@ -24,6 +24,7 @@ __all__ = [
     "Network",
     "autoregressive",
     "causal",
+    "check_module",
     "conv",
     "conv_as_product",
     "conv_native",

@@ -16,7 +16,8 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax import lax
 
-from vaejax.errors import wrong
+from vaejax.arrays import examples, numbers
+from vaejax.errors import at_least_one, check_number, sizes, wrong
 from vaejax.networks._network import Network
 from vaejax.types import Array, Initializer
 
@@ -41,8 +42,10 @@ class MLP(Network):
 
     @nn.compact
     def __call__(self, x: Array, c: Any = ()) -> Array:
+        features = sizes("MLP: features", self.features, empty=True)
+        check_number("MLP: dropout", self.dropout)
         h = join(x, c)
-        for width in self.features:
+        for width in features:
             h = self.activation(nn.Dense(width, kernel_init=self.kernel_init)(h))
             h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(h)
         return h
@@ -66,13 +69,15 @@ class ConvEncoder(Network):
 
     @nn.compact
     def __call__(self, x: Array, c: Any = ()) -> Array:
+        features = sizes("ConvEncoder: features", self.features)
+        x = numbers("ConvEncoder: x", x, "one image [height, width, channels]")
         h = x[..., None] if jnp.ndim(x) == 2 else x
         if jnp.ndim(h) != 3:
             raise ValueError(
                 "ConvEncoder: expected one image of shape [height, width, channels], got "
                 f"{jnp.shape(x)}; a batch of images is mapped: jax.vmap(...)"
             )
-        for width in self.features:
+        for width in features:
             h = self.activation(Conv(width, stride=2)(h))
         return join(h, c)
 
@@ -100,12 +105,16 @@ class ConvDecoder(Network):
 
     @nn.compact
     def __call__(self, z: Array, c: Any = ()) -> Array:
-        sizes = [tuple(self.shape[:2])]
-        for _ in self.features[1:]:
-            sizes.insert(0, tuple(-(-n // 2) for n in sizes[0]))
-        h = nn.Dense(sizes[0][0] * sizes[0][1] * self.features[0])(join(z, c))
-        h = self.activation(h.reshape(*sizes[0], self.features[0]))
-        for (height, width), channels in zip(sizes[1:], self.features[1:], strict=True):
+        features = sizes("ConvDecoder: features", self.features)
+        shape = sizes("ConvDecoder: shape", self.shape)
+        if len(shape) < 2:
+            raise wrong("ConvDecoder: shape", shape, "[height, width, ...]", "such as (28, 28, 1)")
+        maps = [shape[:2]]
+        for _ in features[1:]:
+            maps.insert(0, (-(-maps[0][0] // 2), -(-maps[0][1] // 2)))
+        h = nn.Dense(maps[0][0] * maps[0][1] * features[0])(join(z, c))
+        h = self.activation(h.reshape(*maps[0], features[0]))
+        for (height, width), channels in zip(maps[1:], features[1:], strict=True):
             h = depth_to_space(Conv(4 * channels)(h))[:height, :width]
             h = self.activation(h)
         return h
@@ -132,6 +141,12 @@ class Conv(Network):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        counts = {name: getattr(self, name) for name in ("features", "kernel_size", "stride")}
+        at_least_one("Conv", **counts)
+        x = numbers("Conv: x", x, "one image [height, width, channels]")
+        if jnp.ndim(x) != 3:
+            fix = "a batch is mapped: jax.vmap(...); a grey image needs an axis: x[..., None]"
+            raise wrong("Conv: x", f"shape {jnp.shape(x)}", "[height, width, channels]", fix)
         side = self.kernel_size
         shape = (side, side, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
@@ -232,6 +247,7 @@ def join(x: Any, c: Any = ()) -> Array:
       ValueError: for a class number as the condition.
     """
     check_no_class_number(c)
+    x = examples("network: x", x, "one example")
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves((x, c))])
 
 

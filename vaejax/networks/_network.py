@@ -1,9 +1,15 @@
 """The base class of the library's Linen modules."""
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from flax import linen as nn
+from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError
+
+from vaejax.errors import wrong
+from vaejax.types import describe
 
 
 class _ListsItsOwn(type(Protocol)):  # type: ignore[misc]  # so that a network may be a protocol
@@ -39,6 +45,57 @@ class Network(nn.Module, metaclass=_ListsItsOwn):
 Network.__signature__ = inspect.Signature()
 
 
+@contextlib.contextmanager
+def of_this_network(where: str) -> Iterator[None]:
+    """What Linen says of parameters of another network, in one line.
+
+    Args:
+      where: the function and its argument, for the message.
+    Raises:
+      ValueError: where the parameters are not those of the network that is applied inside.
+    """
+    try:
+        yield
+    except (ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError) as error:
+        fix = "pass what this network's own init made, or fit returned for it"
+        raise wrong(where, "those of another network", "this network's", fix) from error
+
+
+def check_module(where: str, module: Any, needs: tuple[str, ...] = ("init", "apply")) -> None:
+    """Raise unless a value can be a network: it has `init` and `apply`.
+
+    Args:
+      where: the function and its argument, for the message.
+      module: the value.
+      needs: which of the two are needed.
+    Raises:
+      TypeError: where it can not, naming what to wrap it in.
+    """
+    expected = "a network with init and apply (types.Module)"
+    if isinstance(module, type):
+        fix = f"make one of it: {module.__name__}(...)"
+        raise wrong(where, f"the class {module.__name__}", expected, fix, TypeError)
+    if all(callable(getattr(module, name, None)) for name in needs):
+        return
+    homes = {base.__module__.split(".")[0] + "." for base in type(module).__mro__}
+    homes |= {base.__module__ for base in type(module).__mro__}
+    if any(home.startswith("flax.nnx") for home in homes):
+        got = f"the NNX module {type(module).__name__}"
+        fix = "wrap its class: nnx.bridge.to_linen(Class, ...), or write it in Linen"
+    elif any(home.startswith("equinox") for home in homes):
+        got = f"the Equinox module {type(module).__name__}"
+        fix = "give a class of your own init (eqx.partition) and apply (eqx.combine)"
+    elif callable(module) and not hasattr(module, "sample"):
+        got = describe(module)
+        fix = "make it a layer: nn.Sequential([function, heads.Normal(10)])"
+    else:
+        got, fix = (
+            describe(module),
+            "for instance nn.Sequential([networks.MLP((400,)), heads.Normal(10)])",
+        )
+    raise wrong(where, got, expected, fix, TypeError)
+
+
 class _Name(str):
     """Prints without quotes."""
 
@@ -51,3 +108,6 @@ def _by_name(argument: inspect.Parameter) -> inspect.Parameter:
     if not callable(default) or default is argument.empty:
         return argument
     return argument.replace(default=_Name(getattr(default, "__name__", type(default).__name__)))
+
+
+__all__ = ["Network", "check_module", "of_this_network"]

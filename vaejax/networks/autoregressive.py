@@ -20,7 +20,8 @@ import numpy as np
 from jax import lax
 
 from vaejax.distributions import Distribution, distribution
-from vaejax.errors import concrete, wrong
+from vaejax.errors import check_key, check_parameters, concrete, sizes, wrong
+from vaejax.networks._network import check_module, of_this_network
 from vaejax.types import Array, Key, Params, describe_fields
 
 
@@ -185,6 +186,7 @@ class Causal(NamedTuple):
           The parameters.
         """
         self._check_order()
+        check_key("init", key)
         return self.net.init(key, jnp.zeros(self.shape, self.dtype), *given)
 
     def apply(self, params: Params, *given: Any, rngs: Any = None) -> Autoregressive:
@@ -198,17 +200,20 @@ class Causal(NamedTuple):
           The distribution.
         """
         self._check_order()
+        check_parameters("Causal: params", params)
         order = jnp.asarray(self.order) if self.order else ()
         conditionals = jax.tree_util.Partial(self._conditionals, params, given, rngs or {})
         step: Any = ()
         carry: Any = ()
         if hasattr(self.net, "step"):
             step = jax.tree_util.Partial(self._step, params, given)
-            carry = self.net.apply(params, *given, method="start")
+            with of_this_network("Causal: params"):
+                carry = self.net.apply(params, *given, method="start")
         return Autoregressive(conditionals, order, step, carry, self.shape, self.dtype)
 
     def _conditionals(self, params: Params, given: Any, rngs: Any, x: Array) -> Any:
-        return self.net.apply(params, x, *given, rngs=rngs)
+        with of_this_network("Causal: params"):
+            return self.net.apply(params, x, *given, rngs=rngs)
 
     def _step(self, params: Params, given: Any, carry: Any, previous: Array, i: Array) -> Any:
         return self.net.apply(params, carry, previous, i, *given, method="step")
@@ -218,7 +223,8 @@ class Causal(NamedTuple):
             if not isinstance(value, tuple):
                 fix = f"give tuple({name}), or of an array tuple({name}.tolist())"
                 raise wrong(f"Causal: {name}", type(value).__name__, "a tuple", fix, TypeError)
-        size = math.prod(self.shape)
+        check_module("Causal: net", self.net)
+        size = math.prod(sizes("Causal: shape", self.shape, empty=True))
         if self.order and sorted(self.order) != list(range(size)):
             got = f"{len(self.order)} positions, {len(set(self.order))} of them different"
             expected = f"each of 0 to {size - 1} once, the flat positions of {self.shape}"

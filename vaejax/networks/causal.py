@@ -11,6 +11,7 @@ sample costs about as much as one pass. Entries come in raster order. For any ot
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from flax import linen as nn
 from jax import lax
 
 from vaejax.distributions import Bernoulli, Categorical
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, sizes, wrong
 from vaejax.networks._layers import has_condition, join
 from vaejax.networks._network import Network
 from vaejax.types import Array, Initializer
@@ -58,10 +59,10 @@ class MADE(Network):
     bias_init: Initializer = nn.initializers.zeros
 
     def setup(self) -> None:
-        at_least_one("MADE", layers=len(self.hidden), hidden=min(self.hidden, default=1))
-        at_least_one("MADE", classes=self.classes)
-        size, k = math.prod(self.shape), self.classes or 1
-        spread = [np.linspace(1, max(size - 1, 1), width).round() for width in self.hidden]
+        hidden = sizes("MADE: hidden", self.hidden)
+        at_least_one("MADE", ("classes",), classes=self.classes)
+        size, k = math.prod(sizes("MADE: shape", self.shape)), self.classes or 1
+        spread = [np.linspace(1, max(size - 1, 1), width).round() for width in hidden]
         first = np.repeat(np.arange(1, size + 1), k)
         self.degrees = first, *spread, first - 1
         draw, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros
@@ -160,11 +161,13 @@ class GatedPixelCNN(Network):
 
     def setup(self) -> None:
         counts = {"features": self.features, "layers": self.layers, "classes": self.classes}
-        at_least_one("GatedPixelCNN", **counts)
+        at_least_one("GatedPixelCNN", ("classes",), **counts)
+        sizes("GatedPixelCNN: shape", self.shape)
         if len(self.shape) not in (2, 3) or self.shape[2:] not in ((), (1,)):
             fix = "model the channels as classes, or as columns of their own"
             raise wrong("GatedPixelCNN: shape", self.shape, "[h, w] or [h, w, 1]", fix)
         for name in ("kernel_size", "first_kernel"):
+            at_least_one("GatedPixelCNN", **{name: getattr(self, name)})
             if getattr(self, name) % 2 != 1:
                 fix = "an even kernel has no middle"
                 raise wrong(f"GatedPixelCNN: {name}", getattr(self, name), "an odd number", fix)
@@ -193,19 +196,20 @@ class GatedPixelCNN(Network):
     def start(self, c: Any = ()) -> Any:
         """What `step` remembers: a few rows of each vertical layer, a few pixels of each other."""
         width, channels = self.shape[1], 1 if self.classes is None else self.features
-        row, rows, pixels, between = jnp.zeros((1, width, channels)), [], [], []
+        zeros = partial(jnp.zeros, dtype=self.place.dtype)
+        row, rows, pixels, between = zeros((1, width, channels)), [], [], []
         for block in self.blocks:
             reach = block.side // 2
-            rows.append(jnp.zeros((reach + 1, width + 2 * reach, channels)))
-            pixels.append(jnp.zeros((1, reach + 1, channels)))
-            between.append(jnp.zeros((1, width, 2 * self.features)))
+            rows.append(zeros((reach + 1, width + 2 * reach, channels)))
+            pixels.append(zeros((1, reach + 1, channels)))
+            between.append(zeros((1, width, 2 * self.features)))
             channels = self.features
         return row, rows, pixels, between
 
     def step(self, carry: Any, previous: Array, i: Array, c: Any = ()) -> Any:
         """`(carry, distribution of pixel i)`, from pixel i - 1; the same as in a whole pass."""
         row, rows, pixels, between = carry
-        column, seen = i % self.shape[1], self._seen(previous)[None, None]
+        column, seen = i % self.shape[1], self._seen(previous)[None, None].astype(row.dtype)
         seen = jnp.where(i > 0, seen, 0)
         row = lax.dynamic_update_slice(row, seen, (0, (i - 1) % self.shape[1], 0))
 

@@ -30,9 +30,10 @@ import numpy as np
 from flax import linen as nn
 
 from vaejax import distributions
-from vaejax.errors import concrete, wrong
+from vaejax.arrays import numbers
+from vaejax.errors import at_least, at_least_one, check_number, sizes, wrong
 from vaejax.networks._network import Network
-from vaejax.types import Array, Initializer
+from vaejax.types import Array, Initializer, describe
 
 Shape = int | Sequence[int]
 
@@ -77,10 +78,14 @@ class TopK(Network):
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.SparseDelta:
+        at_least_one("heads.TopK", size=self.size)
+        at_least(0, "heads.TopK", k=self.k)
         if not 1 <= self.k <= self.size:
             fix = "lower k or widen the code"
             raise wrong("heads.TopK: k", self.k, f"1 to {self.size}, the code's size", fix)
-        code = nn.Dense(self.size, kernel_init=self.kernel_init, name="code")(h.ravel())
+        code = nn.Dense(self.size, kernel_init=self.kernel_init, name="code")(
+            _features(self, h).ravel()
+        )
         _, kept = jax.lax.top_k(code, self.k)
         value = jnp.zeros_like(code).at[kept].set(code[kept])
         return distributions.SparseDelta(value, self.k)
@@ -137,7 +142,8 @@ class FullNormal(Network):
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.MultivariateNormal:
-        h = h.ravel()
+        at_least_one("heads.FullNormal", size=self.size)
+        h = _features(self, h).ravel()
         dense = partial(nn.Dense, kernel_init=self.kernel_init)
         loc = dense(self.size, name="loc")(h)
         diagonal = dense(self.size, bias_init=_scale_start(self), name="diagonal")(h)
@@ -213,8 +219,7 @@ class FixedNormal(Network):
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Normal:
-        if concrete(self.scale) and not self.scale > 0:
-            raise ValueError(f"heads.FixedNormal: expected scale > 0, got {self.scale}")
+        check_number("heads.FixedNormal: scale", self.scale, above=0)
         loc = _linear(self, "loc", h)
         return distributions.Normal(loc, jnp.asarray(self.scale, loc.dtype))
 
@@ -267,6 +272,7 @@ class DiscretizedLogistic(Network):
     def __call__(self, h: Array) -> distributions.DiscretizedLogistic:
         loc = 0.5 + _linear(self, "loc", h)
         scale = self.floor + nn.softplus(_linear(self, "scale", h, bias_init=_scale_start(self)))
+        at_least(2, "heads.DiscretizedLogistic", levels=self.levels)
         return distributions.DiscretizedLogistic(loc, scale, self.levels)
 
 
@@ -287,7 +293,8 @@ class Categorical(Network):
 
     @nn.compact
     def __call__(self, h: Array) -> distributions.Categorical:
-        shape = (*_shape(self.shape), self.classes)
+        at_least_one("heads.Categorical", classes=self.classes)
+        shape = (*_shape(self, self.shape), self.classes)
         return distributions.Categorical(_linear(self, "logits", h, shape=shape))
 
 
@@ -325,7 +332,8 @@ def _linear(
     bias_init: Initializer = nn.initializers.zeros,
 ) -> Array:
     """W h + b in `shape`, the event's by default: per pixel where h is a map over it, or dense."""
-    shape = _shape(head.shape) if shape is None else tuple(shape)
+    shape = _shape(head, head.shape) if shape is None else tuple(shape)
+    h = _features(head, h)
     is_map = jnp.ndim(h) == 3 and len(shape) >= 2 and h.shape[:2] == shape[:2]
     size = math.prod(shape[2:]) if is_map else math.prod(shape)
     layer = nn.Dense(
@@ -360,12 +368,29 @@ def _activated(activation: Callable[[Array], Array], features: Array) -> Array:
     return distributions.refusing(code, features, refusal)
 
 
-def _shape(shape: Shape) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
+def _shape(head: Any, shape: Shape) -> tuple[int, ...]:
+    return sizes(f"heads.{type(head).__name__}: shape", shape, empty=True)
+
+
+def _features(head: Any, h: Any) -> Any:
+    """The features, an array: a head comes last, and not behind another one."""
+    if isinstance(h, distributions.Distribution):
+        where = f"heads.{type(head).__name__}"
+        raise wrong(
+            where, describe(h), "features, an array", "end a network with one head", TypeError
+        )
+    h = numbers(f"heads.{type(head).__name__}: h", h, "features, an array")
+    if not jnp.size(h):
+        where, fix = f"heads.{type(head).__name__}: h", "look for a width or a size of 0"
+        raise wrong(where, f"shape {jnp.shape(h)}", "features, one or more", fix)
+    return h
 
 
 def _scale_start(head: Any) -> Initializer:
     """The bias s at which `floor + softplus(s)` is `scale_init`."""
+    where = f"heads.{type(head).__name__}"
+    check_number(f"{where}: floor", head.floor)
+    check_number(f"{where}: scale_init", head.scale_init)
     if not 0 <= head.floor < head.scale_init:
         raise ValueError(
             f"heads.{type(head).__name__}: expected 0 <= floor < scale_init, got "

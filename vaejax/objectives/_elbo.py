@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vaejax.batch import batch_mean, over_batch
 from vaejax.errors import at_least_one
-from vaejax.model import Draw, Model, draw, terms
+from vaejax.model import Draw, Model, check_model, draw, terms
 from vaejax.objectives._log_weights import MakeDraw, Schedule, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -52,6 +52,7 @@ def elbo(
     References:
       Kingma and Welling, 2014, arXiv:1312.6114; beta: Higgins et al., 2017, beta-VAE.
     """
+    check_model("elbo", model)
     at_least_one("elbo", samples=samples)
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vaejax.distributions import pathwise
 from vaejax.errors import at_least_one, wrong
-from vaejax.model import Draw, Model, draw, terms
+from vaejax.model import Draw, Model, check_model, draw, terms
 from vaejax.objectives._log_weights import (
     MakeDraw,
     Schedule,
@@ -21,7 +21,7 @@ from vaejax.objectives._log_weights import (
     schedule,
     with_gradient_of,
 )
-from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
+from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, describe
 
 
 def iwae(model: Model, *, particles: int, draw: MakeDraw = draw) -> Loss:
@@ -55,6 +55,7 @@ def iwae(model: Model, *, particles: int, draw: MakeDraw = draw) -> Loss:
     References:
       Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
+    check_model("iwae", model)
     at_least_one("iwae", particles=particles)
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
@@ -84,6 +85,7 @@ def stl(model: Model, *, particles: int = 1, draw: MakeDraw = draw) -> Loss:
       Roeder, Wu and Duvenaud, 2017, arXiv:1703.09194; the bias: Tucker et al., 2018,
       arXiv:1810.04152.
     """
+    check_model("stl", model)
     at_least_one("stl", particles=particles)
 
     def held(*args: Any) -> Any:
@@ -116,6 +118,7 @@ def dreg(model: Model, *, particles: int, draw: MakeDraw | None = None) -> Loss:
     References:
       Tucker, Lawson, Gu and Maddison, 2018, arXiv:1810.04152.
     """
+    check_model("dreg", model)
     at_least_one("dreg", particles=particles)
     if draw is not None:
         return _dreg_of_draws(model, particles, draw)
@@ -180,6 +183,7 @@ def miwae(model: Model, *, outer: int, inner: int, draw: MakeDraw = draw) -> Los
       Rainforth et al., 2018, Tighter variational bounds are not necessarily better,
       arXiv:1802.04537.
     """
+    check_model("miwae", model)
     at_least_one("miwae", outer=outer, inner=inner)
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
@@ -205,6 +209,7 @@ def piwae(model: Model, *, outer: int, inner: int, draw: MakeDraw = draw) -> Los
     References:
       Rainforth et al., 2018, arXiv:1802.04537.
     """
+    check_model("piwae", model)
     at_least_one("piwae", outer=outer, inner=inner)
     generative = model._replace(encode=_stopped(model.encode))
 
@@ -279,9 +284,12 @@ def renyi(model: Model, *, alpha: float, particles: int, draw: MakeDraw = draw) 
     References:
       Li and Turner, 2016, arXiv:1602.02311.
     """
+    check_model("renyi", model)
     at_least_one("renyi", particles=particles)
-    if math.isnan(alpha):
-        raise wrong("renyi: alpha", alpha, "a number", "0 is iwae, 1 the ELBO, -inf VR-max")
+    if not isinstance(alpha, int | float) or math.isnan(alpha):
+        raise wrong(
+            "renyi: alpha", describe(alpha), "a number", "0 is iwae, 1 the ELBO, -inf VR-max"
+        )
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
         log_w = log_weights(model, params, key, x, c, particles, draw)

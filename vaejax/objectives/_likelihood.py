@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from vaejax.batch import batch_mean, over_batch, present
+from vaejax.networks import check_module
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
 
@@ -22,7 +23,11 @@ def maximum_likelihood(network: Density) -> Loss:
         `autoregressive.Causal`.
     Returns:
       A Loss. Its metric is `log_px`.
+    Raises:
+      TypeError: for what has no `apply`.
     """
+
+    check_module("maximum_likelihood: network", network, ("apply",))
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Array:
         return network.apply(params, *present(c), rngs={"dropout": key}).log_prob(x)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vaejax.batch import batch_mean, over_batch
+from vaejax.errors import check_number
 from vaejax.model import Model, terms
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -26,6 +27,8 @@ def schedule(value: Schedule, step: Any) -> Array:
     Returns:
       The value, `()`, in the default float type.
     """
+    if not callable(value):
+        check_number("schedule: value", value)
     return jnp.asarray(value(step) if callable(value) else value, float)
 
 

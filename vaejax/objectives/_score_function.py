@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vaejax.distributions import Delta
 from vaejax.errors import at_least_one, wrong
-from vaejax.model import Draw, Model, fixed, placed, terms
+from vaejax.model import Draw, Model, check_model, fixed, placed, terms
 from vaejax.objectives._log_weights import MakeDraw, bound_of, negative_bound, with_gradient_of
 from vaejax.types import Array, Key, Loss, Metrics, Params
 
@@ -52,6 +52,7 @@ def score_function(
       Williams, 1992, Machine Learning 8; Mnih and Gregor, 2014, arXiv:1402.0030; the baseline:
       Kool, van Hoof and Welling, 2019.
     """
+    check_model("score_function", model)
     at_least_one("score_function", samples=samples)
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
@@ -85,6 +86,8 @@ def vimco(model: Model, *, particles: int, draw: MakeDraw | None = None) -> Loss
     References:
       Mnih and Rezende, 2016, arXiv:1602.06725.
     """
+    check_model("vimco", model)
+    at_least_one("vimco", particles=particles)
     if particles < 2:
         raise wrong("vimco: particles", particles, "2 or more", "for one take score_function")
 
@@ -128,6 +131,7 @@ def reweighted_wake_sleep(
     References:
       Bornschein and Bengio, 2015, arXiv:1406.2751.
     """
+    check_model("reweighted_wake_sleep", model)
     at_least_one("reweighted_wake_sleep", particles=particles)
     if not 0 <= sleep <= 1:
         fix = "0 is wake alone, 1 sleep alone"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vaejax.arrays import numbers as numbers_of
 from vaejax.errors import missing, wrong
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def numbers(where: str, x: Any, *ranks: int, nan: bool = False) -> np.ndarray:
-    x = np.asarray(x)
+    x = np.asarray(numbers_of(where, x))
     if x.ndim not in ranks or not x.size:
         expected = f"an array of rank {' or '.join(map(str, ranks))}, not empty"
         raise wrong(where, f"shape {x.shape}", expected, "check its axes")
@@ -30,7 +31,7 @@ def numbers(where: str, x: Any, *ranks: int, nan: bool = False) -> np.ndarray:
 
 
 def as_images(where: str, x: Any, rank: int) -> np.ndarray:
-    x = np.asarray(x)
+    x = np.asarray(numbers_of(where, x))
     values = numbers(where, x, rank - 1, rank) / (255 if x.dtype == np.uint8 else 1)
     values = values[..., None] if x.ndim == rank - 1 else values
     if values.shape[-1] not in (1, 3):

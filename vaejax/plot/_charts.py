@@ -8,6 +8,7 @@ import numpy as np
 
 from vaejax.errors import wrong
 from vaejax.plot._canvas import blank, numbers
+from vaejax.types import describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,6 +89,9 @@ def curves(
     Raises:
       ValueError: for other ranks or lengths, infinities, or a curve of nothing but NaN.
     """
+    if not isinstance(history, Mapping):
+        fix = "such as {'train': losses}, or Fitted.history"
+        raise wrong("curves: history", describe(history), "curves by name", fix, TypeError)
     if not history:
         raise wrong("curves: history", "no curve", "at least one", 'pass {"train": losses}')
     figure = blank(6.0, 3.8)

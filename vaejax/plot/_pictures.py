@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vaejax.errors import wrong
+from vaejax.errors import at_least_one, is_whole, wrong
 from vaejax.plot._canvas import as_images, mosaic, name_ticks, numbers, quantiles
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def images(
       ValueError: for other shapes or counts, empty or non-finite input.
     """
     x = as_images("images: x", x, 4)
+    if not is_whole(columns):
+        at_least_one("images", ("columns",), columns=columns)
     columns = min(columns or math.ceil(math.sqrt(len(x))), len(x))
     if columns < 1:
         raise wrong("images: columns", columns, "1 or more", "leave it out for a square")

@@ -25,12 +25,13 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.arrays import examples
 from vaejax.batch import keys_of, size_of
 from vaejax.distributions import Distribution, MultivariateNormal, Normal
-from vaejax.errors import at_least_one, wrong
-from vaejax.model import Model, generate
+from vaejax.errors import at_least_one, check_parameters, wrong
+from vaejax.model import Model, check_model, generate
 from vaejax.sharing import weights
-from vaejax.types import Array, Params
+from vaejax.types import Array, Params, describe
 
 
 class Portable(NamedTuple):
@@ -82,7 +83,13 @@ def export(
       ValueError: with JAX's reason, where a function cannot be exported so; otherwise as
         `weights.save`.
     """
-    at_least_one("portable.export", batch=batch)
+    check_model("portable.export", model)
+    check_parameters("portable.export: params", params)
+    examples("portable.export: x", x, "one example")
+    at_least_one("portable.export", ("batch",), batch=batch)
+    if isinstance(platforms, str) or not isinstance(platforms, list | tuple):
+        fix = 'such as ("cpu", "cuda")'
+        raise wrong("portable.export: platforms", describe(platforms), "a tuple", fix, TypeError)
     size = jax.export.symbolic_shape("b")[0] if batch is None else batch
 
     def batched(tree: Any) -> Any:

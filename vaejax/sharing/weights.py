@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax._version import __version__
-from vaejax.errors import wrong
+from vaejax.errors import as_path, wrong
 from vaejax.trees import differences, digest
 from vaejax.types import Params
 
@@ -71,7 +71,7 @@ def save(path: str | Path, params: Params, *, about: Any = None) -> None:
       >>> note["about"], note["tensors"]
       ({'experiment': 'vae'}, {'decoder/kernel': 'float32[2, 3]'})
     """
-    path = Path(path).expanduser().resolve()
+    path = as_path("weights.save: path", path).resolve()
     if path.exists() and not path.is_file():  # the rename would take the place of a device, too
         fix = 'give a file in it, such as "model.safetensors"'
         raise wrong("weights.save: path", f"{path}, no file", "a file", fix, IsADirectoryError)
@@ -244,7 +244,7 @@ def _write(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def _opened(where: str, path: str | Path) -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
     """A file and its header, which agree with each other and with the file's size."""
-    path = Path(path).expanduser()
+    path = as_path(f"{where}: path", path)
     if not path.is_file():
         there = path.exists()
         got = f"{path}, which is {'no file' if there else 'not there'}"

@@ -51,6 +51,7 @@ class Bookkeeping:
         """
         at_least_one(
             self.function,
+            ("patience",),
             epochs=self.epochs,
             patience=self.patience,
             evaluate_every=self.evaluate_every,

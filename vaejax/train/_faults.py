@@ -84,8 +84,8 @@ def non_finite(
     message = (
         f"fit: {', '.join(bad)} not finite at step {step} ({values}). {blamed}The batch's stored x "
         f"lies in {', '.join(f'[{low:.4g}, {high:.4g}]' for low, high in lowest)}, with "
-        f"{'no transform' if transform is None else 'a transform'}: {unscaled(stored)}"
-        f"check that {_suspect(bad)}, then try a lower learning rate or clipped gradients. "
+        f"{'no transform' if transform is None else 'a transform'}: "
+        f"check that {_suspect(bad, stored)}, then try a lower learning rate or clipped gradients. "
         f"{last_good(last)}"
     )
     return NonFiniteError(message, step, terms, last, examples)
@@ -181,13 +181,13 @@ def _shards(array: Any) -> Any:
     return jnp.asarray(array).addressable_shards
 
 
-def _suspect(bad: list[str]) -> str:
+def _suspect(bad: list[str], stored: Any) -> str:
     """What to look at first, by the terms that are not finite."""
     if "penalty" in bad and "distortion" not in bad:
         return "the codes lie where the penalty wants them (sparsity.kl: in [0, 1], by nn.sigmoid)"
     if "cross_entropy" in bad:
         return "x is finite and the labels are from 0 to classes - 1"
-    return "the likelihood's support holds it (data.binarize, data.scale)"
+    return f"the likelihood's support holds it ({unscaled(stored)})"
 
 
 def _examples_to_blame(seen: Seen) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from vaejax.data.examples import as_examples
+from vaejax.errors import at_least, check_parameters
 from vaejax.train import _callbacks as callbacks
 from vaejax.train import _faults as faults
 from vaejax.train import _identity as identity
@@ -143,6 +144,8 @@ def fit(
       (3.0, 6, [3.0, 0.0])
     """
     callbacks.check_functions(loss, optimizer, transform, evaluate, hook, log, key)
+    check_parameters("fit: params", params)
+    at_least(0, "fit", skip=skip)
     examples = as_examples("fit", data, transform)
     order_key = key_for(key, "order")
     order = order_of(indices, order_key, examples.size, batch_size)

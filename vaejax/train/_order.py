@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.errors import wrong
+from vaejax.errors import at_least_one, takes, wrong
 from vaejax.types import Array, Key, StepOrder
 
 
@@ -27,9 +27,7 @@ def shuffled(size: int, batch_size: int) -> StepOrder:
     References:
       Black and Rogaway, 2002, Ciphers with arbitrary finite domains.
     """
-    if not 1 <= batch_size <= size:
-        fix = "lower it; one example alone needs a leading axis: x[None]"
-        raise wrong("shuffled: batch_size", batch_size, f"1 to {size}, the examples", fix)
+    _check_batch_size("shuffled", size, batch_size)
     steps = size // batch_size
 
     def indices(key: Key, step: Array) -> Array:
@@ -48,9 +46,10 @@ def order_of(
     Raises ValueError for a batch larger than the data, for indices that are not one batch, and for
     those beyond the data: JAX would read the last example for them, and say nothing.
     """
-    by_default = shuffled(size, batch_size)
+    _check_batch_size("fit", size, batch_size)
     if indices is None:
-        return by_default
+        return shuffled(size, batch_size)
+    takes("fit: indices", indices, "key, step", "for instance train.shuffled(size, batch_size)")
     chosen = np.asarray(indices(key, jnp.zeros((), jnp.int32)))
     if chosen.shape != (batch_size,):
         fix = f"give {function} and indices one batch_size, which also says how long an epoch is"
@@ -59,6 +58,14 @@ def order_of(
         got, fix = f"{chosen.min()} to {chosen.max()}", f"make them for the data of {function}"
         raise wrong(f"{function}: indices", got, f"0 to {size - 1}, the examples", fix)
     return indices
+
+
+def _check_batch_size(function: str, size: int, batch_size: int) -> None:
+    """Raise unless a batch is a whole number of examples, and there are as many."""
+    at_least_one(function, size=size, batch_size=batch_size)
+    if batch_size > size:
+        fix = "lower it; one example alone needs a leading axis: x[None]"
+        raise wrong(f"{function}: batch_size", batch_size, f"1 to {size}, the examples", fix)
 
 
 def permute(key: Key, positions: Array, size: int) -> Array:

@@ -13,6 +13,7 @@ import optax
 from jax import lax
 
 from vaejax.batch import as_batch, mean_weight_of, over_examples, size_of
+from vaejax.errors import at_least_one, check_key, check_parameters, checked_result, takes, wrong
 from vaejax.train._order import shuffled
 from vaejax.train._state import TrainState
 from vaejax.trees import finite
@@ -26,6 +27,7 @@ from vaejax.types import (
     StepOrder,
     Transform,
     Weighted,
+    describe,
 )
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -63,6 +65,8 @@ def make_step(
       `init(key, params) -> TrainState` and `step(state, batch) -> (state, metrics)`. The metrics
       are the loss and its named parts before the update, nats per example; of a batch with weights
       also `batch_weight`, their mean, by which means over steps are weighed.
+    Raises:
+      TypeError: for what is no loss, optimizer or transform.
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> from vaejax import train
@@ -74,6 +78,13 @@ def make_step(
       >>> float(metrics["loss"]), float(state.params["mean"]), int(state.step)
       (9.0, 3.0, 1)
     """
+
+    takes("make_step: loss", loss, "params, key, batch, step", "such as objectives.elbo(model)")
+    if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
+        got, fix = describe(optimizer), "for instance optax.adam(1e-3)"
+        raise wrong("make_step: optimizer", got, "an Optax optimizer", fix, TypeError)
+    if transform is not None:
+        takes("make_step: transform", transform, "key, x", "for instance data.scale")
 
     def init(key: Key, params: Params) -> TrainState:
         # Copies, since a donated state must not take the caller's arrays with it.
@@ -123,7 +134,11 @@ def _gradient(
 ) -> tuple[Params, Metrics]:
     """The gradient, scaled by the batch's weight, and the metrics."""
     key, batch = as_seen(state, batch, transform)
-    with_value = jax.value_and_grad(loss, has_aux=True)
+
+    def checked(*arguments: Any) -> tuple[Array, Metrics]:
+        return checked_result("fit", loss(*arguments))
+
+    with_value = jax.value_and_grad(checked, has_aux=True)
     (value, metrics), grads = with_value(state.params, key, batch, state.step)
     metrics = {"loss": value, **metrics}
     if isinstance(batch.weight, tuple):
@@ -279,8 +294,12 @@ def make_train(
       `(key, params, data) -> (state, history)`, with `data` and `history` as for `make_scan`.
     """
     init, _ = make_step(loss, optimizer)
+    at_least_one("make_train", steps=steps, batch_size=batch_size)
 
     def train(key: Key, params: Params, data: Any) -> tuple[TrainState, Metrics]:
+        check_key("make_train", key)
+        check_parameters("make_train: params", params)
+        data = as_batch(data, "make_train")
         chosen = indices or shuffled(size_of(data), batch_size)
         scan = make_scan(loss, optimizer, steps=steps, indices=chosen, transform=transform)
         return scan(init(key, params), data)
@@ -323,6 +342,7 @@ def scan_of(
 
 def as_seen(state: TrainState, batch: Any, transform: Transform | None) -> tuple[Key, Batch]:
     """The key of a step's loss, and the batch as the loss sees it."""
+    check_key("fit", state.key)
     batch = as_batch(batch)
     step_key = jax.random.fold_in(key_for(state.key, "noise"), state.step)
     transform_key, loss_key = jax.random.split(step_key)

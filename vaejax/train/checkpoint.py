@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vaejax.errors import wrong
+from vaejax.errors import as_path, wrong
 from vaejax.train import _identity as identity
 from vaejax.train._description import (
     by_name,
@@ -121,7 +121,7 @@ def opened(
         return
     import orbax.checkpoint as ocp  # lazily: it takes as long to import as the rest together
 
-    path = Path(path).expanduser().resolve()
+    path = as_path("fit: directory", path).resolve()
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(
             f"{function}: expected directory to be a folder, got the file {path}"
@@ -294,7 +294,7 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
       ValueError: for a checkpoint of another model, and for one whose arrays do not match their
         checksum.
     """
-    path = Path(path).expanduser().resolve()
+    path = as_path("checkpoint.load: path", path).resolve()
     step, restored = _newest(path)
     which = "best" if best else "state"
     try:

@@ -14,7 +14,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from vaejax.batch import size_of
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, takes, wrong
 from vaejax.model import Model
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Weighted
 
@@ -88,6 +88,7 @@ def accumulate(loss: Loss, parts: int) -> Loss:
       ValueError: for parts < 1; and, when the loss is called, where parts does not divide the
         batch.
     """
+    takes("accumulate: loss", loss, "params, key, batch, step", "such as objectives.elbo(model)")
     at_least_one("accumulate", parts=parts)
     if parts == 1:
         return loss

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from vaejax.errors import wrong
-from vaejax.model import Model
+from vaejax.model import Model, check_model
 from vaejax.networks.autoregressive import Autoregressive
-from vaejax.types import Key, Params
+from vaejax.types import Key, Params, describe
 
 __all__ = ["mixed_precision"]
 
@@ -57,6 +57,7 @@ def mixed_precision(model: Model, dtype: Any = jnp.bfloat16) -> Model:
       Micikevicius et al., 2018, Mixed precision training, arXiv:1710.03740.
       Kalamkar et al., 2019, on bfloat16, arXiv:1905.12322.
     """
+    check_model("mixed_precision", model)
     _check(dtype)
 
     def run(function: Any, *args: Any, **options: Any) -> Any:
@@ -112,6 +113,11 @@ def _cast(leaf: Any, dtype: Any) -> Any:
 
 
 def _check(dtype: Any) -> None:
+    try:
+        jnp.dtype(object() if dtype is None else dtype)  # type: ignore[arg-type]
+    except TypeError as error:
+        got, fix = describe(dtype), "use jnp.bfloat16"
+        raise wrong("mixed_precision: dtype", got, "a type of numbers", fix, TypeError) from error
     if jnp.dtype(dtype) == jnp.float16:
         fix = "use jnp.bfloat16: float16 underflows without loss scaling, which is not here"
         raise wrong("mixed_precision: dtype", "float16", "bfloat16 or float32", fix)

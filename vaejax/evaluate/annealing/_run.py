@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vaejax.arrays import numbers
 from vaejax.batch import example_at, over_data, size_of
 from vaejax.errors import at_least_one, finite_values, wrong
 from vaejax.evaluate._each import measure_each
 from vaejax.evaluate.annealing._moves import hmc
-from vaejax.model import Model, deterministic
+from vaejax.model import Model, check_model, deterministic
 from vaejax.types import Array, Batch, Key, Params, describe_fields
 
 Start = Literal["prior", "posterior"]
@@ -224,11 +225,12 @@ def _walk(
         def chain(chain_key: Key, z: Array) -> tuple[Array, Array]:
             return hmc(bridge, chain_key, z, step=step, count=leapfrog_steps, scale=scale)
 
-        total = total + (b - before) * jax.vmap(log_ratio)(z)
+        total = total + ((b - before) * jax.vmap(log_ratio)(z)).astype(total.dtype)
         move_keys = jax.random.split(jax.random.fold_in(key, t), len(z))
-        z, accepted = jax.vmap(chain)(move_keys, z)
+        moved, accepted = jax.vmap(chain)(move_keys, z)
+        z = moved.astype(z.dtype)  # with JAX's x64 the temperatures are of another type
         acceptance = jnp.mean(accepted)
-        correction = correction + gain * (acceptance - TARGET)
+        correction = (correction + gain * (acceptance - TARGET)).astype(correction.dtype)
         return (z, total, correction), (acceptance, step)
 
     zero = jnp.zeros_like(betas, shape=())
@@ -246,6 +248,7 @@ def _start_of(model: Model, start: Start, params: Params, x: Any, c: Any) -> Any
 
 def _betas(function: str, temperatures: Any, steepness: float = 4.0) -> np.ndarray:
     """The inverse temperatures, from their number or as given, checked."""
+    temperatures = numbers(f"{function}: temperatures", temperatures, "a number, or all of them")
     if np.ndim(temperatures) == 0:
         if temperatures < 2:
             fix = "2 is importance sampling from the start; several hundred are usual"
@@ -267,6 +270,8 @@ def latent_shape(
     """The shape of z, after checking that start and prior are densities over it."""
     if start not in ("prior", "posterior"):
         raise wrong(f"{function}: start", repr(start), "'prior' or 'posterior'", "name one of them")
+
+    check_model(function, model)
 
     def distributions(key: Key) -> tuple[Any, Any]:
         arrays = jax.tree.map(jnp.asarray, (batch.x, batch.c))

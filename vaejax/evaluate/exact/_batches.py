@@ -26,7 +26,7 @@ from vaejax.distributions import (
     Normal,
 )
 from vaejax.errors import wrong
-from vaejax.model import Model
+from vaejax.model import Model, check_model
 from vaejax.types import Array, Batch, Key, Params, Transform
 
 MOST_ELEMENTS = 2**24  # of log p(x|z) per pixel that are in memory at once
@@ -84,6 +84,7 @@ def first(c: Any) -> Any:
 
 def prior_of(function: str, model: Model, params: Params, c: Any) -> Distribution:
     """The prior under the first condition; ValueError where the model has none."""
+    check_model(function, model)
     pz = model.prior(params, first(c))
     if pz is None:
         fix = "give autoencoder(..., prior=...)"

@@ -11,7 +11,7 @@ from jax import lax
 
 from vaejax.batch import size_of
 from vaejax.distributions import Normal
-from vaejax.errors import wrong
+from vaejax.errors import check_number, wrong
 from vaejax.evaluate.exact._batches import log_px_given
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Key, Params, describe_fields
@@ -179,6 +179,8 @@ def summed(fold: Any, n: int, nodes: int, latent: int) -> Quadrature:
 
 def grid_rule(function: str, spacing: float, width: float, latent: int) -> Rule:
     """Nodes of one dimension, symmetric around 0, and the log of the length each stands for."""
+    check_number(f"{function}: spacing", spacing)
+    check_number(f"{function}: width", width)
     if not 0 < spacing <= width < np.inf:
         got = f"spacing={spacing}, width={width}"
         raise wrong(f"{function}: grid", got, "0 < spacing <= width", "width is a half-width")

@@ -32,7 +32,7 @@ from vaejax.errors import at_least_one, concrete, takes, wrong
 from vaejax.families.autoencoders import sparsity
 from vaejax.families.autoencoders.contraction import Norm
 from vaejax.families.autoencoders.sparsity import Penalty
-from vaejax.model import Draw, Model, draw, terms
+from vaejax.model import Draw, Model, check_model, draw, terms
 from vaejax.objectives import Schedule, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
@@ -156,6 +156,7 @@ def sparse(model: Model, *, penalty: Penalty, weight: Schedule, draw: MakeDraw =
     References:
       Lee, Ekanadham and Ng, 2007, Sparse deep belief net model for visual area V2. Ng, 2011.
     """
+    check_model("sparse", model)
     takes("sparse: penalty", penalty, "z, weight", "call it: sparsity.kl(0.05)")
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:
@@ -200,6 +201,9 @@ def batch_top_k(model: Model, *, k: int) -> Loss:
     def code(params: Params, key: Key, x: Any, c: Any) -> Array:
         return model.encode(params, x, c, key=key).mean
 
+    check_model("batch_top_k", model)
+    at_least_one("batch_top_k", k=k)
+
     def example(params: Params, key: Key, x_and_z: Any, c: Any) -> Array:
         x, z = x_and_z
         return -model.decode(params, z, c, key=key).log_prob(x)
@@ -237,6 +241,7 @@ def contractive(model: Model, *, norm: Norm, weight: Schedule, draw: MakeDraw = 
       Rifai, Vincent, Muller, Glorot and Bengio, 2011, Contractive auto-encoders: explicit
       invariance during feature extraction.
     """
+    check_model("contractive", model)
     takes("contractive: norm", norm, *_NORM)
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:

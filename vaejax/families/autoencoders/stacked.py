@@ -28,7 +28,7 @@ from vaejax import evaluate
 from vaejax.batch import as_batch, labels_of, mean_over, over_batch
 from vaejax.distributions import Categorical
 from vaejax.errors import at_least_one, takes, wrong
-from vaejax.model import Draw, Model, deterministic, draw
+from vaejax.model import Draw, Model, compiled, deterministic, draw
 from vaejax.train import NonFiniteError, make_train
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Transform
 
@@ -88,7 +88,7 @@ def stack(levels: Sequence[Model]) -> Model:
         level, own, own_key = bottom
         return level.decode(own, z, c, key=own_key)
 
-    return Model(jax.jit(init), prior, encode, decode)
+    return Model(compiled(init), prior, encode, decode)
 
 
 def pretrain(
@@ -194,7 +194,7 @@ def classifier(model: Model, classes: int) -> Model:
     def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Categorical:
         return Categorical(layer.apply({"params": params["classes"]}, jnp.ravel(z)))
 
-    return Model(jax.jit(init), prior, encode, decode)
+    return Model(compiled(init), prior, encode, decode)
 
 
 def classification(model: Model, *, draw: Callable[..., Draw] = draw) -> Loss:

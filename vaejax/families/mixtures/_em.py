@@ -16,7 +16,7 @@ from vaejax.distributions import Bernoulli, Mixture
 from vaejax.errors import at_least_one, finite_values, wrong
 from vaejax.families.mixtures._steps import Expectation, choose, e_step, family_of, m_step
 from vaejax.trees import on_host
-from vaejax.types import Array, Batch
+from vaejax.types import Array, Batch, describe
 
 # Below half an example's worth a component is empty. One that was placed anew with success holds
 # more (see `_reseeded`), so that it is not moved again at once.
@@ -97,6 +97,9 @@ def fit(
       >>> bool(fitted.history[-1] >= fitted.history[0])
       True
     """
+    if not isinstance(start, Mixture):
+        fix = "such as Mixture(logits, Bernoulli(...)), or take fit_bernoulli"
+        raise wrong("fit: start", describe(start), "a Mixture", fix, TypeError)
     top = 0.5 if isinstance(start.components, Bernoulli) else np.inf
     if not 0 < floor < top:
         raise wrong("fit: floor", floor, f"0 < floor < {top}", "the default is 1e-3")

@@ -11,7 +11,7 @@ from jax import lax
 
 from vaejax.batch import as_batch, example_at, over_data
 from vaejax.distributions import Mixture
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, check_key, wrong
 from vaejax.families.mixtures._bernoulli import BERNOULLI
 from vaejax.families.mixtures._em import Fitted, best_of, check_enough, counted
 from vaejax.families.mixtures._family import Family
@@ -202,6 +202,7 @@ def _fit(
         fix = "numbers need an axis of their own: x[:, None]"
         raise wrong(f"{where}: data", got, "[n, ...] with an event axis", fix)
     at_least_one(where, components=components, batch_size=batch_size, restarts=restarts)
+    check_key(where, key)
     x, share = counted(where, batch)
     batch_size = min(batch_size, len(x))
     check_enough(where, components, share)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vaejax.arrays import numbers
 from vaejax.batch import as_batch, example_at, over_data, size_of
-from vaejax.errors import at_least_one, concrete, wrong
+from vaejax.errors import at_least_one, check_parameters, concrete, wrong
 from vaejax.evaluate import checked_batch, measure, measure_each
 from vaejax.families.quantized._model import VectorQuantized
-from vaejax.model import Model, deterministic
+from vaejax.model import Model, check_model, deterministic
 from vaejax.train import TrainState
-from vaejax.types import Array, Batch, Key, Params, Transform
+from vaejax.types import Array, Batch, Key, Params, Transform, describe
 
 
 def perplexity(used: Array) -> Array:
@@ -44,7 +45,8 @@ def usage(index: Any, entries: int) -> np.ndarray:
     Raises:
       ValueError: for no code, and for an index outside of the codebook.
     """
-    index = np.asarray(index).ravel()
+    at_least_one("usage", entries=entries)
+    index = np.asarray(numbers("usage: index", index, "codes, whole numbers")).ravel()
     if not index.size or index.min() < 0 or index.max() >= entries:
         got = f"{index.size} codes" + (f" in {index.min()}..{index.max()}" if index.size else "")
         fix = "pass what indices(model, ...) returns, and that model's number of entries"
@@ -104,6 +106,8 @@ def from_data(
     Raises:
       ValueError: for a codebook with more entries than all examples together have codes.
     """
+    check_model("from_data", model)
+    check_parameters("from_data: params", params)
     batch = checked_batch("from_data", key, data)._replace(y=())
     rows_key, transform_key, choice_key = jax.random.split(key, 3)
     count = _enough("from_data", model, params, batch, transform, size_of(batch.x))
@@ -218,6 +222,9 @@ def _enough(
 ) -> int:
     """As many of the examples as count, at most; ValueError if they have too few codes."""
     weight = np.ones(size_of(batch.x)) if isinstance(batch.weight, tuple) else batch.weight
+    if not isinstance(params, dict) or "codebook" not in params:
+        fix = "pass what the init of a model from quantize made"
+        raise wrong(f"{function}: params", describe(params), "those with a codebook", fix)
     entries = len(params["codebook"])
     examples = min(examples, int(np.count_nonzero(np.asarray(weight) > 0)))
     one = jax.eval_shape(

@@ -10,8 +10,8 @@ from jax import lax
 from vaejax.batch import present
 from vaejax.distributions import Delta, Distribution, distribution
 from vaejax.errors import concrete, wrong
-from vaejax.model import Model
-from vaejax.types import Array, Key, Params
+from vaejax.model import Model, compiled
+from vaejax.types import Array, Key, Params, describe
 
 
 @distribution
@@ -132,6 +132,9 @@ def quantize(model: Model, *, entries: int) -> Model:
         return {"model": params, "codebook": codebook}
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Any:
+        if not isinstance(params, dict) or not {"model", "codebook"} <= set(params):
+            fix = "pass what this model's own init made, or fit returned for it"
+            raise wrong("encode: params", describe(params), "'model' and 'codebook'", fix)
         features = _check_point(model.encode(params["model"], x, c, key=key)).value
         codebook = params["codebook"]
         if codebook.shape != (entries, features.shape[-1]):
@@ -143,7 +146,7 @@ def quantize(model: Model, *, entries: int) -> Model:
     def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
         return model.decode(params["model"], z, c, key=key)
 
-    return Model(jax.jit(init), lambda params, c=(): None, encode, decode)
+    return Model(compiled(init), lambda params, c=(): None, encode, decode)
 
 
 def with_prior(model: Model, network: Any) -> Model:

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vaejax.arrays import numbers
 from vaejax.batch import present
 from vaejax.distributions import Steps
 from vaejax.errors import at_least_one, concrete, wrong
-from vaejax.model import Draw, Generated, Model
-from vaejax.types import Array, Key, Params
+from vaejax.model import Draw, Generated, Model, check_model, compiled
+from vaejax.networks import check_module
+from vaejax.types import Array, Key, Params, describe
 
 
 class Recurrent(NamedTuple):
@@ -82,6 +84,8 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
       Chung et al., 2015, arXiv:1506.02216 (whose features of x and z are the first layers of the
       networks here).
     """
+    check_model("vrnn", model)
+    check_module("vrnn: cell", cell)
     at_least_one("vrnn", features=features)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
@@ -118,7 +122,7 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
         step = _generating(model, cell, params, key, c, values, mask, known)
         return lax.scan(step, jnp.zeros(features), jnp.arange(steps))[1]
 
-    return Recurrent(_of_one_step(model)._replace(init=jax.jit(init)), draw, generate)
+    return Recurrent(_of_one_step(model)._replace(init=compiled(init)), draw, generate)
 
 
 def padded(sequences: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +136,10 @@ def padded(sequences: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: for no sequence, for an empty one, naming it, and for steps of different shapes.
     """
-    arrays = [np.asarray(one) for one in sequences]
+    if not isinstance(sequences, list | tuple | np.ndarray | jax.Array):
+        fix = "pass a list, an array [steps_i, ...] for each"
+        raise wrong("padded: sequences", describe(sequences), "several sequences", fix, TypeError)
+    arrays = [np.asarray(numbers(f"padded: sequence {i}", x)) for i, x in enumerate(sequences)]
     at_least_one("padded", sequences=len(arrays))
     for i, one in enumerate(arrays):
         if one.ndim == 0 or len(one) == 0 or one.shape[1:] != arrays[0].shape[1:]:

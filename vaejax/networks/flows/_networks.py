@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from vaejax.distributions import Normal
-from vaejax.errors import at_least_one, wrong
+from vaejax.errors import at_least_one, sizes, wrong
 from vaejax.networks._layers import MLP, join
 from vaejax.networks._network import Network
 from vaejax.networks.flows._maps import (
@@ -107,12 +107,13 @@ def coupling(
       >>> print(x, log_det)
       [1. 1.] 0.0
     """
+    at_least_one("coupling", size=size, layers=layers)
+    hidden = sizes("coupling: hidden", hidden, empty=True)
     if size < 2:
         fix = (
             "a coupling needs an entry to look at and another to move: take inverse_autoregressive"
         )
         raise wrong("coupling: size", size, "2 or more", fix)
-    at_least_one("coupling", layers=layers)
     orders = _orders("coupling", size, layers, orders)
     moved = size - size // 2
     nets = tuple(Conditioner(tuple(hidden), 2 * moved) for _ in orders)
@@ -135,7 +136,8 @@ def inverse_autoregressive(
     Returns:
       The network.
     """
-    at_least_one("inverse_autoregressive", size=size, layers=layers, hidden=len(hidden))
+    at_least_one("inverse_autoregressive", size=size, layers=layers)
+    hidden = sizes("inverse_autoregressive: hidden", hidden)
     orders = _orders("inverse_autoregressive", size, layers, orders)
     nets = tuple(Masked(tuple(hidden), 2, order) for order in orders)
     return Stack(InverseAutoregressive, nets, orders)

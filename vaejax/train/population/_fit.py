@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from vaejax.batch import as_batch, mean_weight_of, size_of
 from vaejax.data.examples import as_examples
 from vaejax.data.sources import in_arrays
-from vaejax.errors import at_least_one, takes, wrong
+from vaejax.errors import at_least_one, check_parameters, is_key, takes, wrong
 from vaejax.train import _callbacks as callbacks
 from vaejax.train import _faults as faults
 from vaejax.train import _identity as identity
@@ -263,6 +263,7 @@ def fit(
     _check_functions(make, transform, evaluate, log)
     members = _members(hyper, params, keys)
     examples = as_examples("population.fit", in_arrays("population.fit", data), transform)
+    check_parameters("population.fit: params", params)
     order_key = train.key_for(jax.random.clone(keys)[0], "order")
     order = order_of(indices, order_key, examples.size, batch_size, "population.fit")
     book = Bookkeeping(
@@ -383,6 +384,9 @@ def _check_functions(make: Any, transform: Any, evaluate: Any, log: Any) -> None
 
 def _members(hyper: Any, params: Params, keys: Key) -> int:
     """How many members there are, which all arguments have to agree on."""
+    if not is_key(keys):
+        fix = "make them: jax.random.split(jax.random.key(0), members)"
+        raise wrong("population.fit: keys", describe(keys), "an array of keys", fix, TypeError)
     members = size_of(jax.random.key_data(keys)) if jnp.ndim(keys) else 0
     at_least_one("population.fit", keys=members)
     if (kind := str(jax.random.key_impl(keys))) != "threefry2x32":

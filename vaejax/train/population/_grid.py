@@ -8,6 +8,7 @@ import numpy as np
 
 from vaejax.batch import size_of
 from vaejax.errors import at_least_one, wrong
+from vaejax.types import describe
 
 
 def grid(**values: Iterable[Any]) -> dict[str, np.ndarray]:
@@ -26,6 +27,10 @@ def grid(**values: Iterable[Any]) -> dict[str, np.ndarray]:
       >>> {name: values.tolist() for name, values in hyper.items()}
       {'beta': [1.0, 1.0, 1.0, 4.0, 4.0, 4.0], 'seed': [0, 1, 2, 0, 1, 2]}
     """
+    for name, one in values.items():
+        if isinstance(one, str) or not hasattr(one, "__iter__"):
+            got, fix = describe(one), f"such as {name}=[1.0, 4.0]"
+            raise wrong(f"population.grid: {name}", got, "a list of values", fix, TypeError)
     lists = {name: list(one) for name, one in values.items()}
     at_least_one("population.grid", **{name: len(one) for name, one in lists.items()})
     for name, one in lists.items():
