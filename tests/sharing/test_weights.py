@@ -227,7 +227,10 @@ HANDMADE = {
     "a name twice": (by_hand('{"a": {}, "a": {}}', b""), "a name twice"),
     "no text": (by_hand('{"a": "\xff"}', b"").replace(b"\xc3", b"\xff"), "damaged: its header"),
     "someone else's": (by_hand(OUTER, DATA), "weights.save the result"),
-    "a newer format": (by_hand(OUTER, DATA, {**DESCRIPTION, "format": 2}), "of vaejax 0.0.1.*pip"),
+    "a newer format": (
+        by_hand(OUTER, DATA, {**DESCRIPTION, "format": 2}),
+        "of vaejax 0.0.1.*newer",
+    ),
     "no format": (by_hand(OUTER, DATA, {"data": ""}), "lacks an entry"),
     "a deep description": (
         by_hand({"__metadata__": {"vaejax": "[" * 100_000}}, b""),

@@ -341,5 +341,3 @@ def test_data_that_stay_on_the_disk_are_refused():
         population.fit(make, HYPER, HYPER, source, keys=keys, epochs=1)
     with pytest.raises(TypeError, match=message.format("population.mean_loss")):
         population.mean_loss(make, source)
-    with pytest.raises(TypeError, match=message.format("evaluate.mean_loss")):
-        evaluate.mean_loss(DISTANCE, {}, jax.random.key(0), source)

@@ -307,7 +307,7 @@ def _check_shape(
     if not jax.tree.leaves(event):
         return
     got, expected = (jax.tree.map(jnp.shape, tree) for tree in (seen, event))
-    if got == expected:
+    if got == expected or _is_rearranged(seen, event):
         return
     fix = "give x the decoder's shape"
     if isinstance(seen, jax.ShapeDtypeStruct) and isinstance(event, jax.ShapeDtypeStruct):
@@ -316,6 +316,14 @@ def _check_shape(
         elif seen.shape[1:] == event.shape:
             fix = "one axis is too many: x is [n, ...], without an axis of batches"
     raise wrong(f"{function}: data", f"examples {got}", f"{expected}, as p(x|z)", fix)
+
+
+def _is_rearranged(seen: Any, event: Any) -> bool:
+    """Whether two trees hold as many numbers in other structures, which cannot broadcast."""
+    if jax.tree.structure(seen) == jax.tree.structure(event):
+        return False
+    one, other = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (seen, event))
+    return one == other
 
 
 @partial(jax.jit, static_argnums=(0, 1))
