@@ -27,7 +27,7 @@ from vaejax.batch import as_batch, check_some_weight, example_at, over_data, siz
 from vaejax.data.sources import Source
 from vaejax.distributions import Categorical
 from vaejax.errors import at_least_one, check_key, check_parameters, finite_values, wrong
-from vaejax.model import Model
+from vaejax.model import Model, check_model
 from vaejax.types import Array, Batch, Key, Params, PerExample, Transform, describe
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -269,10 +269,8 @@ def _check_present(
 def _check_places(function: str, order: tuple[str, ...], model: Any, params: Any) -> None:
     """Raise where the model or its parameters are something else, such as each other."""
     fix = f"the order is {function}({', '.join(order)})"
-    if order[0] == "model" and not hasattr(model, "encode"):
-        if hasattr(model, "model"):
-            fix = "pass its .model, and its .draw where the measure takes one"
-        raise wrong(f"{function}: model", describe(model), "a Model", fix, TypeError)
+    if order[0] == "model":
+        check_model(function, model, ", ".join(order))
     if order[0] == "loss" and not callable(model):
         raise wrong(f"{function}: loss", describe(model), "a loss", fix, TypeError)
     if isinstance(params, Model | Batch | Source):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from vaejax.distributions import Distribution, distribution
-from vaejax.errors import at_least, check_key, wrong
+from vaejax.errors import at_least, check_key
 from vaejax.model._model import Model
-from vaejax.types import Array, Key, Params, describe, describe_fields
+from vaejax.types import Array, Key, Params, describe_fields
 
 
 @describe_fields
@@ -77,7 +77,7 @@ def draw(
     Returns:
       A Draw.
     """
-    _check_order("draw", model, "model, params, key, x")
+    check_model("draw", model, "model, params, key, x")
     check_key("draw", key)
     encode_key, z_key, decode_key = jax.random.split(key, 3)
     q = model.encode(params, x if given is None else given, c, key=encode_key)
@@ -178,7 +178,7 @@ def reconstruct(
     Returns:
       The reconstruction, in the shape of x.
     """
-    _check_order("reconstruct", model, "model, params, x")
+    check_model("reconstruct", model, "model, params, x")
     q = model.encode(params, x, c)
     return model.decode(params, q.mean if key is None else q.sample(key), c).mean
 
@@ -199,7 +199,7 @@ def generate(model: Model, params: Params, key: Key, c: Any = ()) -> Generated:
       ValueError: for a deterministic autoencoder, which has no prior to sample from.
       TypeError: where key is no key.
     """
-    _check_order("generate", model, "model, params, key")
+    check_model("generate", model, "model, params, key")
     check_key("generate", key)
     z_key, x_key = jax.random.split(key)
     pz = model.prior(params, c)
@@ -232,14 +232,8 @@ def interpolate(
     Raises:
       ValueError: where steps is below 2.
     """
-    _check_order("interpolate", model, "model, params, start, end")
+    check_model("interpolate", model, "model, params, start, end")
     at_least(2, "interpolate", steps=steps)
     first, last = (model.encode(params, x, c).mean for x in (start, end))
     weights = jnp.linspace(0.0, 1.0, steps, dtype=first.dtype)
     return jax.vmap(lambda w: model.decode(params, (1 - w) * first + w * last, c).mean)(weights)
-
-
-def _check_order(function: str, model: Any, order: str) -> None:
-    if not hasattr(model, "encode"):
-        fix = f"the order is {function}({order})"
-        raise wrong(f"{function}: model", describe(model), "a Model", fix, TypeError)

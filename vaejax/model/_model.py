@@ -175,12 +175,13 @@ def compiled(init: Init) -> Init:
     return checked
 
 
-def check_model(function: str, model: Any) -> None:
+def check_model(function: str, model: Any, order: str | None = None) -> None:
     """Raise unless a value is a model: it has the four functions of one.
 
     Args:
       function: the name of the caller, for the message.
       model: the value.
+      order: the arguments of the caller, for the message, such as "model, params, key, x".
     Raises:
       TypeError: where it is none.
     """
@@ -188,7 +189,9 @@ def check_model(function: str, model: Any) -> None:
         return
     if all(callable(getattr(model, name, None)) for name in Model._fields):
         return
-    fix = "for instance autoencoder(encoder, decoder, prior); it comes before params, key and data"
+    fix = "for instance autoencoder(encoder, decoder, prior)"
+    if order is not None:
+        fix = f"the order is {function}({order})"
     if isinstance(getattr(model, "model", None), Model):
         fix = "pass its .model, and its .draw where that is taken"
     elif isinstance(model, nn.Module):
