@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import at_least, check_key
-from vaejax.model._model import Model
+from vaejax.model._model import Model, check_model
 from vaejax.types import Array, Key, Params, describe_fields
 
 
