@@ -33,7 +33,6 @@ from vaejax.families.mixtures import (
     log_joint,
     m_step,
 )
-from vaejax.types import Batch
 
 
 def check_monotone(history, rounding):
@@ -160,14 +159,21 @@ def test_planted_gaussians_are_found():
     scale = np.tile([0.5, 1, 1.5], (3, 1))
     np.testing.assert_allclose(components.scale[order], scale, rtol=0.3)
     q = e_step(fitted.mixture, POINTS).responsibilities
-    assert np.mean(np.argmax(q, axis=1) == np.argsort(order)[LABELS]) > 0.98
+    assert np.mean(np.argmax(q, axis=1) == order[LABELS]) > 0.98
 
 
 def test_restarts_keep_the_likeliest():
-    """One start of these puts two components on one group of three, and ends far below."""
-    one = fit_gaussian(POINTS, 3, key=jax.random.key(16))
-    several = fit_gaussian(POINTS, 3, key=jax.random.key(16), restarts=4)
-    assert several.history[-1] > one.history[-1] + 0.1
+    """More components than groups: where EM ends depends on the start."""
+    one, several = (
+        [
+            fit_gaussian(OVERLAPPING[:60], 6, key=jax.random.key(seed), restarts=restarts).history[
+                -1
+            ]
+            for seed in range(3)
+        ]
+        for restarts in (1, 6)
+    )
+    assert np.mean(several) > np.mean(one) + 0.01 and min(several) > min(one)
 
 
 def test_an_empty_component_is_seeded_anew_and_the_likelihood_rises():
@@ -266,7 +272,6 @@ BROKEN[7, 1] = np.nan
         (fit_full_gaussian, BITS.reshape(N, 3, 4), 2, {}, "vectors.*flatten"),
         (fit_bernoulli, BITS, 2, {"floor": 0.3}, "floor: got 0.3"),
         (fit_gaussian, POINTS, 2, {"floor": 0.0}, "floor: got 0.0.*no maximum"),
-        (fit_bernoulli, Batch(BITS, weight=BITS[:, 0]), 1, {}, "fit_bernoulli: data.weight"),
     ],
 )
 def test_bad_data_and_options_of_a_fit_are_refused(call, data, components, options, message):

@@ -16,9 +16,14 @@ def _log_probs(components: Bernoulli, x: Array) -> Array:
     return jnp.where(jnp.any((one < 0) | (one > 1)), -jnp.inf, log_p)
 
 
-def _fitted(share: Array, x: Array, floor: float) -> Bernoulli:
+def _fitted(share: Array, x: Array, floor: float, _: Bernoulli) -> Bernoulli:
     means = jnp.matmul(share, x, precision="highest")
     return _of(jnp.clip(means, floor, 1 - floor))
+
+
+def _allowed(components: Bernoulli, floor: float) -> Bernoulli:
+    most = jnp.log1p(-floor) - jnp.log(floor)
+    return Bernoulli(jnp.clip(components.logits, -most, most))
 
 
 def _around(centres: Array, spread: Array, floor: float) -> Bernoulli:
@@ -35,6 +40,6 @@ def _of(p: Array) -> Bernoulli:
     return Bernoulli(jnp.log(p) - jnp.log1p(-p))
 
 
-BERNOULLI = Family(_log_probs, _fitted, _around, _variance)
+BERNOULLI = Family(_log_probs, _fitted, _allowed, _around, _variance)
 
 __all__ = ["BERNOULLI"]

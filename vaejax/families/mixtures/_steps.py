@@ -1,7 +1,7 @@
 """The E step, the M step and the bound that both raise."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,15 +116,18 @@ def elbo(mixture: Mixture, q: Array, x: Array, *, batch_size: int = 1000) -> Arr
 
 
 @jax.jit
-def m_step(mixture: Mixture, x: Array, q: Array, *, floor: float = 1e-3) -> Mixture:
+def m_step(
+    mixture: Mixture, x: Array, q: Array, *, floor: float = 1e-3, weight: Any = ()
+) -> Mixture:
     """The mixture of the same family that maximises the mean bound over the data at fixed q.
 
-    `w_j = N_j / n`, `N_j = sum_n q_nj`.
+    `w_j = N_j / n`, `N_j = sum_n q_nj`; under weights v, `w_j = N_j / sum_n v_n` and
+    `N_j = sum_n v_n q_nj`.
 
-    Each component's parameters are those of maximum likelihood on the data weighted by q_nj: the
-    weighted mean, and for Gaussians the weighted (co)variance about it. The weighted likelihood has
-    a single peak in each parameter that `floor` bounds, so the nearest allowed value is the
-    constrained maximum. A component that no example claims keeps its parameters.
+    Each component's parameters are those of maximum likelihood on the data weighted by q_nj, or by
+    v_n q_nj: the weighted mean, and for Gaussians the weighted (co)variance about it. The weighted
+    likelihood has a single peak in each parameter that `floor` bounds, so the nearest allowed value
+    is the constrained maximum. A component that no example claims keeps its parameters.
 
     Args:
       mixture: of k Bernoulli, Normal or MultivariateNormal components.
@@ -132,6 +135,7 @@ def m_step(mixture: Mixture, x: Array, q: Array, *, floor: float = 1e-3) -> Mixt
       q: a row of probabilities for each example, `[n, k]`.
       floor: Bernoulli: probabilities stay in [floor, 1 - floor]. Normal: the smallest standard
         deviation. MultivariateNormal: the smallest square root of an eigenvalue of the covariance.
+      weight: how much each example counts, `[n]`; by default, `()`, all count alike.
     Returns:
       The mixture.
     Raises:
@@ -139,13 +143,16 @@ def m_step(mixture: Mixture, x: Array, q: Array, *, floor: float = 1e-3) -> Mixt
     """
     family = family_of(mixture)
     flat = jnp.asarray(x, jnp.result_type(x, 1.0)).reshape(len(x), -1)
+    total: Any = len(x)
+    if not isinstance(weight, tuple):
+        q, total = q * weight[:, None], jnp.sum(weight)
     counts = q.sum(axis=0)
     claimed = counts > 1e-30
     share = (q / jnp.where(claimed, counts, 1)[None]).T  # [k, n], rows sum to 1
-    new = family.fitted(share, flat, floor)
     old = mixture.components
+    new = family.fitted(share, flat, floor, old)
     new = jax.tree.map(lambda leaf, like: leaf.reshape(jnp.shape(like)), new, old)
-    return Mixture(jnp.log(jnp.maximum(counts, 1e-30) / len(x)), choose(claimed, new, old))
+    return Mixture(jnp.log(jnp.maximum(counts, 1e-30) / total), choose(claimed, new, old))
 
 
 def family_of(mixture: Mixture) -> Family:
