@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments import common
@@ -127,6 +128,7 @@ def main(config: Config) -> dict[str, Any]:
         "collapsed": final["rate"] < 0.1,
         "test_nll_nats": float(-likelihood.log_px.mean()),
         "test_nll_particles": config.particles,
+        "test_ess_median": float(np.median(likelihood.ess)),
         "test_nll_sequences": len(likelihood.log_px),
         "test_sequences": len(jax.tree.leaves(task.test)[0]),
         **more,

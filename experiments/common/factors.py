@@ -16,6 +16,7 @@ from vaejax.model import Model
 from vaejax.types import Array, Batch, Key, Params
 
 __all__ = [
+    "LABELS",
     "Images",
     "images_of",
     "information",
@@ -51,11 +52,12 @@ def images_of(config: Any, key: Key) -> tuple[Batch, Batch]:
 
 
 class Images(NamedTuple):
-    """Stored images of both splits, y their factors; and the first ones as the model sees them."""
+    """Stored images, y their factors; some of them as the model sees them, and their mean."""
 
     train: Batch
     test: Batch
-    seen: Any
+    seen: np.ndarray
+    mean: np.ndarray
 
 
 def load(config: Any) -> Images:
@@ -64,7 +66,8 @@ def load(config: Any) -> Images:
     data_key, seen_key, *_ = keys(config, 5)
     images, test = images_of(config, data_key)
     train.shuffled(len(images.x), config.batch_size)  # refuses a batch larger than the data
-    return Images(images, test, seen_by(data.binarize, seen_key, images.x))
+    seen = seen_by(data.binarize, seen_key, images.x)
+    return Images(images, test, np.asarray(seen), np.asarray(seen.mean(axis=0)))
 
 
 def measured(config: Any, model: Model, params: Params, key: Key, test: Batch) -> dict[str, Any]:
@@ -96,27 +99,34 @@ def measured(config: Any, model: Model, params: Params, key: Key, test: Batch) -
     return found
 
 
+LABELS = {
+    "mig": "mutual information gap",
+    "total_correlation_nats": "total correlation, nats",
+    "elbo_nats": "ELBO, nats per image",
+    "beta": "weight of the rate",
+    "tc_beta": "weight of the total correlation",
+    "gamma": "weight of the critic's total correlation",
+} | {f"gap_{name}": f"gap of the {name}" for name in sprites.FACTORS}
+
+
 def summarised(config: Any, found: dict[str, Any], critic: dict[str, float]) -> dict[str, Any]:
-    """What summary.json holds: lists in the order of the methods.
+    """What summary.json holds: the numbers of each method, and what is to be said of them.
 
     Args:
       config: of experiments.disentangle.
       found: what `measured` says, by method.
       critic: the numbers of FactorVAE's critic; empty without it.
     """
-    every, numbers = list(found.values()), ("elbo_nats", "distortion_nats", "rate_nats")
     summary: dict[str, Any] = {"methods": list(found)}
-    if "gap" in every[0]:
-        summary["mig"] = [one["gap"].value for one in every]
-        gaps = np.stack([one["gap"].gaps for one in every]).T
-        summary |= {
-            f"gap_{name}": row.tolist() for name, row in zip(sprites.FACTORS, gaps, strict=True)
-        }
-    summary |= {name: [one[name] for one in every] for name in numbers}
-    correlations = [one["total_correlation_nats"] for one in every]
-    summary["total_correlation_nats"] = [one.value for one in correlations]
-    summary["total_correlation_error"] = [one.error for one in correlations]
-    summary["collapsed_dimensions"] = [one["collapsed_dimensions"] for one in every]
+    for method, one in found.items():
+        correlation = one["total_correlation_nats"]
+        numbers = {n: one[n] for n in ("elbo_nats", "distortion_nats", "rate_nats")}
+        numbers |= {"total_correlation_nats": correlation.value}
+        numbers |= {"total_correlation_error": correlation.error}
+        if "gap" in one:
+            gaps = zip(sprites.FACTORS, one["gap"].gaps.tolist(), strict=True)
+            numbers |= {"mig": one["gap"].value} | {f"gap_{name}": gap for name, gap in gaps}
+        summary[method] = numbers | {"collapsed_dimensions": one["collapsed_dimensions"]}
     return {**summary, **critic, "notes": _notes(config, found, critic), "epochs": config.epochs}
 
 
