@@ -91,6 +91,8 @@ def test_mixture_counts_its_components(key):
 def test_every_method_of_a_distribution_is_documented():
     for method in ("sample", "log_prob", "sample_and_log_prob"):
         assert len(getattr(vd.Distribution, method).__doc__) >= 60
+    for name in vd.__all__:
+        assert len(getattr(vd, name).__doc__) >= 60, name
 
 
 def structures_differ(classes):

@@ -7,10 +7,11 @@ import pytest
 from scipy import integrate, stats
 
 from tests import oracles
-from vaejax import evaluate
+from vaejax import data, evaluate
 from vaejax.distributions import Bernoulli, Normal
 from vaejax.evaluate.annealing import _run, ais, bdmc, hmc, leapfrog, reverse_ais, sigmoidal
 from vaejax.model import Model
+from vaejax.types import Batch
 
 MODEL, PARAMS = oracles.linear_gaussian(d=5, latent=2)
 CHAINS, N = 16, 24
@@ -423,3 +424,18 @@ def test_the_posterior_is_given_by_its_draws(key):
         TypeError, match=r"reverse_ais: posterior: got GridPosterior.*its draws, .z"
     ):
         reverse_ais(MODEL, PARAMS, key, X[:3], GridPosterior())
+
+
+@pytest.mark.statistics
+def test_stored_images_and_batches_are_taken():
+    prior = Normal(jnp.zeros(2), jnp.ones(2))
+    model = Model(
+        None,
+        lambda params, c=(): prior,
+        lambda params, x, c=(), *, key=None: prior,
+        lambda params, z, c=(), *, key=None: Bernoulli(params + z[0] + jnp.zeros((3, 2))),
+    )
+    images = Batch(np.full((3, 3, 2), 128, np.uint8))
+    options = {"chains": 1, "temperatures": 4, "transform": data.binarize}
+    run = ais(model, jnp.zeros(()), jax.random.key(1), images, **options)
+    assert run.log_px.shape == (3,) and (run.log_px < 0).all()

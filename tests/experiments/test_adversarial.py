@@ -12,12 +12,13 @@ from experiments.common import game
 
 @pytest.mark.parametrize("preset", ["digits_mixture", "digits_vae_gan", "digits_gan"])
 def test_samples_are_counted_and_the_game_is_measured(preset, finished):
-    summary = finished("adversarial", preset).summary
+    folder, summary, _ = finished("adversarial", preset)
     assert sum(summary["class_histogram"]) == 50
     assert 0 <= summary["test_critic_accuracy"] <= 1
     assert ("codes_cross_entropy_nats" in summary) == (preset != "digits_gan")
     assert ("test_encoder_loss" in summary) == (preset != "digits_gan")
     assert ("test_feature_distortion" in summary) == (preset == "digits_vae_gan")
+    assert ("rate" in common.rows(folder)[0]) == (preset == "digits_vae_gan")
 
 
 def test_shown_counts_classes_with_one_percent():

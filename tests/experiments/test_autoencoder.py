@@ -14,8 +14,10 @@ def test_a_linear_run_is_measured_against_pca(preset, finished):
     assert 0 < summary["principal_angle_rad"] <= 1.571
 
 
-def test_only_a_linear_one_has_an_angle_to_pca(finished):
-    assert "principal_angle_rad" not in finished("autoencoder", "digits").summary
+@pytest.mark.parametrize("preset", ["digits", "deep_bernoulli", "conv"])
+def test_only_a_linear_one_has_an_angle_to_pca(preset, finished):
+    summary = finished("autoencoder", preset).summary
+    assert summary["test_squared_error"] > 0 and "principal_angle_rad" not in summary
 
 
 def test_a_tied_convolution_is_refused(tmp_path):

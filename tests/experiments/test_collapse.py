@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import collapse
+from experiments import collapse, common
 
 
 @pytest.mark.parametrize("preset", sorted(collapse.PRESETS))
@@ -26,3 +26,8 @@ def test_no_beta_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--betas: got nothing, expected one value or more"):
         collapse.main(replace(collapse.Config(), betas=(), out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_several_betas_follow_one_option():
+    config = common.parse(collapse.PRESETS, "about", ["mnist", "--betas", "1", "4"])
+    assert config.betas == (1.0, 4.0) and config.dataset == "mnist"

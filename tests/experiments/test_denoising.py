@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import common, denoising
+from experiments import common, denoising, score_field
 from experiments.common import measures, planes
 from vaejax import corruption
 
@@ -28,6 +28,17 @@ def test_the_true_field_has_the_zeros_of_three_modes(finished):
     found = [summary[f"zeros_{kind}_true"] for kind in ("maximum", "saddle", "minimum")]
     assert found == [3, 3, 1]  # maxima - saddles + minima = 1 for any density on the plane
     assert sum(summary["mode_shares_end"]) == pytest.approx(1)
+
+
+def test_the_field_of_a_spiral_is_measured(finished):
+    summary = finished("score_field", "spiral").summary
+    assert -1 <= summary["cosine"] <= 1 and summary["relative_squared_error"] > 0
+
+
+def test_presets_and_options_reach_the_configuration():
+    assert common.parse(denoising.PRESETS, "about", ["super_resolution"]).level == 4
+    config = common.parse(score_field.PRESETS, "about", ["ring", "--scale", "0.3"])
+    assert config.density == "ring" and config.scale == 0.3
 
 
 @pytest.mark.parametrize("preset", denoising.PRESETS)

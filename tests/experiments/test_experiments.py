@@ -32,6 +32,7 @@ def test_the_bound_of_every_preset_is_its_two_parts(preset, finished):
     summary = finished("vae", preset).summary
     bound = -(summary["test_distortion_nats"] + summary["test_rate_nats"])
     assert summary["test_elbo_nats"] == pytest.approx(bound, rel=1e-4)
+    assert summary.keys() >= {"test_nll_nats", "test_nll_particles", "epochs", "seconds_train"}
     assert preset != "mnist" or 100 < -summary["test_elbo_nats"] < 600
 
 

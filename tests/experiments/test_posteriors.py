@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments import posteriors
 from experiments.common import variations
+from tests.experiments.conftest import config_of, run
 from vaejax.distributions import MultivariateNormal, Normal
 from vaejax.model import Model
 
@@ -16,6 +17,14 @@ def test_the_bound_of_every_posterior_is_below_the_likelihood(finished):
     summary = finished("posteriors", "digits").summary
     for name in ("diagonal", "planar", "iaf"):
         assert summary[f"{name}_test_nll_nats"] <= -summary[f"{name}_test_elbo_nats"] + 1
+
+
+def test_a_posterior_alone_has_no_gain_over_the_diagonal_one(tmp_path):
+    config = config_of("posteriors", "digits", tmp_path / "run", posteriors=("iaf",))
+    summary, _ = run("posteriors", config)
+    assert summary["iaf_test_nll_nats"] <= -summary["iaf_test_elbo_nats"] + 1
+    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
+    assert figures == {"samples_iaf", "clouds", "curves"}
 
 
 def test_active_units_are_those_whose_mean_moves_however_wide_the_posterior():

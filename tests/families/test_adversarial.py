@@ -255,7 +255,8 @@ def test_each_player_s_gradient_is_that_of_its_own_loss(game):
         assert np.abs(np.asarray(scale)).max() > 1e-4
 
 
-def test_a_sum_of_all_losses_would_be_seen(monkeypatch):
+@pytest.mark.parametrize("game", GAMES)
+def test_a_sum_of_all_losses_would_be_seen(game, monkeypatch):
     """The check of the test above, against one backward pass through the sum of the losses."""
 
     def summed(losses):
@@ -267,7 +268,7 @@ def test_a_sum_of_all_losses_would_be_seen(monkeypatch):
 
     monkeypatch.setattr(adversarial, "players", summed)
     with pytest.raises(AssertionError):
-        check_players("gan", LOSSES["gan"])
+        check_players(game, LOSSES[game])
 
 
 @pytest.mark.statistics

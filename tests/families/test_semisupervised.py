@@ -346,6 +346,9 @@ def test_log_px_by_enumeration_under_a_poor_posterior(x64):
     tolerance = 0.15  # sd of log w about 1, over sqrt(500)
     np.testing.assert_allclose(found.log_pxy, exact, atol=tolerance, rtol=0)
     np.testing.assert_allclose(found.log_px, special.logsumexp(exact, axis=1), atol=tolerance)
+    masked = Batch(np.where(np.arange(6)[:, None] == 5, np.nan, X), weight=np.arange(6) < 5)
+    counted, _ = enumerated((0.3, 1.5), masked, 500)  # the draws of the others are the same
+    np.testing.assert_allclose(counted.log_px[:5], found.log_px[:5])
 
 
 @pytest.fixture(scope="module")

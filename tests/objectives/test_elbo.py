@@ -90,6 +90,12 @@ def test_the_loss_is_distortion_plus_a_scheduled_beta_times_rate_and_elbo_ignore
         np.testing.assert_allclose(value, weighed, rtol=1e-6)
         found.append(metrics["elbo"])
     np.testing.assert_allclose(found, -(metrics["distortion"] + metrics["rate"]), rtol=1e-6)
+    # A number is the same as a schedule that has reached it.
+    value, metrics = jax.jit(elbo(model, beta=4.0))(
+        params, jax.random.clone(key), Batch(images(5)), 0
+    )
+    weighed = metrics["distortion"] + 4 * metrics["rate"]
+    np.testing.assert_allclose([value, metrics["elbo"]], [weighed, found[0]], rtol=1e-6)
     # Without a beta it counts 1.
     plain, metrics = jax.jit(elbo(model))(params, jax.random.clone(key), Batch(images(5)), 0)
     np.testing.assert_allclose([plain, -metrics["elbo"]], -found[0], rtol=1e-6)

@@ -52,6 +52,14 @@ def test_every_bound_is_log_px_at_the_exact_posterior_and_ignores_what_is_masked
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
+@pytest.mark.parametrize(("bound", "particles"), [("iwae", 1), ("iwae", 4), ("dreg", 4)])
+def test_as_many_draws_are_made_as_were_asked_for(bound, particles, x64, linear, key):
+    """At the exact posterior all weights are equal, so that their effective number is K."""
+    model, params, x = linear(posterior=lambda model: model, n=2)
+    loss = jax.jit(getattr(objectives, bound)(model, particles=particles))
+    np.testing.assert_allclose(loss(params, key, Batch(x), 0)[1]["ess"], particles, rtol=1e-9)
+
+
 def uniform_likelihood():
     """z ~ N(0, 1) and x|z uniform on z +- w: many weights are zero."""
 

@@ -104,7 +104,7 @@ def on_eight(folder):
     for count, epochs in ((2, 3), (1, 4), (8, 5)):
         fitted = digits_fit(epochs, directory=folder / "run", resume=True, mesh=devices.mesh(count))
         kernel = fitted.params["encoder"]["params"]["layers_0"]["Dense_0"]["kernel"]
-        assert len(kernel.sharding.device_set) == count
+        assert kernel.sharding.is_fully_replicated and len(kernel.sharding.device_set) == count
         found[f"loss until {count}"] = fitted.history["loss"].tolist()
 
     members = small_population(mesh=eight)
