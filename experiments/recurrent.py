@@ -102,8 +102,7 @@ def trained(config: Config, folder: Path, task: Task) -> Fitted:
 
 def main(config: Config) -> dict[str, Any]:
     """Train, measure and draw; returns what summary.json holds."""
-    warmup_epochs = min(1, config.warmup_epochs)
-    config = common.shrunk(config, **SMALLEST, warmup_epochs=warmup_epochs)
+    config = common.shrunk(config, **SMALLEST, warmup_epochs=min(1, config.warmup_epochs))
     if config.text is not None and config.kind != "sentences":
         fix = "take the preset sentences, or leave --text out"
         raise wrong("recurrent: --text", f"--kind {config.kind} beside it", "sentences", fix)

@@ -287,7 +287,7 @@ def test_file_errors(tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
     (tmp_path / "empty.npy").touch()
     np.savez(tmp_path / "two.npz", a=GREY, b=GREY)
-    np.savez(tmp_path / "objects.npz", x=np.array([{}]), allow_pickle=True)
+    np.savez(tmp_path / "objects.npz", x=np.array([{}]))
     (tmp_path / "table.csv").write_text("1,2")
     for name in ("pickled.npy", "text.npz", "empty.npy", "objects.npz"):
         with pytest.raises(ValueError, match=r"plain numpy arrays; write it anew"):

@@ -248,7 +248,7 @@ def test_files_that_cannot_be_streamed(tmp_path):
 
     np.savez_compressed(tmp_path / "small.npz", x=GREY)
     refused(r"small\.npz': got a compressed file, .*mapped; write it by np\.savez,", "small.npz")
-    np.savez(tmp_path / "objects.npz", x=np.array([{}]), allow_pickle=True)
+    np.savez(tmp_path / "objects.npz", x=np.array([{}]))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     (tmp_path / "text.npz").write_text("no archive")
     (tmp_path / "empty.npy").touch()

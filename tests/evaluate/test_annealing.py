@@ -137,7 +137,7 @@ def curved():
         lambda key, x, c=(): {},
         lambda params, c=(): standard,
         lambda params, x, c=(), *, key=None: Normal(jnp.zeros(2), jnp.ones(2)),
-        lambda params, z, c=(), *, key=None: Normal(z[0] ** 2, jnp.asarray(0.5)),
+        lambda params, z, c=(), *, key=None: Normal(z[0] ** 2, jnp.full(1, 0.5)),
     )
 
     def joint(z, x=2.0):

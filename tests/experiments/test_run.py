@@ -134,7 +134,7 @@ def test_what_was_saved_before_an_error_is_told_too(command_line):
     def failing(config):
         try:
             evaluate.mean_loss(None, None, None, None, batch_size=0)
-        except ValueError as error:
+        except TypeError as error:
             error.add_note("fit: saved before step 7")
             error.add_note("For simplicity, JAX has removed its internal frames")
             raise

@@ -318,7 +318,8 @@ def _check_shape(
 
 def _is_rearranged(seen: Any, event: Any) -> bool:
     """Whether two trees hold as many numbers in other structures, which cannot broadcast."""
-    if jax.tree.structure(seen) == jax.tree.structure(event):
+    structure: Any = jax.tree.structure(seen)
+    if structure == jax.tree.structure(event):
         return False
     one, other = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (seen, event))
     return one == other

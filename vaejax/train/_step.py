@@ -259,8 +259,8 @@ def make_scan(
     Returns:
       `(state, data) -> (state, history)`. `data` is a Batch, or the x of one, on the device as it
       is stored (uint8 stays uint8 until inside the step). `history` holds each metric for every
-      step, `[steps]`, nats per example. Weights count as in `make_step` with the mean weight of
-      `data`.
+      step, `[steps]`, nats per example; a `types.Weighted` of two such for a metric of some of the
+      examples. Weights count as in `make_step` with the mean weight of `data`.
     """
 
     def scan(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
