@@ -90,16 +90,16 @@ def test_weights_and_labels_that_are_none_are_refused_wherever_they_enter(entran
     ("fields", "message"),
     [
         ({"weight": WEIGHT[:5]}, r"weight: got float32 of shape \(5,\), expected one number for"),
-        ({"weight": [1.0] * N}, r"weight: got list, .*np.asarray"),
-        ({"weight": (1.0,) * N}, r"weight: got tuple, .*np.asarray"),
-        ({"weight": WEIGHT.astype(complex)}, r"weight: got complex128"),
+        ({"weight": [1.0] * (N - 1)}, r"weight: got float64 of shape \(5,\)"),
+        ({"weight": ((1.0,),) * N}, r"weight: got float64 of shape \(6, 1\)"),
+        ({"weight": WEIGHT.astype(complex)}, r"weight: got an array of complex128"),
         ({"weight": np.where(X[:, 0] == 4, np.nan, 1)}, r"weight: got nan for example 4"),
         ({"y": np.array([2**40] * N)}, r"y: got 1099511627776 for example 0"),
         ({"y": np.zeros((N - 1, 2), int)}, r"y: got int64 of shape \(5, 2\)"),
     ],
 )
 def test_other_companions_that_are_none(fields, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         as_batch(Batch(X, **fields))
 
 

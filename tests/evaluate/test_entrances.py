@@ -103,7 +103,7 @@ def test_arguments_in_another_order_are_named():
         ((PARAMS, MODEL, KEY, X), r"codes: model: got .* expected a Model; " + order),
         ((MODEL, MODEL, KEY, X), r"codes: params: got Model, expected the model's param.*" + order),
         ((MODEL, Batch(X), KEY, PARAMS), r"codes: params: got Batch.*" + order),
-        ((MODEL, X, KEY, PARAMS), r"codes: data: got arrays of shapes .*examples \[n.*" + order),
+        ((MODEL, X, KEY, PARAMS), r"codes: x: got parameters of a model, .*params, key, data"),
     ]:
         with pytest.raises((TypeError, ValueError), match=words):
             evaluate.codes(*args)

@@ -123,14 +123,7 @@ def measure_each(
       first: the index of the first of them in the whole data set.
     Returns:
       What the measure returns, with a leading axis `[n]` on every leaf.
-    Raises:
-      TypeError: for what are no parameters, and for a dictionary in place of the model.
     """
-    check_parameters("evaluation: params", params)
-    for option in options:
-        if isinstance(option, dict | list):
-            fix = "the order is model, params, key, data"
-            raise wrong("evaluation: model", describe(option), "a Model", fix, TypeError)
     program = measure, options, transform, batch_size
     return _loop(program, params, key, batch.x, batch.c, first)
 
@@ -276,14 +269,12 @@ def _check_places(function: str, order: tuple[str, ...], model: Any, params: Any
     if isinstance(params, Model | Batch | Source):
         got = type(params).__name__
         raise wrong(f"{function}: params", got, "the model's parameters", fix, TypeError)
-    if isinstance(params, tuple) and hasattr(params, "params"):
-        got, fix = f"a {type(params).__name__}", "pass its .params"
-        raise wrong(f"{function}: params", got, "the model's parameters", fix, TypeError)
+    check_parameters(f"{function}: params", params)
 
 
 def _examples(function: str, order: tuple[str, ...], data: Any) -> Batch:
     """The data as a Batch whose x has one leading axis."""
-    batch = as_batch(data)
+    batch = as_batch(data, function)
     try:
         size_of(batch.x)
     except ValueError as error:

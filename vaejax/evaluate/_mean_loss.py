@@ -10,7 +10,7 @@ import numpy as np
 
 from vaejax.batch import over_examples, size_of
 from vaejax.data.sources import Source
-from vaejax.errors import at_least_one, warn_of_levels, wrong
+from vaejax.errors import at_least_one, checked_result, takes, warn_of_levels, wrong
 from vaejax.evaluate._each import checked_batch, measure
 from vaejax.types import Key, Loss, Metrics, Params, Transform, Weighted
 
@@ -49,6 +49,7 @@ def mean_loss(
     Raises:
       ValueError: where no example has a weight above 0.
     """
+    takes("mean_loss: loss", loss, "params, key, batch, step", "such as objectives.elbo(model)")
     if isinstance(data, Source):
         at_least_one("evaluate.mean_loss", batch_size=batch_size, examples=data.size)
         size, part_of = data.size, lambda start, stop: data.read(np.arange(start, stop))
@@ -87,7 +88,7 @@ def _batch_loss(
     warn_of_levels(batch.x, transform, "evaluate.mean_loss")
     if transform is not None:
         batch = batch._replace(x=over_examples(transform, transform_key, batch.x))
-    value, metrics = loss(params, loss_key, batch, step)
+    value, metrics = checked_result("mean_loss", loss(params, loss_key, batch, step))
     return {"loss": value, **metrics}
 
 
