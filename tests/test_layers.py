@@ -9,6 +9,7 @@ FLOORS = [
     {"errors"},
     {"arrays"},
     {"batch", "trees", "plot"},
+    {"compiling"},
     {"distributions"},
     {"networks"},
     {"model", "data"},

@@ -8,6 +8,7 @@ probability is in nats.
 from vaejax import data, distributions, evaluate, model, networks, objectives, plot, train
 from vaejax._version import __version__
 from vaejax.batch import batch_mean, over_batch, over_examples
+from vaejax.compiling import install
 from vaejax.data import corruption, feed, sources, sprites, text
 from vaejax.evaluate import (
     annealing,
@@ -53,6 +54,8 @@ from vaejax.networks import autoregressive, causal, flows, heads
 from vaejax.sharing import portable, weights
 from vaejax.train import checkpoint, devices, memory, population, precision
 from vaejax.types import Array, Batch, Estimate, Key, Loss, Metrics, Params, Transform
+
+install()
 
 __all__ = [
     "Array",

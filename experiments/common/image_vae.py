@@ -100,8 +100,12 @@ def seen_as(network: Any, images: Batch, test: Batch, key: Key) -> Images:
 
 def seen_by(transform: Transform, key: Key, images: Any) -> Any:
     """The first images as the model sees them, from which it starts."""
-    few = images[:2000]
-    return jax.vmap(transform)(jax.random.split(key, len(few)), few)
+    return _seen(transform, key, images[:2000])
+
+
+@partial(jax.jit, static_argnums=0)
+def _seen(transform: Transform, key: Key, x: Any) -> Any:
+    return jax.vmap(transform)(jax.random.split(key, len(x)), x)
 
 
 def build(config: Any, shape: tuple[int, ...], mean: Any) -> Model:
@@ -212,7 +216,7 @@ def pictures(vae: Trained, keys: Key, images: Images) -> dict[str, Any]:
     x = images.test.x
     if not drawable(x):
         return {}
-    seen = jax.vmap(images.transform)(jax.random.split(keys[0], len(x)), x)
+    seen = _seen(images.transform, keys[0], x)
     curves = {"train": vae.history["elbo"], "test": vae.history["eval/elbo"]}
     return {
         **figures.vae(vae.model, vae.params, keys[1], seen, images.test.y),

@@ -28,6 +28,7 @@ import numpy as np
 from jax import lax
 
 from vaejax.batch import check_companions
+from vaejax.compiling import kept
 from vaejax.data.sources import Source
 from vaejax.errors import at_least, at_least_one, missing, wrong
 from vaejax.types import Array, Batch, Key, StepOrder, describe
@@ -99,12 +100,12 @@ def in_order(indices: StepOrder, key: Key) -> StepsToRows:
       `steps [k] -> [k, batch]`, for steps that follow each other.
     """
 
-    @jax.jit
-    def program(first: Array) -> Array:
+    def chunk(key: Key, first: Array) -> Array:
         steps = first + jnp.arange(_CHUNK, dtype=jnp.int32)
         return lax.map(lambda step: indices(key, step), steps)
 
-    return lambda steps: np.asarray(program(jnp.int32(steps[0])))[: len(steps)]
+    program = kept(chunk, key, np.int32(0))
+    return lambda steps: np.asarray(program(key, np.int32(steps[0])))[: len(steps)]
 
 
 class Feed(Iterator[Any]):

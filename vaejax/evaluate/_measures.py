@@ -296,7 +296,7 @@ def reconstruction_error(
 
 # What has to be finite in what was measured, by the names of the messages.
 def _bound(found: tuple[Array, Array]) -> dict[str, Array]:
-    D, R = found
+    D, R = map(np.asarray, found)  # eager sums of JAX's would be compiled
     return {"elbo": -(D + R), "distortion": D, "rate": R}
 
 

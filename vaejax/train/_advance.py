@@ -12,11 +12,11 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from vaejax.compiling import kept
 from vaejax.data import feed
 from vaejax.data.examples import Examples
 from vaejax.data.sources import Source
 from vaejax.train import devices
-from vaejax.train._native import telling
 from vaejax.train._state import TrainState
 from vaejax.train._step import Step, scan_of
 from vaejax.trees import on_host
@@ -61,17 +61,13 @@ def _scanned(
     if mesh is not None:
         data, order = devices.put(data, devices.copied(mesh)), devices.splitting(order, mesh)
     data = jax.tree.map(jnp.asarray, data)
-    run_chunk = jax.jit(
-        lambda state, data, count: scan_of(step, order, count)(state, data),
-        static_argnums=2,
-        donate_argnums=0,
-        out_shardings=_as_before(state, mesh),
-    )
-
-    run_told = telling("fit", run_chunk)
+    options = {"donate_argnums": 0, "out_shardings": _as_before(state, mesh)}
+    programs: dict[int, Callable[..., Any]] = {}
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        state, history = run_told(state, data, count)
+        if count not in programs:
+            programs[count] = kept(scan_of(step, order, count), state, data, **options)
+        state, history = programs[count](state, data)
         return state, on_host(history)
 
     return advance
@@ -92,13 +88,14 @@ def _streamed(
     batch cannot be read the steps before it are returned, and the next call raises. Reading ends
     with the context.
     """
-    run_step = jax.jit(_numbered(step), donate_argnums=0, out_shardings=_as_before(state, mesh))
+    options = {"donate_argnums": 0, "out_shardings": _as_before(state, mesh)}
+    run_step: Callable[..., Any] | None = None
     place = jax.device_put if mesh is None else partial(devices.put, sharding=devices.split(mesh))
     reading: feed.Feed | None = None
     failed: Exception | None = None
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        nonlocal reading, failed
+        nonlocal reading, failed, run_step
         if reading is None:  # now it is known where the run goes on
             reading = feed.feed(source, batches, start=start, stop=stop, place=place)
         if failed is not None:
@@ -113,6 +110,8 @@ def _streamed(
                     raise
                 failed = error
                 break
+            if run_step is None:
+                run_step = kept(_numbered(step), state, batch, np.int32(number), **options)
             state, metrics = run_step(state, batch, np.int32(number))
             reading.dispatched(metrics)
             histories.append(metrics)

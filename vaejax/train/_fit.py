@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from vaejax.compiling import kept
 from vaejax.data.examples import as_examples
 from vaejax.errors import at_least, check_parameters
 from vaejax.train import _callbacks as callbacks
@@ -174,7 +175,7 @@ def fit(
         params = devices.placed(params, mesh)
         state = devices.placed(init(key, params), mesh)
     else:  # compiled, which an optimizer's moments that lie like sharded parameters must not be
-        state = jax.jit(init)(key, params)
+        state = kept(init, key, params)(key, params)
 
     begun = faults.spoilt(state.opt_state)
 

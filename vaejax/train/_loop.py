@@ -161,9 +161,9 @@ class Run:
         value = -value if self.maximize else value
         lower = np.isfinite(value) & (value < np.asarray(self.lowest))
         new = self.state
-        if self.best is None:
+        if self.best is None or (lower.ndim == 0 and lower):
             self.best = owned(new)
-        else:  # the key is the same all along
+        elif lower.ndim:  # the key is the same all along
             kept = chosen(lower, new._replace(key=()), self.best._replace(key=()))
             self.best = kept._replace(key=self.best.key)
         self.lowest = np.where(lower, value, self.lowest).tolist()
@@ -335,12 +335,17 @@ class _Loop(NamedTuple):
 
 def owned(state: Any) -> Any:
     """A copy: a program reuses the buffers of its input, so no one else may hold them."""
+    return _copied(state)
+
+
+@jax.jit
+def _copied(state: Any) -> Any:
     return jax.tree.map(jnp.copy, state)
 
 
 @jax.jit
 def chosen(whether: Any, new: Any, old: Any) -> Any:
-    """`new` where `whether`, () or `[members]`, is true, else `old`, leaf by leaf."""
+    """`new` where `whether`, `[members]`, is true, else `old`, leaf by leaf."""
 
     def choose(new: Any, old: Any) -> Any:
         shape = whether.shape + (1,) * (new.ndim - whether.ndim)

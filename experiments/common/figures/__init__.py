@@ -1,6 +1,6 @@
 """The usual pictures of a trained VAE or autoencoder, by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,14 +25,16 @@ def vae(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> dict[str
     pictures show the mean of p(x|z). Latents are in order of the variance of their mean code over
     x: the ones that the model uses come first.
     """
-    codes = jax.jit(jax.vmap(lambda one: model.encode(params, one).mean))(x)
-    decode = jax.jit(jax.vmap(lambda z: model.decode(params, z).mean))
-    samples = jax.jit(jax.vmap(partial(generate, model, params)))(jax.random.split(key, 64))
+    x = np.asarray(x)
+    codes = np.asarray(_mapped(lambda params, one: model.encode(params, one).mean)(params, x))
+    decode = partial(_mapped(lambda params, z: model.decode(params, z).mean), params)
+    samples = _mapped(partial(generate, model))(params, jax.random.split(key, 64))
     pairs = min(6, len(x) // 2)
-    paths = jax.jit(jax.vmap(partial(interpolate, model, params)))(x[:pairs], x[pairs : 2 * pairs])
+    between = jax.jit(jax.vmap(partial(interpolate, model), (None, 0, 0)))
+    paths = between(params, x[:pairs], x[pairs : 2 * pairs])
     drawn = {
         "reconstructions": plot.reconstructions(
-            x[:10], jax.jit(jax.vmap(partial(reconstruct, model, params)))(x[:10])
+            x[:10], _mapped(partial(reconstruct, model))(params, x[:10])
         ),
         "samples": plot.images(samples.mean, title="samples z ~ p(z), mean of p(x|z)"),
     }
@@ -41,16 +43,24 @@ def vae(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> dict[str
     if min(codes.shape) > 1:
         labels = None if isinstance(y, tuple) else y[:5000]
         drawn["latent"] = plot.latent(codes[:5000], labels)
-    used = np.argsort(-np.var(np.asarray(codes), axis=0))[:8]
-    values = jnp.linspace(-3, 3, 9)
-    grid = jnp.stack([jnp.zeros((9, codes.shape[1])).at[:, i].set(values) for i in used])
+    used = np.argsort(-np.var(codes, axis=0))[:8]
+    values = np.linspace(-3, 3, 9, dtype=codes.dtype)
+    grid = values[None, :, None] * np.eye(codes.shape[1], dtype=codes.dtype)[used][:, None]
+    means = np.asarray(decode(grid.reshape(-1, codes.shape[1])))
     drawn["traversals"] = plot.traversals(
-        jax.vmap(decode)(grid), values=values, labels=[f"z{i + 1}" for i in used]
+        means.reshape(*grid.shape[:2], *means.shape[1:]),
+        values=values,
+        labels=[f"z{i + 1}" for i in used],
     )
     if codes.shape[1] == 2:
         side = 20
         drawn["manifold"] = plot.manifold(decode(jnp.asarray(plot.manifold_grid(side))), side)
     return drawn
+
+
+def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(params, one)`, compiled for many."""
+    return jax.jit(jax.vmap(function, (None, 0)))
 
 
 def autoencoder(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> dict[str, Any]:

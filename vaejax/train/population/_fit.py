@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from vaejax.batch import as_batch, mean_weight_of, size_of
+from vaejax.compiling import kept
 from vaejax.data.examples import as_examples
 from vaejax.data.sources import in_arrays
 from vaejax.errors import at_least_one, check_parameters, is_key, takes, wrong
@@ -25,7 +26,6 @@ from vaejax.train import _step as train
 from vaejax.train import devices
 from vaejax.train._advance import Advance
 from vaejax.train._bookkeeping import Bookkeeping, check_direction
-from vaejax.train._native import telling
 from vaejax.train._order import order_of
 from vaejax.train._state import TrainState
 from vaejax.trees import digest, finite, on_host
@@ -283,7 +283,8 @@ def fit(
         progress=progress,
     )
     hyper = jax.tree.map(jnp.asarray, hyper)
-    state = jax.jit(jax.vmap(_member_init(make)))(hyper, keys, params)
+    start = jax.vmap(_member_init(make))
+    state = kept(start, hyper, keys, params)(hyper, keys, params)
     if mesh is None:
         everywhere = jax.tree.map(jnp.asarray, examples.arrays)
     else:
@@ -325,17 +326,13 @@ def _advance(
 ) -> Advance:
     """Steps of all members, a chunk of them by one program."""
     scan = partial(make_scan, make, indices=order, transform=transform)
-    run_chunk = jax.jit(
-        lambda state, hyper, start, data, count: scan(steps=count)(state, hyper, start, data),
-        static_argnums=4,
-        donate_argnums=0,
-    )
-
-    run_told = telling("population.fit", run_chunk)
+    programs: dict[int, Callable[..., Any]] = {}
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        number = jnp.asarray(start, jnp.int32)
-        state, history = run_told(state, hyper, number, data, count)
+        arguments = state, hyper, jnp.asarray(start, jnp.int32), data
+        if count not in programs:
+            programs[count] = kept(scan(steps=count), *arguments, donate_argnums=0)
+        state, history = programs[count](*arguments)
         return state, on_host(history)
 
     return advance
@@ -350,13 +347,20 @@ def _measure(
         found = evaluate(hyper, params, train.key_for(key, "evaluation"))
         return callbacks.numbers("population.fit", found, ())
 
-    @jax.jit
     def measured(hyper: Any, state: TrainState) -> Metrics:
         found = jax.vmap(one)(hyper, state.params, state.key)
         going = state.step == state.step.max()  # a frozen member's numbers are not a run's
         return {name: jnp.where(going, value, jnp.nan) for name, value in found.items()}
 
-    return lambda state: on_host(measured(hyper, state))
+    program: Callable[..., Any] | None = None
+
+    def measure(state: TrainState) -> Metrics:
+        nonlocal program
+        if program is None:
+            program = kept(measured, hyper, state)
+        return on_host(program(hyper, state))
+
+    return measure
 
 
 def _member_init(make: Make) -> Callable[[Any, Key, Params], TrainState]:

@@ -1,0 +1,7 @@
+"""How programs are compiled: sooner and faster on a CPU, and once."""
+
+from vaejax.compiling._lowering import install
+from vaejax.compiling._programs import kept
+from vaejax.compiling._traced import Writer
+
+__all__ = ["Writer", "install", "kept"]
