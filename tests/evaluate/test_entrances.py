@@ -83,6 +83,31 @@ def test_examples_of_another_shape_are_refused_by_every_measure(measure):
             measure(MODEL, PARAMS, jax.random.clone(KEY), x)
 
 
+class Lowered(Exception):
+    """A measure's loop over the examples was lowered, and is not run."""
+
+
+def test_the_loops_of_measures_lower_for_gpus_and_tpus(monkeypatch):
+    loop = _each._loop
+
+    def lowered(*arguments):
+        words = loop.trace(*arguments).lower(lowering_platforms=("cuda", "tpu")).as_text()
+        raise Lowered("stablehlo" in words)
+
+    monkeypatch.setattr(_each, "_loop", lowered)
+    without = []
+    for measure in MEASURES:
+        try:
+            measure(MODEL, PARAMS, jax.random.key(1), X)
+        except Lowered as seen:
+            assert seen.args[0], name_of(measure)
+            continue
+        except ValueError as error:  # annealing checks its starts
+            assert "reverse_ais" in str(error), error
+        without.append(name_of(measure))
+    assert len(without) <= 8, without
+
+
 def test_what_the_transform_makes_of_an_example_counts_and_not_how_it_is_stored():
     flat = X.reshape(10, 12)
     found = evaluate.codes(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import export
 from jax.flatten_util import ravel_pytree
 
 from tests.whole.members import EXAMPLES, MEMBERS, RECONSTRUCTION, X
@@ -32,6 +33,10 @@ member = cache(lambda name: MEMBERS[name]())
 def first(tree: Any) -> Any:
     """In numpy: sliced by JAX, every shape would be a program to compile."""
     return jax.tree.map(lambda leaf: leaf[0], jax.device_get(tree))
+
+
+def first_of(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
 def last(tree: Any) -> Any:
@@ -152,6 +157,21 @@ def test_stored_parameters_come_back_bit_for_bit(name, trained, tmp_path):
     with checkpoint.opened(tmp_path, identity, resume=False) as store:
         checkpoint.save(store, 1, checkpoint.Record(state, state, {"epoch": 1}))
     chex.assert_trees_all_equal(checkpoint.load(tmp_path, like=trained(name).start), params)
+
+
+@every
+def test_training_and_outputs_lower_for_gpus_and_tpus(name):
+    """As far as JAX itself goes: what XLA makes of it there is not seen here."""
+    family = member(name)
+
+    def program(params: Any, key: Any, batch: Any) -> Any:
+        init, step = train.make_step(family.loss, family.optimizer)
+        return step(init(key, params), batch), family.outputs(params, first_of(batch.x))
+
+    params = jax.eval_shape(family.init, jax.random.key(0))
+    exported = export.export(jax.jit(program), platforms=("cuda", "tpu"))
+    words = exported(params, jax.random.key(1), family.batch).mlir_module()
+    assert "stablehlo" in words
 
 
 @pytest.mark.parametrize(
