@@ -5,10 +5,19 @@ training is a scan of Optax updates, every random draw takes an explicit key, an
 probability is in nats.
 """
 
-from vaejax import data, distributions, evaluate, model, networks, objectives, plot, train
+from vaejax import (
+    compiling,
+    data,
+    distributions,
+    evaluate,
+    model,
+    networks,
+    objectives,
+    plot,
+    train,
+)
 from vaejax._version import __version__
 from vaejax.batch import batch_mean, over_batch, over_examples
-from vaejax.compiling import install
 from vaejax.data import corruption, feed, sources, sprites, text
 from vaejax.evaluate import (
     annealing,
@@ -55,7 +64,7 @@ from vaejax.sharing import portable, weights
 from vaejax.train import checkpoint, devices, memory, population, precision
 from vaejax.types import Array, Batch, Estimate, Key, Loss, Metrics, Params, Transform
 
-install()
+compiling.install()
 
 __all__ = [
     "Array",
@@ -80,6 +89,7 @@ __all__ = [
     "bounds",
     "causal",
     "checkpoint",
+    "compiling",
     "conditional",
     "contraction",
     "corruption",

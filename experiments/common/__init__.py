@@ -81,7 +81,6 @@ from experiments.common.options import (
     command_line,
     parse,
     shrunk,
-    use_compilation_cache,
 )
 from experiments.common.processes import first, joined, local, mesh
 from experiments.common.recipe import Recipe, Trained, Trial, main, train_trial
@@ -146,7 +145,6 @@ __all__ = [
     "stored",
     "together",
     "train_trial",
-    "use_compilation_cache",
     "variations",
     "whole_run",
     "write_json",

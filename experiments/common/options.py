@@ -17,7 +17,7 @@ import vaejax
 from experiments.common import words
 from experiments.common.limits import check
 from experiments.common.processes import joined
-from vaejax import train
+from vaejax import compiling, train
 from vaejax.errors import missing
 
 __all__ = ["FREE", "Options", "SweepOptions", "command_line", "parse", "shrunk"]
@@ -130,7 +130,7 @@ def command_line(
     What the user can mend ends in one line without a traceback, with status 2 where the words of
     the command line are wrong, else with status 1. A bug keeps its traceback.
     """
-    use_compilation_cache()
+    compiling.keep_on_disk()
     try:
         config, given = _parsed(presets, about or "", sys.argv[1:])
     except (ValueError, ImportError) as error:
@@ -185,12 +185,3 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs between processes, in the user's cache folder."""
-    from vaejax.data import cache_folder
-
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

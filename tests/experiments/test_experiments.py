@@ -182,7 +182,7 @@ def test_a_preset_may_stand_behind_options_and_is_no_value_of_one():
 
 def test_smoke_leaves_what_the_command_line_names_and_refuses_what_is_wrong(monkeypatch):
     found = []
-    monkeypatch.setattr(options, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(options.compiling, "keep_on_disk", lambda: None)
     monkeypatch.setattr(vae, "load", lambda config: found.append(config) or 1 / 0)
     recipe = vae.RECIPE._replace(load=vae.load)
     for words in (["--smoke", "--batch-size", "4"], ["--smoke", "--particles", "0"]):

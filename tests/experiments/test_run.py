@@ -78,7 +78,7 @@ def started(*command, **environment):
 def command_line(monkeypatch):
     """`common.command_line` of a function of a preset, without options."""
     monkeypatch.setattr(sys, "argv", ["experiments.vae"])
-    monkeypatch.setattr(options, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(options.compiling, "keep_on_disk", lambda: None)
     return lambda main: common.command_line(main, {"small": SMALL}, "about")
 
 

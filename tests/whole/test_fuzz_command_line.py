@@ -273,7 +273,7 @@ def place(tmp_path, monkeypatch):
         raise Hung
 
     monkeypatch.setattr(sklearn.datasets, "load_digits", digits)
-    monkeypatch.setattr(options, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(options.compiling, "keep_on_disk", lambda: None)
     monkeypatch.setattr(folder, "_begin", started)
     signal.signal(signal.SIGALRM, hung)
     yield tmp_path
@@ -325,7 +325,7 @@ def test_damaged_records_of_a_run_are_refused_in_one_line(place, monkeypatch):
     (run / "config.json").write_bytes(whole)
     monkeypatch.undo()
     monkeypatch.chdir(place)
-    monkeypatch.setattr(options, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(options.compiling, "keep_on_disk", lambda: None)
 
     def started(*_, **__):
         raise Started

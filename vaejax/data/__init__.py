@@ -7,8 +7,8 @@ autoencoder undoes, `sprites` draws images of known factors, and `text` makes ar
 `python -m vaejax.data.prepare NAME` prepares a TFDS set for first use; `tfds` reads it.
 """
 
+from vaejax.compiling import cache_folder
 from vaejax.data import corruption, feed, sources, sprites, text, tfds
-from vaejax.data._cache import cache_folder
 from vaejax.data._files import NAMES, PathLike
 from vaejax.data._load import load
 from vaejax.data._splits import SPLITS

@@ -12,23 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from vaejax.compiling import cache_folder
 from vaejax.data import tfds
 from vaejax.data._arrays import checked
 from vaejax.data._files import PathLike
 from vaejax.types import Batch
-
-
-def cache_folder(cache_dir: PathLike | None = None) -> Path:
-    """The folder of decoded copies and compiled programs, which may be deleted at any time.
-
-    Args:
-      cache_dir: the folder; by default $VAEJAX_CACHE, else $XDG_CACHE_HOME/vaejax, else
-        ~/.cache/vaejax.
-    Returns:
-      The path. The folder need not exist.
-    """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vaejax")
-    return Path(cache_dir or os.environ.get("VAEJAX_CACHE") or home).expanduser()
 
 
 def from_tfds(
