@@ -232,12 +232,27 @@ def test_numbers_that_are_not_finite_are_named_by_row_and_file(value, tmp_path):
     np.save(tmp_path / "b.npy", rows)
     source = sources.open(tmp_path, "all")
     assert source.read(np.arange(3999)).x.shape == (3999, 3)
-    message = r"open: source '.*b\.npy': got NaN or infinity in row 1999 \(1 such rows in the batch"
+    message = r"open: source '.*b\.npy': got NaN, infinity or .* in row 1999 \(1 such rows"
     with pytest.raises(ValueError, match=message):
         source.read(np.arange(3900, 4000))
     np.save(tmp_path / "c.npy", rows[1990:].astype(np.float64))
-    with pytest.raises(ValueError, match=r"c\.npy': got NaN or infinity in row 9 "):
+    with pytest.raises(ValueError, match=r"c\.npy': got NaN, infinity or more .* in row 9 "):
         sources.open(tmp_path / "c.npy", "all")
+
+
+def test_a_file_that_is_written_to_meanwhile_is_no_crash(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((9000, 4)))
+    opened = sources.open(path, "all")
+    np.save(path, np.ones((2, 4)))  # the rest of the mapping is nowhere now
+    with pytest.raises(
+        ValueError, match=r"a\.npy': got a file that was written to since, expected"
+    ):
+        opened.read(np.array([8999]))
+    np.save(tmp_path / "b.npy", np.zeros((9000, 4)))
+    kept = sources.open(tmp_path / "b.npy", "all")
+    (tmp_path / "a.npy").replace(tmp_path / "b.npy")  # another file: the mapping has the old one
+    assert kept.read(np.array([8999])).x.tolist() == [[0.0] * 4]
 
 
 def test_files_that_cannot_be_streamed(tmp_path):

@@ -83,6 +83,26 @@ def check_regular(path: Path, where: str) -> None:
         raise wrong(where, got, path.absolute(), "correct the path", FileNotFoundError)
 
 
+def written(path: PathLike) -> tuple[int, ...]:
+    """What changes when a mapped file is written to; () where nothing lies there any more.
+
+    A file that takes its place is another one, of which the mapping sees nothing.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def check_unwritten(where: str, path: PathLike, before: tuple[int, ...]) -> None:
+    """Raise ValueError where a mapped file was written to: to read what it has lost is a crash."""
+    now = written(path)
+    if now != before and now[:2] == before[:2] != ():
+        fix = "write such changes to another path, and open it again"
+        raise wrong(where, "a file that was written to since", "the file that was opened", fix)
+
+
 def is_archive(path: Path) -> bool:
     """Whether a file is an archive of arrays, by its first bytes and not by its name."""
     with path.open("rb") as file:

@@ -102,13 +102,19 @@ def _check_finite(data: Batch) -> None:
     """Raise ValueError for data with NaN or infinity, naming the first such example."""
     for name, leaf in (("x", data.x), ("c", data.c)):
         for array in map(np.asarray, jax.tree.leaves(leaf)):
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                bad = np.unique(np.argwhere(~np.isfinite(array) & _counted(leaf, array))[:, 0])
-                if not len(bad):
-                    continue
+            if not np.issubdtype(array.dtype, np.floating):
+                continue
+            with np.errstate(over="ignore"):
+                seen = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+            if np.isfinite(seen).all():
+                continue
+            bad = np.unique(np.argwhere(~np.isfinite(seen) & _counted(leaf, array))[:, 0])
+            if len(bad):
+                large = np.isfinite(array[bad]).all()
+                what = f"values beyond {seen.dtype}" if large else "NaN or infinite values"
                 raise ValueError(
-                    f"fit: data.{name} holds NaN or infinite values in {len(bad)} of "
-                    f"{len(array)} examples, the first at index {bad[0]}; drop or fill them"
+                    f"fit: data.{name} holds {what} in {len(bad)} of {len(array)} examples, the "
+                    f"first at index {bad[0]}; {'scale' if large else 'drop or fill'} them"
                 )
 
 
