@@ -11,7 +11,7 @@ import dataclasses
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,6 +202,7 @@ class Program(NamedTuple):
       evaluate: `state -> {name: number}`, or None.
       steps: how many an epoch has.
       identity: finds what tells this run from another one, values that JSON can hold.
+      begun: the names of the arrays of the optimizer's state that were not finite at first.
     """
 
     advance: Callable[[Any, int, int], tuple[Any, dict[str, Any]]]
@@ -209,6 +210,7 @@ class Program(NamedTuple):
     evaluate: Callable[[Any], dict[str, Any]] | None
     steps: int
     identity: Callable[[], dict[str, Any]]
+    begun: Set[str] = frozenset()
 
 
 def drive(state: Any, program: Program, book: Bookkeeping) -> Fitted:
@@ -285,7 +287,9 @@ class _Loop(NamedTuple):
         with self.rescued(step):
             means = run.close_epoch()
             if book.hook is not None:
-                run.state = callbacks.hooked(book.function, book.hook, run.state, step, self.last)
+                run.state = callbacks.hooked(
+                    book.function, book.hook, run.state, step, self.last, self.program.begun
+                )
             row = {"epoch": float(run.epoch), "step": float(step)} | means
             row |= self.measured(step)
             if book.log is not None and jax.process_index() == 0:
