@@ -152,20 +152,24 @@ def _gradient(
     return grads, {**metrics, BATCH_WEIGHT: weight}
 
 
-def moderate(grads: Params) -> Array:
+def moderate(grads: Params, opt_state: Any) -> Array:
     """Whether no entry of a gradient is NaN, infinite or huge, so that sums of squares are finite.
 
-    Huge is beyond the cube root of the type's largest number (7e12 in float32).
+    Huge is beyond the cube root of the largest number of its type, and of the types that the
+    optimizer keeps its state in (7e12 in float32, 40 in float16).
 
     Args:
       grads: a tree of arrays.
+      opt_state: the optimizer's state, of which types alone count.
     Returns:
       A boolean, `()`.
     """
+    kept = {leaf.dtype for leaf in jax.tree.leaves(opt_state)}
+    kept = {dtype for dtype in kept if jnp.issubdtype(dtype, jnp.inexact)}
 
     def small(leaf: Array) -> Array:
-        limit = float(jnp.finfo(leaf.dtype).max) ** (1 / 3)
-        return jnp.all(jnp.abs(leaf) <= limit)
+        largest = min(float(jnp.finfo(dtype).max) for dtype in {leaf.dtype, *kept})
+        return jnp.all(jnp.abs(leaf) <= largest ** (1 / 3))
 
     return jnp.stack([small(leaf) for leaf in jax.tree.leaves(grads)]).all()
 
@@ -202,7 +206,9 @@ def holds(optimizer: optax.GradientTransformation, state: TrainState, grads: Par
         after, before = (new.params, new.opt_state), (state.params, state.opt_state)
         return finite(grads) & unspoilt(after, before)
 
-    return lax.cond(moderate(grads), lambda state: jnp.ones((), bool), tried, state)
+    return lax.cond(
+        moderate(grads, state.opt_state), lambda state: jnp.ones((), bool), tried, state
+    )
 
 
 def update(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> TrainState:

@@ -188,7 +188,7 @@ def make_scan(
             # An optimizer can spoil the parameters too, and a huge gradient its state.
             fine = fine & jax.vmap(finite)(new.params)
             fine = fine & lax.cond(
-                jnp.all(jax.vmap(train.moderate)(grads)),
+                jnp.all(jax.vmap(train.moderate)(grads, old.opt_state)),
                 lambda new, old: jnp.ones_like(fine),
                 jax.vmap(train.unspoilt),
                 (new.params, new.opt_state),
