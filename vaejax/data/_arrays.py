@@ -144,6 +144,6 @@ def check_rows(x: np.ndarray, at: np.ndarray, place: Callable[[int], tuple[str, 
     bad = at[~np.isfinite(x).all(axis=tuple(range(1, x.ndim)))]
     if len(bad):
         where, row = place(int(bad[0]))
-        got = f"NaN, infinity or more than float32 takes in row {row} ({len(bad)} such rows)"
+        got = f"NaN or infinity in row {row} ({len(bad)} such rows in the batch, taken for float32)"
         fix = "write the file again without such rows, or with scaled numbers"
         raise wrong(where, got, "finite numbers", fix)
