@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from vaejax.arrays import examples, numbers
-from vaejax.errors import check_key, concrete, takes, warn_of_levels, wrong
+from vaejax.errors import WHOLE_LABELS, check_key, concrete, takes, warn_of_levels, wrong
 from vaejax.types import Array, Batch, Key, Metrics, Params, Transform, Weighted, describe
 
 
@@ -403,7 +403,7 @@ def _check_companion(where: str, kind: Any, leaf: Any, size: int) -> None:
         raise wrong(where, got, expected, _column(leaf))
     kinds = [kind] if labels else [jnp.floating, jnp.integer, jnp.bool_]
     if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
-        fix = "y.astype(int), -1 where unknown" if labels else "w.astype(np.float32)"
+        fix = WHOLE_LABELS if labels else "w.astype(np.float32)"
         raise wrong(where, got, expected, fix)
     if not _is_known(leaf):
         return

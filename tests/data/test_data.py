@@ -283,6 +283,8 @@ def test_headers_that_claim_more_than_there_is(tmp_path):
 def test_file_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.npz.*correct the path"):
         data.load(tmp_path / "none.npz")
+    with pytest.raises(FileNotFoundError, match=r"'none\.parquet': got no such file or folder"):
+        data.load("none.parquet")  # a bare name that ends like a file is no set of TFDS
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
     (tmp_path / "text.npz").write_text("no archive")
     (tmp_path / "empty.npy").touch()

@@ -327,8 +327,12 @@ def _of_input(name: str, what: str, inputs: Any, c: Any, shape: Any) -> Exceptio
     ]
     condition = "a conditional model needs the c it was made for: Batch(x, c=...)"
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+    if shape is not None and len(shapes) > 1:  # as in (x, y)
+        fixes = ["labels and weights go beside x: Batch(x, y=..., weight=...)"]
+    elif shape is not None and shapes and len(shapes[0]) <= len(shape):  # no batch of such
+        fixes = fixes[1:]
     if shape is None or shapes == [shape]:  # with that shape it is not x
-        fixes.insert(0 if alone and not given else 2, condition)
+        fixes.insert(0 if alone and not given else len(fixes), condition)
     return ValueError(
         f"{name}: expected one {what} as at init{images}, got {got}{given or alone}; "
         + "; ".join(fixes)

@@ -53,9 +53,8 @@ class Fitted(NamedTuple):
     def __repr__(self) -> str:
         epochs = len(next(iter(self.history.values()), ()))
         return (
-            f"Fitted(stopped={self.stopped!r}, epochs={epochs}, "
-            f"steps={describe(self.state.step)}, history={list(self.history)}, "
-            f"params={numbers_in(self.params)})"
+            f"Fitted(stopped={self.stopped!r}, state.step={describe(self.state.step)}, "
+            f"history={list(self.history)} of {epochs} epochs, params={numbers_in(self.params)})"
         )
 
 
