@@ -153,7 +153,8 @@ def test_what_fit_returns_says_how_it_ended():
     )
     assert repr(population) == (
         "Population(members=4, frozen=1, stopped='early', state.step=42, "
-        "history=['loss', 'elbo'] of 3 epochs, params=84,210 numbers in 2 arrays, hyper={'beta': f64[4]})"
+        "history=['loss', 'elbo'] of 3 epochs, params=84,210 numbers in 2 arrays, "
+        "hyper={'beta': f64[4]})"
     )
 
 

@@ -292,6 +292,8 @@ def test_what_does_not_fit_the_mixture_is_refused():
         fit(mixture_of("bernoulli"), BITS, floor=0.9)
     with pytest.raises(ValueError, match=r"log_joint: x: got shape \(240, 3\)"):
         log_joint(mixture_of("full"), POINTS)
+    with pytest.raises(TypeError, match=r"key: got 0, .*; jax\.random\.key\(0\) makes one$"):
+        fit_gaussian(POINTS, 2, key=0)
     full = mixture_of("full")
     with pytest.raises(ValueError, match=r"responsibilities: x: got shape \(240, 3\).*map it"):
         responsibilities(full, POINTS)
