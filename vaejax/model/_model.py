@@ -315,12 +315,12 @@ def _of_another(name: str, where: str) -> Exception:
 def _of_input(name: str, what: str, inputs: Any, c: Any, shape: Any) -> Exception:
     """The error for an input of another shape than the parameters are for.
 
-    `shape` is that of the images that the decoder makes, or None.
+    `shape` is that of what the decoder makes, or None.
     """
     got = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(inputs or c)) or "none"
     given = f" with c {jax.tree.map(jnp.shape, c)}" if inputs and jax.tree.leaves(c) else ""
     alone = " with no c" if inputs else ""  # the prior's input is c itself
-    images = f" (this model's images are {shape})" if shape else ""
+    images = f" (this model's x has shape {shape})" if shape else ""
     fixes = [
         f"map a batch: jax.vmap(model.{name}, (None, 0))(params, ...)",
         "another size needs parameters of its own: model.init",
