@@ -95,6 +95,8 @@ def test_weights_and_labels_that_are_none_are_refused_wherever_they_enter(entran
         ({"weight": WEIGHT.astype(complex)}, r"weight: got an array of complex128"),
         ({"weight": np.where(X[:, 0] == 4, np.nan, 1)}, r"weight: got nan for example 4"),
         ({"y": np.array([2**40] * N)}, r"y: got 1099511627776 for example 0"),
+        ({"y": [0.0, np.nan] * (N // 2)}, r"y: got float64.*; np.where\(np.isnan\(y\), -1, y\)"),
+        ({"y": np.eye(N)}, r"y: got float64 .*one-hot rows: y.argmax\(axis=1\)"),
         ({"y": np.zeros((N - 1, 2), int)}, r"y: got int64 of shape \(5, 2\)"),
     ],
 )

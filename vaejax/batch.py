@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from vaejax.arrays import examples, numbers
-from vaejax.errors import check_key, concrete, takes, warn_of_levels, wrong
+from vaejax.errors import WHOLE_LABELS, check_key, concrete, takes, warn_of_levels, wrong
 from vaejax.types import Array, Batch, Key, Metrics, Params, Transform, Weighted, describe
 
 
@@ -180,6 +180,8 @@ def labels_of(where: str, batch: Batch) -> Any:
         raise wrong(where, "no labels", "one integer per example", fix)
     y = jnp.asarray(numbers(where, batch.y, "one integer per example"))
     if y.shape != (size_of(batch.x),) or not jnp.issubdtype(y.dtype, jnp.integer):
+        if y.ndim == 2 and y.shape[1] > 1:
+            fix = "for one-hot rows: y.argmax(axis=1)"
         raise wrong(where, f"{y.dtype}{y.shape}", "one integer per example", fix)
     # Types without a sign have no -1 to compare with.
     return y.astype(jnp.int32) if jnp.issubdtype(y.dtype, jnp.unsignedinteger) else y
@@ -403,7 +405,9 @@ def _check_companion(where: str, kind: Any, leaf: Any, size: int) -> None:
         raise wrong(where, got, expected, _column(leaf))
     kinds = [kind] if labels else [jnp.floating, jnp.integer, jnp.bool_]
     if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
-        fix = "y.astype(int), -1 where unknown" if labels else "w.astype(np.float32)"
+        fix = WHOLE_LABELS if labels else "w.astype(np.float32)"
+        if labels and len(shape) == 2 and shape[1] > 1:
+            fix = f"for one-hot rows: y.argmax(axis=1); for several factors: {WHOLE_LABELS}"
         raise wrong(where, got, expected, fix)
     if not _is_known(leaf):
         return

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from vaejax.batch import check_unmasked
 from vaejax.data._plausible import ROWS, warn_of_rounding
-from vaejax.errors import wrong
+from vaejax.errors import WHOLE_LABELS, wrong
 from vaejax.types import Batch
 
 
@@ -123,7 +123,7 @@ def as_labels(y: ArrayLike, where: str) -> np.ndarray:
         fix = "for one-hot rows: y.argmax(axis=1)"
         if y.ndim == 1:
             fix = "names, y = np.unique(y, return_inverse=True) numbers them, over all splits"
-            fix = "y.astype(int), -1 where unknown" if y.dtype.kind == "f" else fix
+            fix = WHOLE_LABELS if y.dtype.kind == "f" else fix
         raise wrong(where, f"{y.dtype} of shape {y.shape}", "integers [n]", fix)
     if y.size and not -1 <= int(y.min()) <= int(y.max()) <= np.iinfo(np.int32).max:
         at = int(np.argmax((y < -1) | (y > np.iinfo(np.int32).max)))

@@ -65,7 +65,8 @@ def check_file(path: Path, where: str, kinds: str = "a path to .npz or .npy") ->
         fix = "read it by vaejax.sources.open(path, split)"
         raise wrong(where, "a folder", expected, fix)
     if path.suffix.lower() not in (".npz", ".npy"):
-        if len(path.parts) > 1 and not path.exists():
+        named = len(path.parts) > 1 or (path.suffix and ":" not in path.name)  # as paths are
+        if named and not path.exists():
             fix, got = "correct the path", "no such file or folder"
             raise wrong(where, got, path.absolute(), fix, FileNotFoundError)
         if path.exists():

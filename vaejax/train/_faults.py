@@ -152,7 +152,7 @@ def check_monitored(
     if monitor not in measured:
         raise ValueError(
             f"{function}: monitor={monitor!r} is not among what evaluate returned: "
-            f"{sorted(measured)}"
+            f"{sorted(measured)}; pass monitor= one of these"
         )
     if not np.isfinite(measured[monitor]).any():
         raise NonFiniteError(

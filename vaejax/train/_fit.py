@@ -72,7 +72,8 @@ def fit(
         that need not fit memory (`sources.open`; the extra `streaming`), with the same result bit
         for bit; `history` then has `waiting`, the share of time in which the device waited.
       key: the run's key, from which every random number of the run comes.
-      epochs: how many the whole run has, those before a resume included.
+      epochs: how many the whole run has, those before a resume included. Fewer than are done
+        train nothing, with a warning (UserWarning).
       batch_size: examples of a step.
       indices: `indices(key, step) -> [batch_size]` chooses the examples of a step; by default
         `shuffled(n, batch_size)`.

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,9 +54,8 @@ class Fitted(NamedTuple):
     def __repr__(self) -> str:
         epochs = len(next(iter(self.history.values()), ()))
         return (
-            f"Fitted(stopped={self.stopped!r}, epochs={epochs}, "
-            f"steps={describe(self.state.step)}, history={list(self.history)}, "
-            f"params={numbers_in(self.params)})"
+            f"Fitted(stopped={self.stopped!r}, state.step={describe(self.state.step)}, "
+            f"history={list(self.history)} of {epochs} epochs, params={numbers_in(self.params)})"
         )
 
 
@@ -229,6 +229,13 @@ def drive(state: Any, program: Program, book: Bookkeeping) -> Fitted:
     )
     with opened as store, _bar(book) as bar, signals.collected() as collected:
         run = _begin(state, store, book)
+        if run.epoch > book.epochs:
+            warnings.warn(
+                f"{book.function}: epochs: got {book.epochs}, but the run in {book.directory} has "
+                f"done {run.epoch}, and epochs counts those too: nothing is trained; to go on for "
+                f"n more, pass epochs={run.epoch} + n",
+                stacklevel=3,
+            )
         loop = _Loop(run, program, book, store)
         bar.update(run.epoch)
         resumed_at = run.epoch * program.steps + run.done

@@ -50,7 +50,7 @@ def test_an_empty_component_is_placed_as_among_repeated_examples():
 def test_the_m_step_under_weights(family):
     mixture, x = mixture_of(family), FITS[family][1]
     q = np.asarray(e_step(mixture, x).responsibilities)
-    found = m_step(mixture, x, q, weight=COUNTS.astype(np.float32))
+    found = m_step(mixture, Batch(x.tolist(), weight=COUNTS.astype(np.float32)), q)
     expected = m_step(mixture, np.repeat(x, COUNTS, axis=0), np.repeat(q, COUNTS, axis=0))
     for leaf, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-4)

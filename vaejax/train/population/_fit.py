@@ -78,8 +78,8 @@ class Population(NamedTuple):
     def __repr__(self) -> str:
         return (
             f"Population(members={len(self.frozen)}, frozen={int((self.frozen >= 0).sum())}, "
-            f"stopped={self.stopped!r}, epochs={len(next(iter(self.history.values()), ()))}, "
-            f"steps={describe(self.state.step)}, history={list(self.history)}, "
+            f"stopped={self.stopped!r}, state.step={describe(self.state.step)}, "
+            f"history={list(self.history)} of {len(next(iter(self.history.values()), ()))} epochs, "
             f"params={numbers_in(self.params)}, hyper={describe(self.hyper)})"
         )
 
