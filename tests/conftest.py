@@ -47,8 +47,21 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:
             item.add_marker(pytest.mark.whole)
+    items.sort(key=place)
+
+
+def place(item):
+    """The longest files first; side by side the tests of a recipe, which look at the same runs.
+
+    So that these tests fall to one process, which runs each preset once.
+    """
     first = ["test_notebooks.py", "test_zoo.py", "test_recipes.py", "test_devices.py"]
-    items.sort(key=lambda item: first.index(name) if (name := item.path.name) in first else 9)
+    name, recipe = item.path.name, ""
+    if item.path.parent.name == "experiments":
+        own = {"experiments": "vae"}.get(stem := item.path.stem.removeprefix("test_"), stem)
+        recipe = item.callspec.params.get("recipe", own) if hasattr(item, "callspec") else own
+        name = "test_recipes.py"
+    return (first.index(name) if name in first else 9, recipe)
 
 
 @pytest.fixture(autouse=True, scope="module")
