@@ -32,7 +32,7 @@ def test_whole_weights_repeat_examples_and_their_unit_does_not_matter(family):
     for unit in (1, 2.0**-20):
         weighted = Batch(masked, weight=(unit * COUNTS).astype(np.float32))
         check_same(call(weighted, 3, key=jax.random.key(2), restarts=2), expected)
-    ignored = call(x, 3, key=jax.random.key(2), restarts=2)
+    ignored = call(Batch(x, weight=np.ones(N, np.float32)), 3, key=jax.random.key(2), restarts=2)
     assert abs(ignored.history[-1] - expected.history[-1]) > 1e-3
 
 
