@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from vaejax import Batch, data
+from vaejax import Batch, data, sources
 from vaejax.data.examples import as_examples
 
 RANDOM = np.random.default_rng(4)
@@ -25,6 +25,9 @@ def half(key, x):
         (RANDOM.integers(0, 65536, (9, 6, 6)).astype(np.uint16), None, r"0..65535.*x / 65535"),
         (GREY.reshape(20, -1).clip(1) * 1.0 - 1 + (GREY.reshape(20, -1) == 255), None, "levels"),
         (TABLE, None, r"column 1 of x spreads over .*column 2 .*standardise"),
+        (GREY * 0.97 + RANDOM.uniform(0, 8, GREY.shape), data.scale, r"x holds numbers.*levels"),
+        ({"left": GREY / 255, "right": GREY * 1.0}, None, r"x\['right'\] holds whole.*levels"),
+        ((TABLE[:, 0], TABLE), None, r"column 1 of x\[1\] spreads"),
     ],
 )
 def test_what_is_surely_not_meant_is_warned_of_once(x, transform, said):
@@ -32,8 +35,9 @@ def test_what_is_surely_not_meant_is_warned_of_once(x, transform, said):
         warnings.simplefilter("always")
         as_examples("fit", x, transform)
     assert len(seen) == 1 and "fit: " in str(seen[0].message)
-    with pytest.warns(UserWarning, match=said):
-        as_examples("fit", Batch(x), transform)
+    for same in (Batch(x), sources.in_memory(Batch(x))):
+        with pytest.warns(UserWarning, match=said):
+            as_examples("fit", same, transform)
 
 
 def test_columns_are_named_where_they_have_names():
@@ -72,9 +76,27 @@ def test_columns_are_named_where_they_have_names():
         (TABLE, lambda key, x: x / np.array([1.0, 3e-4, 5e6])),
         (np.exp(RANDOM.normal(size=(100, 4))) * [1e-2, 1, 30, 600], None),
         (GREY.astype(np.uint8), data.dequantize),
+        (RANDOM.normal(280, 9, (40, 8, 8)), None),  # kelvin
+        (RANDOM.uniform(0, 3000, (40, 8, 8, 1)), None),  # heights
+        (
+            np.c_[TABLE[:, 0], 0.1 + 1e-17 * (TABLE[:, 1] > 0), TABLE[:, 0]],
+            None,
+        ),  # a constant
     ],
 )
 def test_right_data_are_not_warned_of(x, transform):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         as_examples("fit", x, transform)
+        as_examples("fit", sources.in_memory(Batch(x)), transform)
+
+
+def test_a_source_of_levels_is_not_read_for_it():
+    read = []
+
+    def rows(indices):
+        read.append(len(indices))
+        return Batch(GREY.astype(np.uint8)[indices])
+
+    as_examples("fit", sources.Source(len(GREY), rows), data.binarize)
+    assert read == [1]

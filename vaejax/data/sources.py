@@ -241,7 +241,8 @@ def _tfds(name: str, split: str, data_dir: PathLike | None, where: str) -> Store
             raise wrong(where, got, "0 and 1, as in its first 256", fix)
         return batch._replace(x=batch.x.astype(bool)) if binary else batch
 
-    return Stored(size, levels, lambda row: (where, row), True)
+    names = tfds.classes(builder)
+    return Stored(size, levels, lambda row: (where, row), True, classes=names)
 
 
 def _arrays(paths: Sequence[Path], split: str, where: str) -> Stored:

@@ -159,8 +159,22 @@ def make_scan(
     Returns:
       `(state, hyper, start, data) -> (state, history)`. `state` and `hyper` have a leading axis of
       members. `start` is the number of the first step, one for all, so that what depends on it
-      alone is computed once. `history` holds each metric, `[steps, members]`, nats per example.
+      alone is computed once. `history` holds each metric, `[steps, members]`, nats per example,
+      as in `train.make_scan`.
     """
+    members = _scan_of(make, steps=steps, indices=indices, transform=transform)
+
+    def scan(state: TrainState, hyper: Any, start: Array, data: Any) -> tuple[TrainState, Metrics]:
+        state, history = members(state, hyper, start, data)
+        return state, train.values_of(history)
+
+    return scan
+
+
+def _scan_of(
+    make: Make, *, steps: int, indices: StepOrder, transform: Transform | None
+) -> Callable[[TrainState, Any, Array, Any], tuple[TrainState, Metrics]]:
+    """`make_scan`, whose history keeps what share of its batch a metric is of (`Weighted`)."""
 
     def gradient(
         hyper: Any, state: TrainState, number: Array, data: Batch, mean_weight: Any
@@ -324,7 +338,7 @@ def _advance(
     make: Make, hyper: Any, order: StepOrder, transform: Transform | None, data: Batch
 ) -> Advance:
     """Steps of all members, a chunk of them by one program."""
-    scan = partial(make_scan, make, indices=order, transform=transform)
+    scan = partial(_scan_of, make, indices=order, transform=transform)
     run_chunk = jax.jit(
         lambda state, hyper, start, data, count: scan(steps=count)(state, hyper, start, data),
         static_argnums=4,
