@@ -110,6 +110,9 @@ class Population(NamedTuple):
     def best_member(self, metric: str | None = None, *, maximize: bool | None = None) -> int:
         """The member with the best value of a metric in any epoch, frozen ones left out.
 
+        Warns (UserWarning) where losses of different beta are compared: D + beta R is another
+        number for each beta. What compares is the bound.
+
         Args:
           metric: a name in `history`; by default the monitored number where it was evaluated, else
             `loss`.
@@ -130,6 +133,7 @@ class Population(NamedTuple):
         if name not in known:
             fix = "evaluate returns what eval/... is to be"
             raise wrong("best_member: metric", repr(name), f"one of {known}", fix)
+        self._check_one_beta(name)
         values = -self.history[name] if maximize else self.history[name]
         values = np.where((self.frozen >= 0) | ~np.isfinite(values), np.inf, values)
         if np.isinf(values).all():
@@ -140,6 +144,22 @@ class Population(NamedTuple):
                 "lower the learning rate",
             )
         return int(values.min(axis=0).argmin())
+
+    def _check_one_beta(self, name: str) -> None:
+        """Warn of a loss whose weight of the rate, the metric `beta` beside it, differs."""
+        start, _, metric = name.rpartition("/")
+        start = f"{start}/" if start else ""
+        beta = self.history.get(f"{start}beta")
+        if metric != "loss" or beta is None or f"{start}elbo" not in self.history:
+            return
+        last = beta[-1][self.frozen < 0]
+        if len(last) and np.ptp(last) > 0:
+            warnings.warn(
+                f"best_member: got {name!r} of members whose beta goes from {last.min():g} to "
+                f"{last.max():g}, expected a number that compares across them; "
+                f"best_member({start + 'elbo'!r}, maximize=True) takes the bound",
+                stacklevel=3,
+            )
 
 
 def make_scan(
