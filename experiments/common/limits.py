@@ -85,7 +85,7 @@ def check_number(of: type, name: str, value: Any) -> None:
     Raises:
       ValueError: for anything else.
     """
-    if isinstance(value, Integral) and value > (most := _largest(name)):
+    if isinstance(value, Integral) and int(value) > (most := _largest(name)):
         expected = f"a whole number from {int(name not in MAY_BE_ZERO)} to {most}"
         raise _refused(of, name, repr(value), expected)
     if not _possible(of, name, value):
