@@ -85,10 +85,10 @@ def examples(where: str, tree: Any, expected: str = "examples [n, ...]") -> Any:
         fix = "the order is params, then data (in measures params, key, data)"
         raise wrong(where, "parameters of a model", expected, fix, TypeError)
     if isinstance(tree, tuple) and hasattr(tree, "params"):
-        fix = "it comes in place of the parameters, by its .params"
+        fix = "pass its .params, before the data"
         raise wrong(where, f"a {type(tree).__name__}", expected, fix, TypeError)
     if isinstance(tree, tuple) and any(callable(part) for part in tree):
-        raise wrong(where, _name(tree), expected, "the data come last", TypeError)
+        raise wrong(where, _name(tree), expected, "the model comes first, the data last", TypeError)
     found = jax.tree.map(
         lambda leaf: numbers(where, leaf, expected), tree, is_leaf=lambda node: not _is_tree(node)
     )

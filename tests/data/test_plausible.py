@@ -32,6 +32,9 @@ def half(key, x):
             r"column 1 of x .* around 1\.7e\+09, and float32 moves .*standardise x",
         ),
         (TIMES.astype(np.int64), None, r"column 1 of x .*float32 moves .* by up to 6"),
+        (GREY * 0.97 + RANDOM.uniform(0, 8, GREY.shape), data.scale, r"x holds numbers.*levels"),
+        ({"left": GREY / 255, "right": GREY * 1.0}, None, r"x\['right'\] holds whole.*levels"),
+        ((TABLE[:, 0], TABLE), None, r"column 1 of x\[1\] spreads"),
     ],
 )
 def test_what_is_surely_not_meant_is_warned_of_once(x, transform, said):
@@ -39,8 +42,9 @@ def test_what_is_surely_not_meant_is_warned_of_once(x, transform, said):
         warnings.simplefilter("always")
         as_examples("fit", x, transform)
     assert len(seen) == 1 and "fit: " in str(seen[0].message)
-    with pytest.warns(UserWarning, match=said):
-        as_examples("fit", Batch(x), transform)
+    for same in (Batch(x), sources.in_memory(Batch(x))):
+        with pytest.warns(UserWarning, match=said):
+            as_examples("fit", same, transform)
 
 
 def test_columns_are_named_where_they_have_names():
@@ -83,12 +87,19 @@ def test_columns_are_named_where_they_have_names():
         (TIMES - TIMES.mean(axis=0), None),
         (np.where(GREY > 99, 0.1 + 0.2, 0.3), None),  # one number, but for rounding
         (np.float32(TIMES) - np.float32(1.7e9), None),
+        (RANDOM.normal(280, 9, (40, 8, 8)), None),  # kelvin
+        (RANDOM.uniform(0, 3000, (40, 8, 8, 1)), None),  # heights
+        (
+            np.c_[TABLE[:, 0], 0.1 + 1e-17 * (TABLE[:, 1] > 0), TABLE[:, 0]],
+            None,
+        ),  # a constant
     ],
 )
 def test_right_data_are_not_warned_of(x, transform):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         as_examples("fit", x, transform)
+        as_examples("fit", sources.in_memory(Batch(x)), transform)
 
 
 def test_what_float32_cannot_tell_apart_is_warned_of_where_it_is_read(tmp_path):
@@ -98,3 +109,14 @@ def test_what_float32_cannot_tell_apart_is_warned_of_where_it_is_read(tmp_path):
             read(tmp_path / "times.npy", "all")
     with pytest.raises(ValueError, match=r"data.x holds values beyond float32 in 1 of 60 .*scale"):
         as_examples("fit", np.where(TIMES[7, 0] == TIMES, 1e39, 0), None)
+
+
+def test_a_source_of_levels_is_not_read_for_it():
+    read = []
+
+    def rows(indices):
+        read.append(len(indices))
+        return Batch(GREY.astype(np.uint8)[indices])
+
+    as_examples("fit", sources.Source(len(GREY), rows), data.binarize)
+    assert read == [1]

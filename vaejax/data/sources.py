@@ -41,7 +41,7 @@ from vaejax.data._image_folders import (
     warn_of_unread,
 )
 from vaejax.data._load import load
-from vaejax.data._plausible import ROWS, warn_of_rounding
+from vaejax.data._rounding import ROWS, warn_of_rounding
 from vaejax.data._splits import SPLITS, by_name, every_nth, split_of
 from vaejax.data._stored import Stored
 from vaejax.errors import wrong
@@ -252,7 +252,8 @@ def _tfds(name: str, split: str, data_dir: PathLike | None, where: str) -> Store
             raise wrong(where, got, "0 and 1, as in its first 256", fix)
         return batch._replace(x=batch.x.astype(bool)) if binary else batch
 
-    return Stored(size, levels, lambda row: (where, row), True)
+    names = tfds.classes(builder)
+    return Stored(size, levels, lambda row: (where, row), True, classes=names)
 
 
 def _arrays(paths: Sequence[Path], split: str, where: str) -> Stored:

@@ -265,15 +265,16 @@ def make_scan(
     Returns:
       `(state, data) -> (state, history)`. `data` is a Batch, or the x of one, on the device as it
       is stored (uint8 stays uint8 until inside the step). `history` holds each metric for every
-      step, `[steps]`, nats per example; a `types.Weighted` of two such for a metric of some of the
-      examples. Weights count as in `make_step` with the mean weight of `data`.
+      step, `[steps]`, nats per example; NaN where a metric of some of the examples has none in the
+      batch. Weights count as in `make_step` with the mean weight of `data`.
     """
 
     def scan(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         data = as_batch(data)
         mean_weight = mean_weight_of(data)
         step = make_step(loss, optimizer, transform=transform, mean_weight=mean_weight)[1]
-        return scan_of(step, indices, steps)(state, data)
+        state, history = scan_of(step, indices, steps)(state, data)
+        return state, values_of(history)
 
     return scan
 
@@ -344,6 +345,17 @@ def scan_of(
         return lax.scan(body, state, length=steps)
 
     return scan
+
+
+def values_of(history: Metrics) -> Metrics:
+    """Metrics of steps as arrays alone: of a `Weighted` its value, NaN where it has no example."""
+
+    def values(metric: Any) -> Any:
+        if not isinstance(metric, Weighted):
+            return metric
+        return jnp.where(metric.weight > 0, metric.value, jnp.nan)
+
+    return {name: values(metric) for name, metric in history.items()}
 
 
 def as_seen(state: TrainState, batch: Any, transform: Transform | None) -> tuple[Key, Batch]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import as_batch
+from vaejax.batch import as_batch, check_some_weight
 from vaejax.distributions import Bernoulli, Mixture
 from vaejax.errors import at_least_one, finite_values, wrong
 from vaejax.families.mixtures._steps import (
@@ -148,9 +148,7 @@ def counted(where: str, batch: Batch) -> tuple[Any, np.ndarray]:
         return x, np.full(len(x), 1 / max(len(x), 1))
     weight = np.asarray(batch.weight, np.float64)
     counts = weight > 0
-    if not counts.any():
-        fix = "give at least one example a weight"
-        raise wrong(f"{where}: data.weight", "no weight above 0", "a positive sum", fix)
+    check_some_weight(where, batch)
     if not counts.all():
         x = x[np.where(counts, np.arange(len(x)), np.argmax(counts))]
     return x, weight / weight.sum()
