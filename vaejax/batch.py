@@ -299,11 +299,24 @@ def batch_mean(values: Any, weight: Any = ()) -> Any:
             raise wrong(
                 "batch_mean: weight", f"shape {jnp.shape(weight)}", expected, _column(weight)
             )
-    weight = jnp.asarray(weight)  # of 16 bits their sum could overflow
-    weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+    weight = weights_of(jnp.size(weight), weight)
     total = jnp.sum(weight)
     total = jnp.where(total > 0, total, jnp.ones_like(total))
     return jax.tree.map(lambda v: jnp.sum(jnp.where(weight > 0, weight * v, 0)) / total, values)
+
+
+def weights_of(size: int, weight: Any) -> Array:
+    """How much each example counts, as numbers that can be summed: 16 bits would overflow.
+
+    Args:
+      size: the number of examples.
+      weight: their weights `[size]`, of any type, or `()`, where all count alike.
+    Returns:
+      The weights, in float32 or wider, `[size]`; 1 where there are none.
+    """
+    if isinstance(weight, tuple):
+        return jnp.ones(size)
+    return jnp.asarray(weight).astype(jnp.promote_types(jnp.result_type(weight), jnp.float32))
 
 
 def mean_over(values: Any, some: Array, weight: Any = ()) -> Any:
@@ -464,4 +477,5 @@ __all__ = [
     "over_examples",
     "present",
     "size_of",
+    "weights_of",
 ]

@@ -25,11 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import batch_mean, example_at, size_of
+from vaejax.batch import batch_mean, example_at, size_of, weights_of
 from vaejax.distributions import Delta
 from vaejax.errors import concrete, wrong
 from vaejax.evaluate import check_counted, checked_batch, measure
-from vaejax.families.autoencoders._weights import weights_of
 from vaejax.families.autoencoders.dictionaries import atoms, revive, transposed, unit_columns
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Batch, Key, Params, PerUnit, Transform
