@@ -424,6 +424,14 @@ def test_bad_codebooks_are_refused(params, x):
     message = "from_data: data: got a codebook of 25 entries for 24 codes, expected no more"
     with pytest.raises(ValueError, match=message):
         quantized.from_data(large, many, jax.random.key(0), x)
+    spoilt = np.array(x)
+    spoilt[2] = np.inf
+    with pytest.raises(ValueError, match="indices: the encoder's output is nan for example 2"):
+        quantized.indices(MODEL, params, jax.random.key(1), spoilt)
+    with pytest.raises(ValueError, match="from_data: the encoder's output is nan for example"):
+        quantized.from_data(MODEL, params, jax.random.key(2), spoilt)
+    with pytest.raises(TypeError, match="usage: index: got float64, expected codes, whole numbers"):
+        quantized.usage([0.0, 2.5], 3)
     with pytest.raises(ValueError, match="revive: data: got a codebook of 25 entries for 24 codes"):
         quantized.revive(large, x)(state_of(many))
     with pytest.raises(ValueError, match=r"revive: share: got 1.0, expected a share in \[0, 1\)"):

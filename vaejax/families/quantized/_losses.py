@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from vaejax.batch import batch_mean, over_batch
-from vaejax.errors import wrong
 from vaejax.families.quantized._codebook import perplexity
-from vaejax.families.quantized._model import VectorQuantized
+from vaejax.families.quantized._model import check_quantized
 from vaejax.model import Draw, Model, draw, terms
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -59,11 +58,9 @@ def vq_vae(
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array, Array, Array]:
         d = draw(model, params, key, x, c)
-        if not isinstance(d.q, VectorQuantized):
-            fix = "make it by quantize(model, entries=...)"
-            raise wrong("vq_vae: q(z|x)", type(d.q).__name__, "VectorQuantized", fix, TypeError)
-        apart = jnp.sum((d.q.features - lax.stop_gradient(d.q.value)) ** 2)
-        return terms.distortion(d), apart, d.q.features, d.q.index
+        q = check_quantized("vq_vae", d.q)
+        apart = jnp.sum((q.features - lax.stop_gradient(q.value)) ** 2)
+        return terms.distortion(d), apart, q.features, q.index
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         D, apart, features, index = over_batch(example, params, key, batch)

@@ -28,7 +28,7 @@ def grid(**values: Iterable[Any]) -> dict[str, np.ndarray]:
       {'beta': [1.0, 1.0, 1.0, 4.0, 4.0, 4.0], 'seed': [0, 1, 2, 0, 1, 2]}
     """
     for name, one in values.items():
-        if isinstance(one, str) or not hasattr(one, "__iter__"):
+        if isinstance(one, str | Mapping) or not hasattr(one, "__iter__"):
             got, fix = describe(one), f"such as {name}=[1.0, 4.0]"
             raise wrong(f"population.grid: {name}", got, "a list of values", fix, TypeError)
     lists = {name: list(one) for name, one in values.items()}
