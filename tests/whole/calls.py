@@ -266,10 +266,13 @@ CALLS = [
         )
         for f, o in {
             autoencoders.reconstruction: {},
-            autoencoders.sparse: {"penalty": ("function", sparsity.l1), "weight": ("number", 0.1)},
+            autoencoders.sparse: {
+                "penalty": ("function", sparsity.l1),
+                "weight": ("schedule", 0.1),
+            },
             autoencoders.contractive: {
                 "norm": ("function", contraction.exact),
-                "weight": ("number", 0.1),
+                "weight": ("schedule", 0.1),
             },
             autoencoders.denoising: {"corrupt": ("transform", corruption.gaussian(0.1))},
             autoencoders.batch_top_k: {"k": ("count", 1)},

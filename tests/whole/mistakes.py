@@ -211,7 +211,7 @@ KINDS: dict[str, list[Wrong]] = {
         Right("another library's", HasArray),
         Right("rows of another library", lambda x: [HasArray(row) for row in x]),
         Right("jax", jnp.asarray),
-        Right("zeros", np.zeros_like),
+        maybe("zeros", np.zeros_like(X)),
         maybe("integers", (X * 5).astype(int)),
     ],
     "params": [
@@ -359,7 +359,11 @@ KINDS |= {
     "table": meant("data", "another size", "one more axis", "labels as conditions"),
     "array": meant("data", "another size", "one more axis", "NaN", "infinite"),
     "sequences": [
-        *(w for w in meant("data", "one more axis", "another size") if isinstance(w, Wrong)),
+        *(
+            w
+            for w in meant("data", "one more axis", "another size", "NaN", "infinite")
+            if isinstance(w, Wrong)
+        ),
         Right("a tuple", tuple),
     ],
     # What a pure function gives for NaN is NaN, which training and measures report.

@@ -51,7 +51,8 @@ def mutated(number):
     if len(names) > 1 and random.random() < 0.08:
         one, other = names[:2]
         arguments[one], arguments[other] = arguments[other], arguments[one]
-        same = call.arguments[one][0] == call.arguments[other][0]
+        kinds = {call.arguments[name][0] for name in (one, other)}
+        same = len(kinds) == 1 or kinds == {"shape", "widths"}
         return call, arguments, [f"{one} and {other} swapped"], not same
     labels, sure = [], "right"
     for name in names[: 1 + (random.random() < 0.2)]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vaejax.arrays import numbers
 from vaejax.errors import at_least_one, missing, wrong
 from vaejax.types import describe_fields
 
@@ -268,7 +269,7 @@ def _pair(function: str, name: str, other: str, x: Any, y: Any) -> tuple[np.ndar
     """Two sets of examples as finite matrices `[n, d]` of one width."""
     rows = []
     for where, value in ((f"{function}: {name}", x), (f"{function}: {other}", y)):
-        value = np.asarray(value)
+        value = np.asarray(numbers(where, value, "examples [n, ...]"))
         if value.ndim < 2 or not value.size:
             got, expected = f"shape {value.shape}", "[n, ...] with at least one example"
             raise wrong(where, got, expected, "give examples along the first axis")
