@@ -167,8 +167,8 @@ CALLS = [
         {
             **RUN,
             **FIT,
-            "hook": ("function", lambda s: s),
-            "log": ("function", lambda r: None),
+            "hook": ("hook", lambda s: s),
+            "log": ("hook", lambda r: None),
             "checkpoint_every": ("count", 1),
         },
     ),
@@ -239,7 +239,7 @@ CALLS = [
         **of(particles=("count", 2), steps=("count", 2), samples=("count", 2)),
     ),
     *(
-        Call(f"objectives.{f.__name__}", loss_of(f), {**of(), **o})
+        Call(f"objectives.{f.__name__}", loss_of(f), {**of(), "data": ("batch", X), **o})
         for f, o in {
             objectives.elbo: {"beta": ("schedule", 1.0), "samples": ("count", 1)},
             objectives.iwae: K,
@@ -256,13 +256,24 @@ CALLS = [
     Call(
         "objectives.maximum_likelihood",
         loss_of(objectives.maximum_likelihood),
-        {**of(), "model": ("module", MADE), "params": ("params", MADE_PARAMS)},
+        {
+            **of(),
+            "data": ("batch", X),
+            "model": ("module", MADE),
+            "params": ("params", MADE_PARAMS),
+        },
     ),
     *(
         Call(
             f"autoencoders.{f.__name__}",
             loss_of(f),
-            {**of(), "model": ("model", POINTS), "params": ("params", POINTS_PARAMS), **o},
+            {
+                **of(),
+                "data": ("batch", X),
+                "model": ("model", POINTS),
+                "params": ("params", POINTS_PARAMS),
+                **o,
+            },
         )
         for f, o in {
             autoencoders.reconstruction: {},
@@ -281,7 +292,7 @@ CALLS = [
     Call(
         "memory.accumulate",
         lambda model, parts, **o: loss_of(lambda m: memory.accumulate(m, parts))(model, **o),
-        {**of(), "model": ("loss", ELBO), "parts": ("count", 2)},
+        {**of(), "data": ("batch", X), "model": ("loss", ELBO), "parts": ("count", 2)},
     ),
     Call(
         "autoencoder",
@@ -329,17 +340,21 @@ CALLS = [
     Call(
         "networks.MLP",
         made(networks.MLP),
-        {"x": ("example", X[0]), "features": ("widths", (3,)), "dropout": ("number", 0.1)},
+        {"x": ("example", X[0]), "features": ("some widths", (3,)), "dropout": ("number", 0.1)},
     ),
     Call(
         "networks.ConvEncoder",
         made(networks.ConvEncoder),
-        {"x": ("example", IMAGES[0] / 255), "features": ("widths", (2, 2))},
+        {"x": ("example", IMAGES[0] / 255), "features": ("some widths", (2, 2))},
     ),
     Call(
         "networks.ConvDecoder",
         made(networks.ConvDecoder),
-        {"x": ("example", X[0]), "shape": ("shape", (8, 8, 1)), "features": ("widths", (2, 2))},
+        {
+            "x": ("example", X[0]),
+            "shape": ("shape", (8, 8, 1)),
+            "features": ("some widths", (2, 2)),
+        },
     ),
     Call(
         "networks.Conv",

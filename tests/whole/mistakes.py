@@ -358,6 +358,11 @@ KINDS |= {
     # Of what says nothing of the shape of an example.
     "table": meant("data", "another size", "one more axis", "labels as conditions"),
     "array": meant("data", "another size", "one more axis", "NaN", "infinite"),
+    # A loss is such a function too.
+    "batch": meant("data", "NaN", "infinite"),
+    "index": meant("labels", "fewer"),
+    "hook": meant("function", "None"),
+    "some widths": meant("widths", "one number"),
     "sequences": [
         *(
             w
@@ -370,11 +375,12 @@ KINDS |= {
     "event": meant("codes", "NaN"),
     # A network without parameters yet takes any shape; so does what is done to single numbers.
     "example": meant("codes", "NaN", "no axis", "2.5", "empty", "a dictionary"),
-    "field": meant("codes", "NaN", "no axis", "2.5"),
+    # JAX takes the numbers of a list for so many parameters.
+    "field": [w for w in meant("codes", "NaN", "no axis", "2.5") if w.label != "a list"],
     "factors": meant("labels", "one-hot rows"),
     "sequence": meant("labels", "one-hot rows", "floats", "negative"),
     # What is saved or called by itself is of any model; a network by hand may count in integers.
-    "tree": meant("params", *(f"params {label}" for label in OTHERS), "a part", "a list"),
+    "tree": meant("params", *(f"params {label}" for label in OTHERS), "a part", "a list", "empty"),
     "any params": meant("params", "params of integers"),
     "keys": [w for w in KINDS["key"] if w.label not in ("several keys", "older key")],
     "no key": meant("key", *(w.label for w in KINDS["key"])),
@@ -383,5 +389,6 @@ KINDS |= {
     "pure loss": meant("loss", "metrics of examples"),  # a scan stacks metrics of any shape
     "share": [*meant("positive", "0"), Wrong("2", 2.0)],
     "values": meant("rows", "strings"),
+    "all texts": [w for w in KINDS["text"] if w.label != "a dictionary"],  # of its keys
     "texts": [w for w in KINDS["rows"] if w.label != "strings"] + [Wrong("numbers", [1, 2])],
 }

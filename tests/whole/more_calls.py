@@ -159,7 +159,7 @@ MORE_CALLS = [
         )
         for f in (quantized.indices, quantized.from_data)
     ),
-    data_of(quantized.usage, index=("labels", Y), entries=("count", 3)),
+    data_of(quantized.usage, index=("index", Y), entries=("count", 3)),
     data_of(sparsity.l1, z=("event", X)),
     data_of(
         disentanglement.mig,
@@ -177,13 +177,13 @@ MORE_CALLS = [
     data_of(
         representation.principal_components, x=("codes", X), test_x=("codes", X), size=("count", 2)
     ),
-    data_of(data.load, source=("data", X), split=("split", "train")),
+    data_of(data.load, source=("table", X), split=("split", "train")),
     Call(
         "data.load: a file",
         data.load,
         {"source": ("path", str(FOLDER / "x.npz")), "split": ("split", "all")},
     ),
-    data_of(sources.open, source=("data", X), split=("split", "train")),
+    data_of(sources.open, source=("table", X), split=("split", "train")),
     Call(
         "sources.open: a file",
         sources.open,
@@ -206,7 +206,7 @@ MORE_CALLS = [
         }.items()
     ),
     data_of(text.encode, text=("text", "abc"), characters=("text", "abcd")),
-    data_of(text.vocabulary, text=("text", "abc")),
+    data_of(text.vocabulary, text=("all texts", "abc")),
     data_of(text.lines, texts=("texts", ["abc"]), characters=("text", "abcd"), length=("count", 5)),
     data_of(text.windows, codes=("sequence", Y), length=("count", 3)),
     Call(

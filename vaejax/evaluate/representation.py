@@ -127,6 +127,7 @@ def principal_components(x: Any, test_x: Any, *, size: int) -> tuple[np.ndarray,
     References:
       Pearson, 1901.
     """
+    at_least_one("principal_components", size=size)
     x, test_x = _pair("principal_components", "x", "test_x", x, test_x)
     if not 1 <= size <= min(x.shape):
         expected, fix = f"1 to {min(x.shape)}", "lower it or give more examples"

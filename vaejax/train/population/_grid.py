@@ -34,6 +34,9 @@ def grid(**values: Iterable[Any]) -> dict[str, np.ndarray]:
     lists = {name: list(one) for name, one in values.items()}
     at_least_one("population.grid", **{name: len(one) for name, one in lists.items()})
     for name, one in lists.items():
+        if np.array(one).dtype == object:
+            fix = f"choose by a number inside of make, such as {name}=range(2)"
+            raise wrong(f"population.grid: {name}", describe(one), "numbers", fix, TypeError)
         if len({value.tobytes() for value in np.array(one)}) < len(one):
             fix = "leave out what is there already; seed=range(8) makes eight runs of each setting"
             raise wrong(f"population.grid: {name}", one, "each value once", fix)
