@@ -485,3 +485,11 @@ def test_one_code_for_the_whole_example_and_a_condition():
     value, metrics = jax.jit(quantized.vq_vae(model))(params, jax.random.key(1), batch, 0)
     assert metrics["commitment"] == pytest.approx(0.04, rel=1e-4)
     assert value == pytest.approx(np.log1p(np.exp(1.8)) + 0.25 * 0.04 + 0.5 * 0.04, rel=1e-5)
+
+
+def test_single_precision_is_no_warning_where_doubles_are_on(x64):
+    """Traced alone; a warning would be an error."""
+    arrays = jnp.ones((3, 2), jnp.float32), jnp.ones((4, 1, 2), jnp.float32)
+    index, weight = jnp.zeros((4, 1), jnp.int32), jnp.ones(4)
+    assert weight.dtype == jnp.float64
+    assert jax.eval_shape(quantized.moving_average, *arrays, index, weight).shape == ()

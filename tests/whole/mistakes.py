@@ -366,7 +366,9 @@ KINDS |= {
     "sequences": [
         *(
             w
-            for w in meant("data", "one more axis", "another size", "NaN", "infinite")
+            for w in meant(
+                "data", "one more axis", "another size", "NaN", "infinite", "ragged rows"
+            )
             if isinstance(w, Wrong)
         ),
         Right("a tuple", tuple),

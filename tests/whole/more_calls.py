@@ -74,7 +74,7 @@ MORE_CALLS = [
         lambda shape, hidden: parameters(
             autoregressive.Causal(causal.MADE(shape, hidden), (4,)).init
         ),
-        {"shape": ("shape", (4,)), "hidden": ("widths", (8,))},
+        {"shape": ("shape", (4,)), "hidden": ("some widths", (8,))},
     ),
     Call(
         "flows.coupling",

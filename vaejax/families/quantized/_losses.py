@@ -99,7 +99,7 @@ def moving_average(codebook: Array, features: Array, index: Array, weight: Array
     each = jnp.broadcast_to(weight[:, None], index.shape)
     counted = jnp.where((each > 0)[..., None], each[..., None] * features, 0.0)
     count = jnp.zeros(len(codebook)).at[index].add(each)[:, None]
-    total = jnp.zeros_like(codebook).at[index].add(counted)
+    total = jnp.zeros(codebook.shape, counted.dtype).at[index].add(counted)
     mean = total / jnp.where(count > 0, count, 1.0)
     target = lax.stop_gradient(jnp.where(count > 0, mean, codebook))
     return 0.5 * jnp.sum((codebook - target) ** 2)
