@@ -185,6 +185,7 @@ X = np.zeros((4, 3, 3, 1))
             r"9 values not finite, the first at \[2, 0, 0\]",
         ),
         (lambda: plot.images(X, columns=-1), "images: columns: got -1"),
+        (lambda: plot.images(X, columns=0), "images: columns: got 0"),
         (lambda: plot.images(X, labels=["a"]), "images: labels: got 1 names, expected 2"),
         (lambda: plot.reconstructions(X, X[:3]), "reconstructions: reconstructed"),
         (lambda: plot.interpolations(X[0]), "rank 4 or 5"),

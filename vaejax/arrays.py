@@ -97,6 +97,20 @@ def examples(where: str, tree: Any, expected: str = "examples [n, ...]") -> Any:
     return found
 
 
+def check_unmasked(where: str, array: Any) -> None:
+    """Raise ValueError for a masked array of numpy, whose mask JAX would drop.
+
+    Args:
+      where: the function and its argument, for the message.
+      array: anything; a mask that hides nothing is none.
+    Raises:
+      ValueError: where it hides something.
+    """
+    if isinstance(array, np.ma.MaskedArray) and (hidden := int(np.ma.count_masked(array))):
+        got, fix = f"{hidden} masked values", "choose what stands for them: array.filled(value)"
+        raise wrong(where, got, "an array without a mask", fix)
+
+
 def _is_tree(node: Any) -> bool:
     """Whether what a node holds are arrays of their own, and not rows or numbers of one array."""
     if node is None or isinstance(node, list) or hasattr(node, "todense"):
@@ -249,4 +263,4 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0][:100]
 
 
-__all__ = ["examples", "numbers"]
+__all__ = ["check_unmasked", "examples", "numbers"]

@@ -9,8 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.arrays import examples, numbers
-from vaejax.errors import WHOLE_LABELS, check_key, concrete, takes, warn_of_levels, wrong
+from vaejax.arrays import check_unmasked, examples, numbers
+from vaejax.errors import (
+    WHOLE_LABELS,
+    at_least_one,
+    check_key,
+    concrete,
+    takes,
+    warn_of_levels,
+    wrong,
+)
 from vaejax.types import Array, Batch, Key, Metrics, Params, Transform, Weighted, describe
 
 
@@ -150,20 +158,6 @@ def mean_weight_of(batch: Batch) -> Any:
     return jnp.mean(batch.weight, dtype=float)
 
 
-def check_unmasked(where: str, array: Any) -> None:
-    """Raise ValueError for a masked array of numpy, whose mask JAX would drop.
-
-    Args:
-      where: the function and its argument, for the message.
-      array: anything; a mask that hides nothing is none.
-    Raises:
-      ValueError: where it hides something.
-    """
-    if isinstance(array, np.ma.MaskedArray) and (hidden := int(np.ma.count_masked(array))):
-        got, fix = f"{hidden} masked values", "choose what stands for them: array.filled(value)"
-        raise wrong(where, got, "an array without a mask", fix)
-
-
 def labels_of(where: str, batch: Batch) -> Any:
     """The labels of a batch, checked: an integer for each example, -1 where it is unknown.
 
@@ -246,7 +240,7 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
     Returns:
       What `example` returns, with a leading batch axis.
     Raises:
-      TypeError: for what is no Batch, or no key.
+      TypeError, ValueError: as `checked_loss_batch` does.
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vaejax import Batch, over_batch
@@ -256,10 +250,7 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
       >>> over_batch(example, jnp.asarray(2.0), jax.random.key(0), batch).tolist()
       [6.0, 6.0, 6.0, 6.0]
     """
-    if not isinstance(batch, Batch):
-        raise wrong("loss: batch", describe(batch), "a Batch", "pass Batch(x)", TypeError)
-    check_key("loss", key)
-    batch = as_batch(batch, "loss")
+    batch = checked_loss_batch(key, batch)
     x, c = batch.x, batch.c
     if not isinstance(batch.weight, tuple):
         check_companions("Batch", batch._replace(y=()))
@@ -278,6 +269,26 @@ def over_batch(example: Callable[..., Any], params: Params, key: Key, batch: Bat
         # gradient of 0 was multiplied with on the way is left behind.
         params = jax.tree.map(partial(_held_unless, some), params)
     return over_examples(lambda k, x, c: example(params, k, x, c), key, x, c)
+
+
+def checked_loss_batch(key: Key, batch: Batch) -> Batch:
+    """The batch of a loss, after the checks that all losses make.
+
+    Args:
+      key: of the loss.
+      batch: of the loss.
+    Returns:
+      The Batch, its fields in arrays.
+    Raises:
+      TypeError: for what is no Batch, or no key.
+      ValueError: for a Batch of no examples, whose mean would be NaN, and as `as_batch` does.
+    """
+    if not isinstance(batch, Batch):
+        raise wrong("loss: batch", describe(batch), "a Batch", "pass Batch(x)", TypeError)
+    check_key("loss", key)
+    batch = as_batch(batch, "loss")
+    at_least_one("loss", examples=size_of(batch.x))
+    return batch
 
 
 def batch_mean(values: Any, weight: Any = ()) -> Any:
@@ -464,8 +475,8 @@ __all__ = [
     "batch_mean",
     "check_companions",
     "check_some_weight",
-    "check_unmasked",
     "check_unweighted",
+    "checked_loss_batch",
     "example_at",
     "keys_of",
     "labels_of",

@@ -93,7 +93,7 @@ def takes(where: str, function: Any, arguments: str, fix: str) -> None:
             return
     elif callable(function):
         return
-    name = getattr(function, "__name__", type(function).__name__)
+    name = getattr(function, "__name__", "None" if function is None else type(function).__name__)
     got = name if signature is None else f"{name}({', '.join(signature.parameters)})"
     raise wrong(where, got, f"a function of ({arguments})", fix, TypeError)
 

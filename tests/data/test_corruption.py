@@ -270,7 +270,7 @@ def test_strengths_may_be_traced_and_types_are_kept():
     assert found.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("count", [float("nan"), float("inf"), 2.5])
+@pytest.mark.parametrize("count", [float("nan"), float("inf"), 2.5, True, "2"])
 def test_counts_of_pixels_are_whole(count):
     for make in (corruption.erased_block, corruption.low_resolution):
         with pytest.raises(ValueError, match="expected a whole number of pixels"):

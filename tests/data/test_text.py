@@ -57,6 +57,9 @@ def test_files_are_read_or_named(tmp_path):
         (lambda: text.encode(b"ab", "ab"), "encode: text: got bytes"),
         (lambda: text.encode("ab", ["a", "b"]), "encode: characters: got list"),
         (lambda: text.decode([0], ["ab", "cd"]), "decode: characters: got list"),
+        (lambda: text.encode(None, "ab"), "encode: text: got None, expected a text"),
+        (lambda: text.lines(["a"], "a", 2.0), "lines: length: got 2.0, expected a whole number"),
+        (lambda: text.windows(None, 2), "windows: codes: got None, expected a sequence"),
         (lambda: text.lines("one line", " einlo", 9), r"lines: texts: got str, .*splitlines\(\)"),
         (lambda: text.lines([b"a"], "a", 9), r"lines: texts: got bytes.*\.decode\(\)"),
         (lambda: text.windows("abcdef", 2), r"windows: codes: got a text, .*encode\("),
@@ -74,6 +77,7 @@ def test_windows_cover_the_text_and_overlap_as_asked():
     np.testing.assert_array_equal(overlapping[:, 0], [0, 2, 4, 6])
     np.testing.assert_array_equal(overlapping[-1], [6, 7, 8, 9])
     assert text.windows(codes, 10).shape == (1, 10)
+    np.testing.assert_array_equal(text.windows([0, 1, 2, 3], 2), [[0, 1], [2, 3]])
 
 
 def test_codes_that_are_no_integers_are_refused():

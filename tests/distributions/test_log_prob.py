@@ -62,6 +62,14 @@ def test_single_precision_parameters_stay_so_under_x64(key, x64):
         assert log_p.dtype == jax.eval_shape(lambda q: q.mean, q).dtype == jnp.float32, name
 
 
+@pytest.mark.parametrize("family", [vd.Normal, vd.Laplace, vd.Uniform])
+def test_parameters_that_are_no_arrays_of_numbers_are_refused(family):
+    with pytest.raises(TypeError, match=rf"{family.__name__}: got \[2.0, 3.0\], .*jnp.asarray"):
+        family(jnp.zeros(2), [2.0, 3.0]).log_prob(jnp.ones(2))
+    with pytest.raises(TypeError, match=rf"{family.__name__}: got 'wide', expected parameters of"):
+        family(0.0, "wide").log_prob(0.5)
+
+
 def test_scale_is_the_standard_deviation():
     at_mean, beyond = scores(vd.Normal(np.float32(0), np.float32(3)), np.float32([0, 3]))
     np.testing.assert_allclose(beyond - at_mean, -0.5, rtol=1e-6)

@@ -172,6 +172,9 @@ def test_wrong_settings_are_refused():
     for particles in ((0, 5), (), (5, 5), (10, 5)):
         with pytest.raises(ValueError, match="ladder: particles: .* K >= 1 or several, rising"):
             ladder(MODEL, PARAMS, key, X, particles=particles)
+    for particles in ("5", 2.5, ["1", "10"], None):
+        with pytest.raises(TypeError, match="ladder: particles: got .*, expected whole numbers"):
+            ladder(MODEL, PARAMS, key, X, particles=particles)
     with pytest.raises(ValueError, match="ladder: expected chunk >= 1, got 0"):
         ladder(MODEL, PARAMS, key, X, chunk=0)
     with pytest.raises(ValueError, match="sandwich: tolerance: got 0"):

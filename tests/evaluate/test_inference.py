@@ -13,6 +13,7 @@ import pytest
 from tests import oracles
 from vaejax import evaluate, exact, inference
 from vaejax.distributions import Bernoulli, Delta, MultivariateNormal, Normal, kl
+from vaejax.evaluate._refine import Gaussian, best_gaussian
 from vaejax.evaluate.inference import inference_gap, refine
 from vaejax.types import Batch
 
@@ -223,3 +224,25 @@ def test_what_cannot_be_refined_is_refused():
     with pytest.raises(ValueError, match=r"refine: q\* is nan for example 3"):
         broken = np.where(np.arange(23)[:, None] == 3, np.nan, X)
         refine(POOR, PARAMS, jax.random.key(0), broken, steps=3)
+
+
+@pytest.mark.parametrize("wide", ["nothing", "the energy", "the prior", "the start"])
+def test_a_search_keeps_to_one_type_where_doubles_are_on(wide, x64):
+    """Traced alone: a loop refuses what changes its type."""
+    of = {
+        part: jnp.float64 if part == wide else jnp.float32 for part in ("the energy", "the prior")
+    }
+    start = jnp.ones(2, jnp.float64 if wide == "the start" else jnp.float32)
+    found = jax.eval_shape(
+        lambda: best_gaussian(
+            lambda z: jnp.sum(z**2).astype(of["the energy"]),
+            Gaussian(start, start),
+            lambda key: jax.random.normal(key, (2,), of["the prior"]),
+            jax.random.key(0),
+            pairs=2,
+            steps=2,
+            rate=1.0,
+        )
+    )
+    expected = jnp.float32 if wide == "nothing" else jnp.float64
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(expected)}

@@ -424,6 +424,14 @@ def test_bad_codebooks_are_refused(params, x):
     message = "from_data: data: got a codebook of 25 entries for 24 codes, expected no more"
     with pytest.raises(ValueError, match=message):
         quantized.from_data(large, many, jax.random.key(0), x)
+    spoilt = np.array(x)
+    spoilt[2] = np.inf
+    with pytest.raises(ValueError, match="indices: the encoder's output is nan for example 2"):
+        quantized.indices(MODEL, params, jax.random.key(1), spoilt)
+    with pytest.raises(ValueError, match="from_data: the encoder's output is nan for example"):
+        quantized.from_data(MODEL, params, jax.random.key(2), spoilt)
+    with pytest.raises(TypeError, match="usage: index: got float64, expected codes, whole numbers"):
+        quantized.usage([0.0, 2.5], 3)
     with pytest.raises(ValueError, match="revive: data: got a codebook of 25 entries for 24 codes"):
         quantized.revive(large, x)(state_of(many))
     with pytest.raises(ValueError, match=r"revive: share: got 1.0, expected a share in \[0, 1\)"):
@@ -477,3 +485,11 @@ def test_one_code_for_the_whole_example_and_a_condition():
     value, metrics = jax.jit(quantized.vq_vae(model))(params, jax.random.key(1), batch, 0)
     assert metrics["commitment"] == pytest.approx(0.04, rel=1e-4)
     assert value == pytest.approx(np.log1p(np.exp(1.8)) + 0.25 * 0.04 + 0.5 * 0.04, rel=1e-5)
+
+
+def test_single_precision_is_no_warning_where_doubles_are_on(x64):
+    """Traced alone; a warning would be an error."""
+    arrays = jnp.ones((3, 2), jnp.float32), jnp.ones((4, 1, 2), jnp.float32)
+    index, weight = jnp.zeros((4, 1), jnp.int32), jnp.ones(4)
+    assert weight.dtype == jnp.float64
+    assert jax.eval_shape(quantized.moving_average, *arrays, index, weight).shape == ()

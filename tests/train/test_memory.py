@@ -174,6 +174,15 @@ def test_wrong_numbers_of_parts_are_refused(key):
         accumulate(loss, 0)
     with pytest.raises(ValueError, match="accumulate: parts: got 5, expected a divisor of 12"):
         accumulate(loss, 5)(started(point()), key, Batch(X), 0)
+    halves, params = accumulate(loss, 2), {"w": jnp.ones(())}
+    with pytest.raises(TypeError, match="loss: params: got a model, expected parameters"):
+        halves(point(), key, Batch(X), 0)
+    with pytest.raises(TypeError, match=r"loss: key: got Model\(.*expected one PRNG key"):
+        halves(params, point(), Batch(X), 0)
+    with pytest.raises(ValueError, match="loss: expected examples >= 1, got 0"):
+        halves(params, key, Batch(X[:0]), 0)
+    with pytest.raises(TypeError, match="accumulate: loss: got .*a dictionary of metrics"):
+        accumulate(lambda p, k, b, s: jnp.mean(b.x), 2)(params, key, Batch(X), 0)
 
 
 def pixels(hidden):

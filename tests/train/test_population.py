@@ -302,6 +302,10 @@ def test_a_grid_has_every_combination():
     np.testing.assert_array_equal(found["seed"], [0, 1, 2, 0, 1, 2])
     with pytest.raises(ValueError, match="grid: expected beta >= 1, got 0"):
         population.grid(beta=[], seed=[1])
+    with pytest.raises(TypeError, match="grid: beta: got .*, expected a list of values"):
+        population.grid(beta={"a": 1.0})
+    with pytest.raises(TypeError, match="grid: loss: got .*, expected numbers"):
+        population.grid(loss=[len, sum])
     masks = population.grid(mask=[np.array([1, 0]), np.array([1, 1])], name=["a", "b"])
     assert masks["mask"].shape == (4, 2)
     for twice in ({"beta": [1, 4, 1.0]}, {"mask": [np.ones(2), np.ones(2)]}, {"seed": [3, 3]}):

@@ -26,6 +26,7 @@ from tests.whole.mistakes import (
     X,
     dense,
     fresh,
+    parameters,
 )
 from vaejax import (
     Batch,
@@ -77,26 +78,32 @@ def loss_of(make: Callable[..., Any]) -> Callable[..., Any]:
     """One value of a loss, whose options are arguments too."""
 
     def value(model: Any, params: Any, key: Any, data: Any, **options: Any) -> Any:
-        return make(model, **options)(
-            params, key, data if isinstance(data, Batch) else Batch(data), 0
-        )
+        loss, batch = make(model, **options), data if isinstance(data, Batch) else Batch(data)
+        return as_one_program(lambda: loss(params, key, batch, 0))
 
     return value
 
 
+def as_one_program(function: Callable[[], Any]) -> Any:
+    """What a function gives, compiled at once and not each of its steps by itself.
+
+    Its arguments are constants in it, so that it sees their values, as it does outside of `jit`.
+    """
+    return jax.jit(function)()
+
+
 def built(encoder: Any, decoder: Any, x: Any) -> Any:
-    return autoencoder(encoder, decoder, distributions.Normal(jnp.zeros(2), jnp.ones(2))).init(
-        fresh(), x
-    )
+    model = autoencoder(encoder, decoder, distributions.Normal(jnp.zeros(2), jnp.ones(2)))
+    return parameters(model.init, x)
 
 
 def made(kind: Callable[..., Any]) -> Callable[..., Any]:
     """Parameters of a network of some sizes."""
-    return lambda x, **sizes: kind(**sizes).init(fresh(), x)
+    return lambda x, **sizes: parameters(kind(**sizes).init, x)
 
 
 def event(kind: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda x, **fields: kind(**fields).log_prob(x)
+    return lambda x, **fields: as_one_program(lambda: kind(**fields).log_prob(x))
 
 
 def members(params: Any, data: Any, keys: Any, **options: Any) -> Any:
@@ -117,8 +124,9 @@ def fitted(loss: Any, optimizer: Any, params: Any, data: Any, **options: Any) ->
 
 def m2(model: Any, classifier: Any, y: Any) -> Any:
     joint = semisupervised.Joint(model, classifier, distributions.Categorical(jnp.zeros(3)))
-    params = joint.init(fresh(), X[0])
-    return semisupervised.m2(joint, alpha=1.0)(params, fresh(), Batch(X, y=y), 0)
+    params = parameters(joint.init, X[0])
+    loss = semisupervised.m2(joint, alpha=1.0)
+    return as_one_program(lambda: loss(params, fresh(), Batch(X, y=y), 0))
 
 
 def data_of(function: Callable[..., Any], **more: tuple[str, Any]) -> Call:
@@ -159,8 +167,8 @@ CALLS = [
         {
             **RUN,
             **FIT,
-            "hook": ("function", lambda s: s),
-            "log": ("function", lambda r: None),
+            "hook": ("hook", lambda s: s),
+            "log": ("hook", lambda r: None),
             "checkpoint_every": ("count", 1),
         },
     ),
@@ -168,9 +176,9 @@ CALLS = [
         "population.fit",
         members,
         {
-            "params": ("params", jax.vmap(MODEL.init, (0, None))(KEYS, X[0])),
+            "params": ("params", jax.tree.map(lambda p: jnp.stack([p, -p]), PARAMS)),
             "data": ("data", X),
-            "keys": ("key", jax.random.clone(KEYS)),
+            "keys": ("keys", jax.random.clone(KEYS)),
             "epochs": ("count", 1),
             "batch_size": ("count", 4),
         },
@@ -180,7 +188,7 @@ CALLS = [
         lambda loss, optimizer, params, data, **o: train.make_train(loss, optimizer, **o)(
             fresh(), params, data
         ),
-        {**RUN, "steps": ("count", 1), "batch_size": ("count", 4)},
+        {**RUN, "loss": ("pure loss", ELBO), "steps": ("count", 1), "batch_size": ("count", 4)},
     ),
     data_of(train.shuffled, size=("count", 12), batch_size=("count", 4)),
     *(
@@ -231,9 +239,9 @@ CALLS = [
         **of(particles=("count", 2), steps=("count", 2), samples=("count", 2)),
     ),
     *(
-        Call(f"objectives.{f.__name__}", loss_of(f), {**of(), **o})
+        Call(f"objectives.{f.__name__}", loss_of(f), {**of(), "data": ("batch", X), **o})
         for f, o in {
-            objectives.elbo: {"beta": ("number", 1.0), "samples": ("count", 1)},
+            objectives.elbo: {"beta": ("schedule", 1.0), "samples": ("count", 1)},
             objectives.iwae: K,
             objectives.dreg: K,
             objectives.stl: K,
@@ -242,26 +250,40 @@ CALLS = [
             objectives.renyi: {**K, "alpha": ("number", 0.5)},
             objectives.miwae: {"outer": ("count", 1), "inner": ("count", 2)},
             objectives.reweighted_wake_sleep: K,
-            disentangle.beta_tcvae: {"beta": ("number", 1.0)},
+            disentangle.beta_tcvae: {"beta": ("schedule", 1.0)},
         }.items()
     ),
     Call(
         "objectives.maximum_likelihood",
         loss_of(objectives.maximum_likelihood),
-        {**of(), "model": ("module", MADE), "params": ("params", MADE_PARAMS)},
+        {
+            **of(),
+            "data": ("batch", X),
+            "model": ("module", MADE),
+            "params": ("params", MADE_PARAMS),
+        },
     ),
     *(
         Call(
             f"autoencoders.{f.__name__}",
             loss_of(f),
-            {**of(), "model": ("model", POINTS), "params": ("params", POINTS_PARAMS), **o},
+            {
+                **of(),
+                "data": ("batch", X),
+                "model": ("model", POINTS),
+                "params": ("params", POINTS_PARAMS),
+                **o,
+            },
         )
         for f, o in {
             autoencoders.reconstruction: {},
-            autoencoders.sparse: {"penalty": ("function", sparsity.l1), "weight": ("number", 0.1)},
+            autoencoders.sparse: {
+                "penalty": ("function", sparsity.l1),
+                "weight": ("schedule", 0.1),
+            },
             autoencoders.contractive: {
                 "norm": ("function", contraction.exact),
-                "weight": ("number", 0.1),
+                "weight": ("schedule", 0.1),
             },
             autoencoders.denoising: {"corrupt": ("transform", corruption.gaussian(0.1))},
             autoencoders.batch_top_k: {"k": ("count", 1)},
@@ -270,7 +292,7 @@ CALLS = [
     Call(
         "memory.accumulate",
         lambda model, parts, **o: loss_of(lambda m: memory.accumulate(m, parts))(model, **o),
-        {**of(), "model": ("loss", ELBO), "parts": ("count", 2)},
+        {**of(), "data": ("batch", X), "model": ("loss", ELBO), "parts": ("count", 2)},
     ),
     Call(
         "autoencoder",
@@ -278,13 +300,13 @@ CALLS = [
         {
             "encoder": ("module", dense(heads.Normal(2))),
             "decoder": ("module", dense(heads.Normal(4))),
-            "x": ("codes", X[0]),
+            "x": ("example", X[0]),
         },
     ),
     *(
         Call(
             f"priors.{f.__name__}",
-            lambda model, f=f, **o: f(model, **o).init(fresh(), X[0]),
+            lambda model, f=f, **o: parameters(f(model, **o).init, X[0]),
             {"model": ("model", MODEL), **o},
         )
         for f, o in {
@@ -298,48 +320,54 @@ CALLS = [
     ),
     *(
         Call(
-            f"model.{f.__name__}", f, {"model": ("model", MODEL), "params": ("params", PARAMS), **o}
+            f"model.{f.__name__}",
+            f,
+            {"model": ("model", MODEL), "params": ("any params", PARAMS), **o},
         )
         for f, o in {
-            draw: {"key": ("key", fresh()), "x": ("codes", X[0])},
+            draw: {"key": ("key", fresh()), "x": ("event", X[0])},
             generate: {"key": ("key", fresh())},
-            reconstruct: {"x": ("codes", X[0])},
-            interpolate: {"start": ("codes", X[0]), "end": ("codes", X[1]), "steps": ("count", 3)},
+            reconstruct: {"x": ("event", X[0])},
+            interpolate: {"start": ("event", X[0]), "end": ("event", X[1]), "steps": ("count", 3)},
         }.items()
     ),
     Call(
         "model.init",
         lambda key, x: MODEL.init(key, x),
-        {"key": ("key", fresh()), "x": ("codes", X[0])},
+        {"key": ("key", fresh()), "x": ("example", X[0])},
     ),
-    Call("model.encode", MODEL.encode, {"params": ("params", PARAMS), "x": ("codes", X[0])}),
+    Call("model.encode", MODEL.encode, {"params": ("any params", PARAMS), "x": ("event", X[0])}),
     Call(
         "networks.MLP",
         made(networks.MLP),
-        {"x": ("codes", X[0]), "features": ("widths", (3,)), "dropout": ("number", 0.1)},
+        {"x": ("example", X[0]), "features": ("some widths", (3,)), "dropout": ("number", 0.1)},
     ),
     Call(
         "networks.ConvEncoder",
         made(networks.ConvEncoder),
-        {"x": ("codes", IMAGES[0] / 255), "features": ("widths", (2, 2))},
+        {"x": ("example", IMAGES[0] / 255), "features": ("some widths", (2, 2))},
     ),
     Call(
         "networks.ConvDecoder",
         made(networks.ConvDecoder),
-        {"x": ("codes", X[0]), "shape": ("shape", (8, 8, 1)), "features": ("widths", (2, 2))},
+        {
+            "x": ("example", X[0]),
+            "shape": ("shape", (8, 8, 1)),
+            "features": ("some widths", (2, 2)),
+        },
     ),
     Call(
         "networks.Conv",
         made(networks.Conv),
         {
-            "x": ("codes", IMAGES[0] / 255),
+            "x": ("example", IMAGES[0] / 255),
             "features": ("count", 2),
             "kernel_size": ("count", 3),
             "stride": ("count", 2),
         },
     ),
     *(
-        Call(f"heads.{h.__name__}", made(h), {"x": ("codes", X[0]), "shape": ("shape", 3), **o})
+        Call(f"heads.{h.__name__}", made(h), {"x": ("example", X[0]), "shape": ("shape", 3), **o})
         for h, o in {
             heads.Normal: {"floor": ("positive", 0.1), "scale_init": ("positive", 1.0)},
             heads.Bernoulli: {},

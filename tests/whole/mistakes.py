@@ -45,6 +45,15 @@ Y = np.arange(12) % 3
 FOLDER = pathlib.Path(tempfile.mkdtemp())
 
 
+def parameters(init: Callable[..., Any], *example: Any) -> Any:
+    """Some parameters of a model, of the shapes that its init would give; nothing is compiled."""
+    random = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * random.normal(size=leaf.shape), leaf.dtype),
+        jax.eval_shape(lambda: init(fresh(), *example)),
+    )
+
+
 def dense(head: Any) -> Any:
     return nn.Sequential([networks.MLP((5,)), head])
 
@@ -58,27 +67,27 @@ def vae(size: int = 4, latent: int = 2, hidden: int = 5) -> Any:
 
 
 MODEL = vae()
-PARAMS = MODEL.init(fresh(), X[0])
+PARAMS = parameters(MODEL.init, X[0])
 ELBO = objectives.elbo(MODEL)
 POINTS = autoencoder(dense(heads.Code(2)), dense(heads.FixedNormal(4, 0.5)))
-POINTS_PARAMS = POINTS.init(fresh(), X[0])
+POINTS_PARAMS = parameters(POINTS.init, X[0])
 OTHERS = {
-    "of a wider model": vae(hidden=7).init(fresh(), X[0]),
-    "of a model with a larger code": vae(latent=3).init(fresh(), X[0]),
-    "of a model of other data": vae(size=6).init(fresh(), np.zeros(6, np.float32)),
-    "of a model with other layers": autoencoder(heads.Normal(2), heads.FixedNormal(4, 0.5)).init(
-        fresh(), X[0]
+    "of a wider model": parameters(vae(hidden=7).init, X[0]),
+    "of a model with a larger code": parameters(vae(latent=3).init, X[0]),
+    "of a model of other data": parameters(vae(size=6).init, np.zeros(6, np.float32)),
+    "of a model with other layers": parameters(
+        autoencoder(heads.Normal(2), heads.FixedNormal(4, 0.5)).init, X[0]
     ),
 }
 STATE = train.make_step(ELBO, optax.adam(1e-3))[0](fresh(), PARAMS)
 FITTED = train.Fitted(STATE, STATE, {"loss": np.zeros(1)}, "epochs")
 SOURCE = sources.in_memory(Batch(X))
 MADE = autoregressive.Causal(causal.MADE((4,), (8,)), (4,))
-MADE_PARAMS = MADE.init(fresh())
+MADE_PARAMS = parameters(MADE.init)
 VQ = quantized.quantize(
     autoencoder(dense(heads.Code((2, 2))), dense(heads.FixedNormal(4, 0.5))), entries=3
 )
-VQ_PARAMS = VQ.init(fresh(), X[0])
+VQ_PARAMS = parameters(VQ.init, X[0])
 MIXTURE = distributions.Mixture(
     jnp.zeros(2), distributions.Normal(jnp.asarray(X[:2]), jnp.ones((2, 4)))
 )
@@ -134,8 +143,27 @@ class Rows:
         return len(X)
 
 
-def right(label: str, value: Any) -> Wrong:
+class Right(NamedTuple):
+    """The right value of an argument in another form: it has to be taken."""
+
+    label: str
+    form: Callable[[Any], Any]
+
+
+def maybe(label: str, value: Any) -> Wrong:
     return Wrong(label, value, sure=False)
+
+
+def meant(kind: str, *labels: str) -> list[Any]:
+    """A kind of which some values have a clear meaning after all."""
+    return [
+        w._replace(sure=False) if isinstance(w, Wrong) and w.label in labels else w
+        for w in KINDS[kind]
+    ]
+
+
+def numpys(value: Any) -> Any:
+    return jax.tree.map(np.asarray, value)
 
 
 ANYTHING = [
@@ -176,15 +204,15 @@ KINDS: dict[str, list[Wrong]] = {
         Wrong("strings as conditions", Batch(X, c=Y.astype(str))),
         Wrong("negative weights", Batch(X, weight=-np.ones(12, np.float32))),
         Wrong("weights of no number", Batch(X, weight="equal")),
-        right("list of lists", X.tolist()),
-        right("list of rows", list(X)),
-        right("big-endian", X.astype(">f4")),
-        right("float64", X.astype(float)),
-        right("another library's", HasArray(X)),
-        right("rows of another library", [HasArray(x) for x in X]),
-        right("jax", jnp.asarray(X)),
-        right("zeros", np.zeros_like(X)),
-        right("integers", (X * 5).astype(int)),
+        Right("list of lists", lambda x: x.tolist()),
+        Right("list of rows", list),
+        Right("big-endian", lambda x: x.astype(x.dtype.newbyteorder(">"))),
+        Right("float64", lambda x: x.astype(float) / (255 if x.dtype == np.uint8 else 1)),
+        Right("another library's", HasArray),
+        Right("rows of another library", lambda x: [HasArray(row) for row in x]),
+        Right("jax", jnp.asarray),
+        maybe("zeros", np.zeros_like(X)),
+        maybe("integers", (X * 5).astype(int)),
     ],
     "params": [
         *ANYTHING,
@@ -196,14 +224,14 @@ KINDS: dict[str, list[Wrong]] = {
         Wrong("a part", PARAMS["encoder"]),
         Wrong("a list", jax.tree.leaves(PARAMS)),
         Wrong("params of integers", jax.tree.map(lambda p: p.astype(int), PARAMS)),
-        right("params in numpy", jax.tree.map(np.asarray, PARAMS)),
+        Right("params in numpy", numpys),
     ],
     "key": [
         *ANYTHING,
         Wrong("seed", 0),
         Wrong("several keys", KEYS),
         Wrong("data", X),
-        right("older key", jax.random.PRNGKey(3)),
+        Right("older key", lambda key: jax.random.key_data(jax.random.clone(key))),
     ],
     "count": [
         *ANYTHING,
@@ -215,7 +243,7 @@ KINDS: dict[str, list[Wrong]] = {
         Wrong("NaN", float("nan")),
         Wrong("infinity", float("inf")),
         Wrong("a list", [2]),
-        right("numpy's", np.int64(2)),
+        Right("numpy's", np.int64),
     ],
     "number": [
         *ANYTHING[:2],
@@ -223,7 +251,7 @@ KINDS: dict[str, list[Wrong]] = {
         Wrong("NaN", float("nan")),
         Wrong("a string", "0.5"),
         Wrong("data", X),
-        right("1", 1),
+        Right("numpy's", np.float32),
     ],
     "positive": [
         Wrong("-1", -1.0),
@@ -262,7 +290,7 @@ KINDS: dict[str, list[Wrong]] = {
         *ANYTHING[1:],
         Wrong("its result", data.scale(fresh(), X)),
         Wrong("one argument", jnp.sqrt),
-        right("none", None),
+        maybe("none", None),
     ],
     "labels": [
         *ANYTHING,
@@ -271,8 +299,8 @@ KINDS: dict[str, list[Wrong]] = {
         Wrong("fewer", Y[:5]),
         Wrong("one-hot rows", np.eye(3)[Y]),
         Wrong("negative", Y - 2),
-        right("a list", Y.tolist()),
-        right("another library's", HasArray(Y)),
+        Right("a list", lambda y: y.tolist()),
+        Right("another library's", HasArray),
     ],
     "path": [
         *ANYTHING[:1],
@@ -303,7 +331,7 @@ KINDS: dict[str, list[Wrong]] = {
         Wrong("floats", (2.5,)),
         Wrong("a size as a string", "4"),
         Wrong("True", True),
-        right("a list", [4]),
+        Right("a list", lambda shape: [*np.atleast_1d(shape).tolist()]),
     ],
     "widths": [
         *ANYTHING,
@@ -312,7 +340,7 @@ KINDS: dict[str, list[Wrong]] = {
         Wrong("-3", (-3, 4)),
         Wrong("floats", (2.5,)),
         Wrong("strings", ("5",)),
-        right("a list", [4]),
+        Right("a list", list),
     ],
     "rows": [*ANYTHING, Wrong("empty", {}), Wrong("strings", ["a", "b"])],
     "distribution": [*ANYTHING, Wrong("an array", X), Wrong("a class", distributions.Normal)],
@@ -323,6 +351,46 @@ KINDS: dict[str, list[Wrong]] = {
         Wrong("strings", np.full((12, 2), "a")),
         Wrong("empty", X[:0]),
         Wrong("no axis", np.float32(1)),
-        right("a list", X[:, :2].tolist()),
+        Right("a list", lambda x: np.asarray(x).tolist()),
     ],
+}
+KINDS |= {
+    # Of what says nothing of the shape of an example.
+    "table": meant("data", "another size", "one more axis", "labels as conditions"),
+    "array": meant("data", "another size", "one more axis", "NaN", "infinite"),
+    # A loss is such a function too.
+    "batch": meant("data", "NaN", "infinite"),
+    "index": meant("labels", "fewer"),
+    "hook": meant("function", "None"),
+    "some widths": meant("widths", "one number"),
+    "sequences": [
+        *(
+            w
+            for w in meant(
+                "data", "one more axis", "another size", "NaN", "infinite", "ragged rows"
+            )
+            if isinstance(w, Wrong)
+        ),
+        Right("a tuple", tuple),
+    ],
+    # What a pure function gives for NaN is NaN, which training and measures report.
+    "event": meant("codes", "NaN"),
+    # A network without parameters yet takes any shape; so does what is done to single numbers.
+    "example": meant("codes", "NaN", "no axis", "2.5", "empty", "a dictionary"),
+    # JAX takes the numbers of a list for so many parameters.
+    "field": [w for w in meant("codes", "NaN", "no axis", "2.5") if w.label != "a list"],
+    "factors": meant("labels", "one-hot rows"),
+    "sequence": meant("labels", "one-hot rows", "floats", "negative"),
+    # What is saved or called by itself is of any model; a network by hand may count in integers.
+    "tree": meant("params", *(f"params {label}" for label in OTHERS), "a part", "a list", "empty"),
+    "any params": meant("params", "params of integers"),
+    "keys": [w for w in KINDS["key"] if w.label not in ("several keys", "older key")],
+    "no key": meant("key", *(w.label for w in KINDS["key"])),
+    "count or none": meant("count", "None"),
+    "schedule": meant("number", "a function"),
+    "pure loss": meant("loss", "metrics of examples"),  # a scan stacks metrics of any shape
+    "share": [*meant("positive", "0"), Wrong("2", 2.0)],
+    "values": meant("rows", "strings"),
+    "all texts": [w for w in KINDS["text"] if w.label != "a dictionary"],  # of its keys
+    "texts": [w for w in KINDS["rows"] if w.label != "strings"] + [Wrong("numbers", [1, 2])],
 }

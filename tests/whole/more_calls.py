@@ -28,6 +28,7 @@ from tests.whole.mistakes import (
     Y,
     dense,
     fresh,
+    parameters,
     vae,
 )
 from vaejax import (
@@ -63,13 +64,17 @@ MORE_CALLS = [
     Call(
         "heads.TopK",
         made(heads.TopK),
-        {"x": ("codes", X[0]), "size": ("count", 3), "k": ("count", 2)},
+        {"x": ("example", X[0]), "size": ("count", 3), "k": ("count", 2)},
     ),
-    Call("heads.FullNormal", made(heads.FullNormal), {"x": ("codes", X[0]), "size": ("count", 3)}),
+    Call(
+        "heads.FullNormal", made(heads.FullNormal), {"x": ("example", X[0]), "size": ("count", 3)}
+    ),
     Call(
         "causal.MADE",
-        lambda shape, hidden: autoregressive.Causal(causal.MADE(shape, hidden), (4,)).init(fresh()),
-        {"shape": ("shape", (4,)), "hidden": ("widths", (8,))},
+        lambda shape, hidden: parameters(
+            autoregressive.Causal(causal.MADE(shape, hidden), (4,)).init
+        ),
+        {"shape": ("shape", (4,)), "hidden": ("some widths", (8,))},
     ),
     Call(
         "flows.coupling",
@@ -85,12 +90,12 @@ MORE_CALLS = [
             "features": ("count", 4),
         },
     ),
-    Call("recurrent.padded", recurrent.padded, {"sequences": ("data", [X, X[:5]])}),
+    Call("recurrent.padded", recurrent.padded, {"sequences": ("sequences", [X, X[:5]])}),
     *(
         Call(
             f"distributions.{d.__name__}",
             event(d),
-            {"x": ("codes", X[0]), **{n: ("codes", v) for n, v in o.items()}},
+            {"x": ("field", X[0]), **{n: ("field", v) for n, v in o.items()}},
         )
         for d, o in {
             distributions.Normal: {"loc": X[0], "scale": X[1] + 1},
@@ -116,7 +121,7 @@ MORE_CALLS = [
     ),
     data_of(
         mixtures.fit_gaussian,
-        data=("data", X),
+        data=("table", X),
         components=("count", 2),
         key=("key", fresh()),
         iterations=("count", 2),
@@ -125,23 +130,23 @@ MORE_CALLS = [
     ),
     data_of(
         mixtures.fit_full_gaussian,
-        data=("data", X),
+        data=("table", X),
         components=("count", 2),
         key=("key", fresh()),
         iterations=("count", 2),
     ),
     data_of(
         mixtures.fit_bernoulli,
-        data=("data", X),
+        data=("table", X),
         components=("count", 2),
         key=("key", fresh()),
         iterations=("count", 2),
     ),
-    data_of(mixtures.fit, start=("distribution", MIXTURE), x=("data", X), iterations=("count", 2)),
-    data_of(linear.ppca, x=("data", X), latent=("count", 2)),
+    data_of(mixtures.fit, start=("distribution", MIXTURE), x=("table", X), iterations=("count", 2)),
+    data_of(linear.ppca, x=("table", X), latent=("count", 2)),
     Call(
         "linear.linear_gaussian",
-        lambda **o: linear.linear_gaussian(**o).init(fresh(), X[0]),
+        lambda **o: parameters(linear.linear_gaussian(**o).init, X[0]),
         {"size": ("count", 4), "latent": ("count", 2), "scale": ("positive", 1.0)},
     ),
     *(
@@ -154,12 +159,12 @@ MORE_CALLS = [
         )
         for f in (quantized.indices, quantized.from_data)
     ),
-    data_of(quantized.usage, index=("labels", Y), entries=("count", 3)),
-    data_of(sparsity.l1, z=("codes", X)),
+    data_of(quantized.usage, index=("index", Y), entries=("count", 3)),
+    data_of(sparsity.l1, z=("event", X)),
     data_of(
         disentanglement.mig,
         codes=("codes", X[:, :2]),
-        factors=("labels", np.stack([Y, Y[::-1]], 1)),
+        factors=("factors", np.stack([Y, Y[::-1]], 1)),
         bins=("count", 4),
     ),
     data_of(
@@ -172,38 +177,38 @@ MORE_CALLS = [
     data_of(
         representation.principal_components, x=("codes", X), test_x=("codes", X), size=("count", 2)
     ),
-    data_of(data.load, source=("data", X), split=("split", "train")),
+    data_of(data.load, source=("table", X), split=("split", "train")),
     Call(
         "data.load: a file",
         data.load,
         {"source": ("path", str(FOLDER / "x.npz")), "split": ("split", "all")},
     ),
-    data_of(sources.open, source=("data", X), split=("split", "train")),
+    data_of(sources.open, source=("table", X), split=("split", "train")),
     Call(
         "sources.open: a file",
         sources.open,
         {"source": ("path", str(FOLDER / "x.npz")), "split": ("split", "all")},
     ),
-    data_of(data.scale, key=("key", fresh()), x=("codes", X)),
-    data_of(data.binarize, key=("key", fresh()), x=("codes", X)),
-    data_of(data.dequantize, key=("key", fresh()), x=("codes", IMAGES[0])),
+    data_of(data.scale, key=("no key", fresh()), x=("example", X)),
+    data_of(data.binarize, key=("key", fresh()), x=("example", X)),
+    data_of(data.dequantize, key=("key", fresh()), x=("example", IMAGES[0])),
     *(
         Call(
             f"corruption.{f.__name__}",
             lambda amount, x, f=f: f(amount)(fresh(), x),
-            {"amount": k, "x": ("codes", IMAGES[0] / 255)},
+            {"amount": k, "x": ("example", IMAGES[0] / 255)},
         )
         for f, k in {
             corruption.gaussian: ("positive", 0.1),
-            corruption.masking: ("positive", 0.1),
+            corruption.masking: ("share", 0.1),
             corruption.erased_block: ("count", 2),
             corruption.low_resolution: ("count", 2),
         }.items()
     ),
     data_of(text.encode, text=("text", "abc"), characters=("text", "abcd")),
-    data_of(text.vocabulary, text=("text", "abc")),
-    data_of(text.lines, texts=("rows", ["abc"]), characters=("text", "abcd"), length=("count", 5)),
-    data_of(text.windows, codes=("labels", Y), length=("count", 3)),
+    data_of(text.vocabulary, text=("all texts", "abc")),
+    data_of(text.lines, texts=("texts", ["abc"]), characters=("text", "abcd"), length=("count", 5)),
+    data_of(text.windows, codes=("sequence", Y), length=("count", 3)),
     Call(
         "sprites.sample",
         sprites.sample,
@@ -222,7 +227,7 @@ MORE_CALLS = [
     Call(
         "population.grid",
         lambda **o: population.grid(**o),
-        {"beta": ("rows", [1.0, 2.0]), "seed": ("rows", range(2))},
+        {"beta": ("values", [1.0, 2.0]), "seed": ("values", range(2))},
     ),
     Call(
         "checkpoint.load",
@@ -237,7 +242,7 @@ MORE_CALLS = [
     Call(
         "weights.save",
         weights.save,
-        {"path": ("path", FOLDER / "v.safetensors"), "params": ("params", PARAMS)},
+        {"path": ("path", FOLDER / "v.safetensors"), "params": ("tree", PARAMS)},
     ),
     Call(
         "portable.export",
@@ -246,9 +251,9 @@ MORE_CALLS = [
             "path": ("path", FOLDER / "p.vaejax"),
             "model": ("model", MODEL),
             "params": ("params", PARAMS),
-            "x": ("codes", X[0]),
+            "x": ("example", X[0]),
             "platforms": ("rows", ["cpu"]),
-            "batch": ("count", 2),
+            "batch": ("count or none", 2),
         },
     ),
     Call("portable.load", portable.load, {"path": ("path", FOLDER / "w.safetensors")}),
@@ -266,7 +271,7 @@ MORE_CALLS = [
         {
             "function": ("function", lambda k, x: jnp.sum(x)),
             "key": ("key", fresh()),
-            "x": ("data", X),
+            "x": ("array", X),
         },
     ),
 ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from vaejax.batch import check_unmasked
+from vaejax.arrays import check_unmasked
 from vaejax.data._rounding import ROWS, warn_of_rounding
 from vaejax.errors import WHOLE_LABELS, wrong
 from vaejax.types import Batch

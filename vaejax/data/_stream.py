@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.batch import check_unmasked
+from vaejax.arrays import check_unmasked
 from vaejax.data._arrays import check_rows, stored
 from vaejax.data._files import PathLike, check_regular, mapped
 from vaejax.errors import at_least_one, wrong

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax.arrays import examples, numbers
-from vaejax.errors import check_key, check_number, concrete, wrong
-from vaejax.types import Array, Key
+from vaejax.errors import check_key, check_number, concrete, is_whole, wrong
+from vaejax.types import Array, Key, describe
 
 __all__ = ["erased_block", "gaussian", "low_resolution", "masking", "salt_and_pepper"]
 
@@ -186,8 +186,10 @@ def _probability(function: str, nu: float) -> None:
 
 def _whole(where: str, count: int) -> None:
     """Raise ValueError for a count of pixels that is not whole or below 1."""
-    if not isinstance(count, int | np.integer) or count < 1:
-        raise wrong(where, count, "a whole number of pixels, 1 or more", "count in pixels")
+    if not is_whole(count) or count < 1:
+        raise wrong(
+            where, describe(count), "a whole number of pixels, 1 or more", "count in pixels"
+        )
 
 
 def _floats(function: str, x: Array) -> Array:

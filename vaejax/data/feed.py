@@ -75,6 +75,7 @@ def feed(
         fix = "make one: sources.open(path), sources.in_memory(batch)"
         raise wrong("feed: source", describe(source), "a Source", fix, TypeError)
     at_least_one("feed", workers=workers, prefetch=prefetch)
+    workers = int(workers)  # grain takes no integer of numpy
     at_least(0, "feed", start=start, stop=stop)
     if not 0 <= start <= stop:
         raise wrong("feed: start, stop", f"{start}, {stop}", "0 <= start <= stop", "exchange them")

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vaejax.batch import check_unmasked, mean_weight_of, size_of
+from vaejax.arrays import check_unmasked
+from vaejax.batch import mean_weight_of, size_of
 from vaejax.data import _digest, tfds
 from vaejax.data._arrays import as_labels, check_rows, checked, stored
 from vaejax.data._files import (

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vaejax.arrays import numbers
 from vaejax.errors import at_least_one, wrong
 
 __all__ = ["decode", "encode", "lines", "read", "vocabulary", "windows"]
@@ -136,12 +137,14 @@ def windows(codes: np.ndarray, length: int, *, stride: int | None = None) -> np.
     if isinstance(codes, str):
         fix = "encode it: encode(text, characters)"
         raise wrong("windows: codes", "a text", "its codes", fix, TypeError)
+    codes = np.asarray(numbers("windows: codes", codes, "a sequence [total, ...]"))
     stride = length if stride is None else stride
     at_least_one("windows", length=length, stride=stride)
-    if len(codes) < length:
+    total = len(codes) if codes.ndim else 0
+    if total < length:
         fix = "lower length, or read a longer text"
-        raise wrong("windows: codes", f"{len(codes)} of them", f"{length} or more", fix)
-    return np.stack([codes[i : i + length] for i in range(0, len(codes) - length + 1, stride)])
+        raise wrong("windows: codes", f"{total} of them", f"{length} or more", fix)
+    return np.stack([codes[i : i + length] for i in range(0, total - length + 1, stride)])
 
 
 def lines(texts: Sequence[str], characters: str, length: int) -> np.ndarray:
@@ -163,7 +166,7 @@ def lines(texts: Sequence[str], characters: str, length: int) -> np.ndarray:
       TypeError: for one text in place of several.
     """
     texts = _texts("lines", texts)
-    at_least_one("lines", texts=len(texts))
+    at_least_one("lines", texts=len(texts), length=length)
     filled = np.full((len(texts), length), len(characters), np.int32)
     for i, one in enumerate(texts):
         if not 1 <= len(_text("lines: texts", one)) < length:
@@ -178,7 +181,7 @@ def lines(texts: Sequence[str], characters: str, length: int) -> np.ndarray:
 def _text(where: str, value: Any, fix: str = "decode bytes: value.decode()") -> str:
     """A text as it is; TypeError for anything else."""
     if not isinstance(value, str):
-        raise wrong(where, type(value).__name__, "a text (str)", fix, TypeError)
+        raise wrong(where, _type(value), "a text (str)", fix, TypeError)
     return value
 
 
@@ -186,5 +189,9 @@ def _texts(function: str, value: Any) -> Sequence[str]:
     """Several texts as a list; TypeError for one text, or for none."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         fix = f"pass a list: {function}(text.splitlines(), ...)"
-        raise wrong(f"{function}: texts", type(value).__name__, "a list of texts", fix, TypeError)
+        raise wrong(f"{function}: texts", _type(value), "a list of texts", fix, TypeError)
     return list(value)
+
+
+def _type(value: Any) -> str:
+    return "None" if value is None else type(value).__name__

@@ -9,8 +9,8 @@ import numpy as np
 from vaejax.distributions._base import Distribution, distribution
 from vaejax.distributions._events import (
     as_float,
-    checked_fields,
     dtype_of,
+    fields_of,
     flat,
     one_event,
     sum_inside,
@@ -52,7 +52,7 @@ class Normal(Distribution):
         return _moved(self, jax.random.normal, key)
 
     def log_prob(self, x):
-        x, loc, scale = flat(self, x, self.loc, self.scale)
+        x, loc, scale = flat(self, x)
         z = (x - loc) / scale
         return jnp.sum(-0.5 * z**2 - jnp.log(scale) - 0.5 * np.log(2 * np.pi).item())
 
@@ -82,12 +82,11 @@ class MultivariateNormal(Distribution):
         return self.loc + jnp.tril(self.scale_tril) @ noise
 
     def log_prob(self, x):
+        loc, scale_tril = fields_of(self)
         x = one_event(self, x)
-        z = solve_lower(self.scale_tril, x - self.loc)
+        z = solve_lower(scale_tril, x - loc)
         return (
-            -0.5 * jnp.sum(z**2)
-            - log_abs_det(self.scale_tril)
-            - 0.5 * x.size * np.log(2 * np.pi).item()
+            -0.5 * jnp.sum(z**2) - log_abs_det(scale_tril) - 0.5 * x.size * np.log(2 * np.pi).item()
         )
 
     @property
@@ -117,8 +116,9 @@ class Laplace(Distribution):
         return _moved(self, jax.random.laplace, key)
 
     def log_prob(self, x):
+        loc, scale = fields_of(self)
         x = one_event(self, x)
-        return jnp.sum(-jnp.abs(x - self.loc) / self.scale - jnp.log(2 * self.scale))
+        return jnp.sum(-jnp.abs(x - loc) / scale - jnp.log(2 * scale))
 
     @property
     def mean(self):
@@ -146,10 +146,10 @@ class Uniform(Distribution):
         return self.low + (self.high - self.low) * noise
 
     def log_prob(self, x):
-        checked_fields(self)
+        low, high = fields_of(self)
         x = one_event(self, x)
-        outside = (x < self.low) | (x > self.high)
-        return sum_inside(x, outside, -jnp.log(self.high - self.low))
+        outside = (x < low) | (x > high)
+        return sum_inside(x, outside, -jnp.log(high - low))
 
     @property
     def mean(self):
@@ -187,11 +187,12 @@ class ContinuousBernoulli(Distribution):
         return jnp.clip(jnp.where(near, near_x, far_x), 0, 1)
 
     def log_prob(self, x):
+        (logits,) = fields_of(self)
         x = one_event(self, x)
-        slope, rest = _log_normaliser(as_float(self.logits))
+        slope, rest = _log_normaliser(as_float(logits))
         outside = (x < 0) | (x > 1)
         # Not x logits - log_normaliser: the two cancel to few digits when the logit is large.
-        return sum_inside(x, outside, (jnp.where(outside, 0, x) - slope) * self.logits - rest)
+        return sum_inside(x, outside, (jnp.where(outside, 0, x) - slope) * logits - rest)
 
     @property
     def mean(self):

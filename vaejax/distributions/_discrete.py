@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax.distributions._base import Distribution, distribution
-from vaejax.distributions._events import as_float, dtype_of, flat, one_event, sum_inside
+from vaejax.distributions._events import as_float, dtype_of, fields_of, flat, one_event, sum_inside
 from vaejax.types import Array
 
 
@@ -34,7 +34,7 @@ class Bernoulli(Distribution):
         return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(dtype)
 
     def log_prob(self, x):
-        x, logits = flat(self, x, self.logits)
+        x, logits = flat(self, x)
         outside = (x < 0) | (x > 1)
         # The inner where keeps the gradient zero (and not inf - inf) where x is outside.
         log_p = jnp.where(outside, 0, x) * logits - _softplus(logits)
@@ -64,14 +64,15 @@ class Categorical(Distribution):
         return jax.random.categorical(key, as_float(self.logits)).astype(jnp.int32)
 
     def log_prob(self, x):
+        (logits,) = fields_of(self)
         x = one_event(self, x)
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise TypeError(
                 f"Categorical.log_prob: expected integer classes, got {x.dtype}; "
                 "convert them: x.astype(jnp.int32), or jnp.argmax(x, -1) if x is one-hot"
             )
-        outside = (x < 0) | (x >= np.shape(self.logits)[-1])
-        log_p = jax.nn.log_softmax(as_float(self.logits))
+        outside = (x < 0) | (x >= np.shape(logits)[-1])
+        log_p = jax.nn.log_softmax(as_float(logits))
         index = jnp.where(outside, 0, x)[..., None]
         return sum_inside(x, outside, jnp.take_along_axis(log_p, index, axis=-1)[..., 0])
 
@@ -103,9 +104,10 @@ class Delta(Distribution):
         return jnp.asarray(self.value)
 
     def log_prob(self, x):
+        value = fields_of(self)[0]
         x = one_event(self, x)
-        known = jnp.where(self.value == self.value, x, self.value)  # NaN where either is NaN
-        return sum_inside(known, x != self.value, jnp.zeros((), dtype_of(self)))
+        known = jnp.where(value == value, x, value)  # NaN where either is NaN
+        return sum_inside(known, x != value, jnp.zeros((), dtype_of(self)))
 
     @property
     def mean(self):
@@ -152,19 +154,20 @@ class DiscretizedLogistic(Distribution):
         return jnp.round(jnp.clip((self.loc + self.scale * noise) * last, 0, last)) / last
 
     def log_prob(self, x):
+        loc, scale, levels = fields_of(self)
         x = as_float(one_event(self, x))  # first, or stored uint8 would wrap round below
-        last = self.levels - 1
+        last = levels - 1
         level = jnp.round(x * last)
         # With 16-bit images a float32 cannot hold k / last to a thousandth of a bin.
-        rounding = self.levels * float(jnp.finfo(x.dtype).eps)
+        rounding = levels * float(jnp.finfo(x.dtype).eps)
         off_grid = jnp.abs(x * last - level) > min(max(1e-3, rounding), 0.25)
         outside = off_grid | (level < 0) | (level > last)
         level = jnp.where(outside, 0, level)
-        upper = ((level + 0.5) / last - self.loc) / self.scale
-        lower = ((level - 0.5) / last - self.loc) / self.scale
+        upper = ((level + 0.5) / last - loc) / scale
+        lower = ((level - 0.5) / last - loc) / scale
         # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)): no difference of two
         # numbers near 0 or 1. A tail is the same with b or a at infinity, so factors drop out.
-        inner = jnp.log(-jnp.expm1(-1 / (last * jnp.asarray(self.scale))))
+        inner = jnp.log(-jnp.expm1(-1 / (last * jnp.asarray(scale))))
         log_p = (
             jnp.where(level == last, 0, jax.nn.log_sigmoid(upper))
             + jnp.where(level == 0, 0, jax.nn.log_sigmoid(-lower))

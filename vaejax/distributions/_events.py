@@ -9,7 +9,7 @@ import numpy as np
 from vaejax.arrays import numbers
 from vaejax.distributions._base import Distribution
 from vaejax.errors import wrong
-from vaejax.types import Array
+from vaejax.types import Array, describe
 
 
 def dtype_of(distribution: Distribution) -> Any:
@@ -41,20 +41,27 @@ def one_event(distribution: Distribution, x: Any) -> Array:
     return jnp.asarray(x)
 
 
-def checked_fields(distribution: Distribution) -> None:
-    """Raise TypeError where a parameter is none: a string, a function, nothing."""
-    name = type(distribution).__name__
-    for parameter in vars(distribution).values():
-        numbers(name, parameter, "parameters of numbers")
+def fields_of(distribution: Distribution) -> list[Any]:
+    """All fields as arrays; Python's numbers stay, since they widen no type.
+
+    TypeError where one is no array of numbers: a string, a function, nothing, a list.
+    """
+    name, expected = type(distribution).__name__, "parameters of numbers"
+    fields = list(vars(distribution).values())
+    for field in fields:
+        if isinstance(field, list | tuple):  # JAX takes its entries for parameters of their own
+            raise wrong(
+                name, describe(field), expected, "pass an array: jnp.asarray(...)", TypeError
+            )
+    return [f if isinstance(f, int | float) else numbers(name, f, expected) for f in fields]
 
 
-def flat(distribution: Distribution, x: Any, *parameters: Any) -> list[Array]:
-    """x, checked to be one event, and the parameters, as vectors; scalars stay scalars.
+def flat(distribution: Distribution, x: Any) -> list[Array]:
+    """x, checked to be one event, and the fields, as vectors; scalars stay scalars.
 
     On CPU, XLA computes and sums over `[28, 28, 1]` many times slower than over `[784]`.
     """
-    name = type(distribution).__name__
-    parameters = tuple(numbers(name, p, "parameters of numbers") for p in parameters)
+    parameters = fields_of(distribution)
     shape = _event_shape(distribution)
     whole = [p if np.ndim(p) == 0 else jnp.broadcast_to(p, shape) for p in parameters]
     return [jnp.ravel(v) if np.ndim(v) else v for v in (one_event(distribution, x), *whole)]

@@ -26,7 +26,7 @@ import numpy as np
 from vaejax.batch import as_batch, check_some_weight, example_at, over_data, size_of
 from vaejax.data.sources import Source
 from vaejax.distributions import Categorical
-from vaejax.errors import at_least_one, check_key, check_parameters, finite_values, wrong
+from vaejax.errors import at_least_one, check_key, check_parameters, finite_values, takes, wrong
 from vaejax.model import Model, check_model
 from vaejax.types import Array, Batch, Key, Params, PerExample, Transform, describe
 
@@ -61,6 +61,9 @@ def measure(function: Function) -> Function:
             return function(*args, **options)  # Python says what it misses
         model, params, _, data = (bound.arguments[argument] for argument in order)
         _check_places(name, order, model, params)
+        transform = bound.arguments.get("transform")
+        if transform is not None:
+            takes(f"{name}: transform", transform, "key, x", "for instance data.scale")
         if isinstance(data, Source):
             head = data.read(np.zeros(1, int)) if data.size > 0 else Batch(())
         else:
@@ -70,7 +73,7 @@ def measure(function: Function) -> Function:
                 lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)),
                 (head.x, head.c),
             )
-            check_example(f"{name}: data", model, params, bound.arguments.get("transform"), *one)
+            check_example(f"{name}: data", model, params, transform, *one)
         return function(*bound.args, **bound.kwargs)
 
     return checked  # type: ignore[return-value]

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from vaejax.batch import present
-from vaejax.errors import wrong
+from vaejax.errors import at_least_one, wrong
 from vaejax.evaluate._each import checked_each, measure, total_of
 from vaejax.model import (
     Draw,
@@ -147,11 +147,10 @@ def log_likelihood(
     References:
       Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
+    at_least_one("log_likelihood", particles=particles, chunk=chunk)
     options = model, particles, draw, min(chunk, particles)
     loop = _log_likelihood, options, transform, batch_size
-    found = checked_each(
-        "log_likelihood", _log_px, *loop, params, key, data, particles=particles, chunk=chunk
-    )
+    found = checked_each("log_likelihood", _log_px, *loop, params, key, data)
     return Likelihood(*map(np.asarray, found))
 
 

@@ -89,9 +89,9 @@ def best_gaussian(
       A Best.
     """
     prior_key, search_key, polish_key, judge_key = jax.random.split(key, 4)
-    size = start.loc.size
+    energy, start = _in_one_type(energy, start, draw_prior)
     starts = _starts(energy, start, draw_prior, prior_key)
-    e = _draws(search_key, pairs, size)
+    e = _draws(search_key, pairs, start.loc)
     found, seen = jax.vmap(lambda q: _searched(energy, q, e, steps, rate))(starts)
     # Ties, as where nothing is finite, and a rate of 0 keep to the first, the encoder's q.
     value = jnp.where(rate > 0, seen.value, jnp.inf).at[0].set(seen.value[0])
@@ -99,6 +99,13 @@ def best_gaussian(
     q, seen = jax.tree.map(lambda leaf: leaf[best], (found, seen))
     polished = _polished(energy, q, seen, polish_key, pairs, rate)
     return _judged(energy, [start, q, polished], judge_key, pairs)
+
+
+def _in_one_type(energy: Energy, q: Gaussian, draw_prior: Any) -> tuple[Energy, Gaussian]:
+    """The energy and a start in the widest type of both and the prior, which a loop has to keep."""
+    seen = jax.eval_shape(lambda: (energy(q.loc), draw_prior(jax.random.key(0))))
+    dtype = jnp.result_type(*jax.tree.leaves((q, seen)))
+    return lambda z: energy(z).astype(dtype), jax.tree.map(lambda leaf: leaf.astype(dtype), q)
 
 
 def _starts(energy: Energy, q: Gaussian, draw_prior: Any, key: Key) -> Gaussian:
@@ -117,9 +124,9 @@ def _starts(energy: Energy, q: Gaussian, draw_prior: Any, key: Key) -> Gaussian:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), q, wide, narrow)
 
 
-def _draws(key: Key, pairs: int, size: int) -> Array:
-    """e `[pairs, size]` whose second moments are exactly I; the mirror images are left out."""
-    e = jax.random.normal(key, (pairs, size))
+def _draws(key: Key, pairs: int, like: Array) -> Array:
+    """e `[pairs, d]` whose second moments are exactly I, without the mirror images; like: `[d]`."""
+    e = jax.random.normal(key, (pairs, like.size), like.dtype)
     return _times(e, _inverse(_factor(_times(e.T, e) / pairs, 1e-6)).T)
 
 
@@ -142,7 +149,11 @@ def _look(energy: Energy, q: Gaussian, e: Array) -> Seen:
     value = jnp.mean(f) - jnp.sum(jnp.log(jnp.abs(widths)))
     seen = Seen(value, jnp.mean(slope, axis=0), (curvature + curvature.T) / 2)
     sound = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in seen]))
-    lost = Seen(jnp.full_like(value, jnp.inf), jnp.zeros_like(seen.slope), 16 * jnp.eye(q.loc.size))
+    lost = Seen(
+        jnp.full_like(value, jnp.inf),
+        jnp.zeros_like(seen.slope),
+        16 * jnp.eye(q.loc.size, dtype=q.loc.dtype),
+    )
     return jax.tree.map(lambda there, instead: jnp.where(sound, there, instead), seen, lost)
 
 
@@ -193,7 +204,7 @@ def _moved(q: Gaussian, slope: Array, metric: Array, curvature: Array, share: An
         precision = jnp.clip(jnp.diagonal(curvature), WIDEST, NARROWEST)
         root = q.root / jnp.sqrt(1 - share + share * precision)
         return Gaussian(q.loc + q.root * step, root)
-    precision = (1 - share) * jnp.eye(len(step)) + share * curvature
+    precision = (1 - share) * jnp.eye(len(step), dtype=step.dtype) + share * curvature
     root = _times(q.root, _root_of_inverse(precision, WIDEST))
     return Gaussian(q.loc + jnp.sum(q.root * step[None], axis=1), root)
 
@@ -204,7 +215,7 @@ def _times(one: Array, other: Array) -> Array:
 
 def _off(q: Gaussian, curvature: Array) -> Array:
     """By how much the curvature is not that of the best q, in the directions that q has."""
-    off = curvature - jnp.eye(len(curvature))
+    off = curvature - jnp.eye(len(curvature), dtype=curvature.dtype)
     return jnp.diag(jnp.diagonal(off)) if q.root.ndim == 1 else off
 
 
@@ -245,7 +256,7 @@ def _polished(energy: Energy, q: Gaussian, seen: Seen, key: Key, pairs: int, rat
     """q after steps on new draws, of which the i-th takes the share 1 / (i + 1): their mean."""
 
     def step(q: Gaussian, i: Array) -> tuple[Gaussian, None]:
-        new = _look(energy, q, _draws(jax.random.fold_in(key, i), pairs, q.loc.size))
+        new = _look(energy, q, _draws(jax.random.fold_in(key, i), pairs, q.loc))
         return _moved(q, new.slope, seen.curvature, new.curvature, rate / (i + 2)), None
 
     return lax.scan(step, q, jnp.arange(POLISHING))[0]
@@ -253,8 +264,8 @@ def _polished(energy: Energy, q: Gaussian, seen: Seen, key: Key, pairs: int, rat
 
 def _judged(energy: Energy, candidates: list[Gaussian], key: Key, pairs: int) -> Best:
     """The best of the candidates by new draws, and what they tell of it."""
-    size = candidates[0].loc.size
-    sets = jax.vmap(lambda k: _draws(k, pairs, size))(jax.random.split(key, SETS))
+    like = candidates[0].loc
+    sets = jax.vmap(lambda k: _draws(k, pairs, like))(jax.random.split(key, SETS))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *candidates)
     seen = jax.vmap(lambda q: lax.map(partial(_look, energy, q), sets))(stacked)
     best = jnp.argmin(jnp.mean(seen.value, axis=1))

@@ -4,7 +4,7 @@
 below and above, in one call that says when it has not converged.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,12 +14,12 @@ import numpy as np
 from jax import lax
 
 from vaejax.batch import check_unweighted, size_of
-from vaejax.errors import finite_values, wrong
+from vaejax.errors import finite_values, is_whole, wrong
 from vaejax.evaluate._each import checked_batch, measure, measure_each
 from vaejax.evaluate.annealing import Annealed, Simulated, Start, ais, bdmc, reverse_ais
 from vaejax.evaluate.annealing._run import MORE, problems_of
 from vaejax.model import Draw, Model, deterministic, terms
-from vaejax.types import Array, Key, Params, Transform, describe_fields
+from vaejax.types import Array, Key, Params, Transform, describe, describe_fields
 
 
 @describe_fields
@@ -250,6 +250,10 @@ def ladder(
     References:
       Burda, Grosse and Salakhutdinov, 2016, arXiv:1509.00519.
     """
+    each = particles if isinstance(particles, Iterable) else [particles]
+    if not all(map(is_whole, each)):  # a string's characters are none
+        fix = "for instance particles=(1, 10, 100, 1000)"
+        raise wrong("ladder: particles", describe(particles), "whole numbers", fix, TypeError)
     particles = tuple(int(K) for K in np.atleast_1d(particles))
     if not particles or min(particles) < 1 or np.any(np.diff(particles) <= 0):
         fix = "for instance particles=(1, 10, 100, 1000)"

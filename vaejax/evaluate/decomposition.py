@@ -16,7 +16,7 @@ from jax import lax
 
 from vaejax.batch import check_unweighted, example_at, size_of
 from vaejax.distributions import MultivariateNormal, Normal, check_comparable, kl
-from vaejax.errors import finite_values, wrong
+from vaejax.errors import at_least_one, finite_values, wrong
 from vaejax.evaluate._each import checked_batch, measure, measure_each
 from vaejax.model import Draw, Model, deterministic, terms
 from vaejax.types import Array, Batch, Estimate, Key, Params, Transform, describe_fields
@@ -136,6 +136,7 @@ def decompose(
     """
     batch = checked("decompose", key, data, batch_size=batch_size)
     size = size_of(batch.x)
+    at_least_one("decompose", ("components",), draws=draws, components=components)
     if draws < 4:
         raise wrong("decompose: draws", draws, "4 or more", "1000 are usual")
     if components is not None and not 2 <= components <= size:

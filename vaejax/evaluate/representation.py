@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vaejax.arrays import numbers
 from vaejax.errors import at_least_one, missing, wrong
 from vaejax.types import describe_fields
 
@@ -126,6 +127,7 @@ def principal_components(x: Any, test_x: Any, *, size: int) -> tuple[np.ndarray,
     References:
       Pearson, 1901.
     """
+    at_least_one("principal_components", size=size)
     x, test_x = _pair("principal_components", "x", "test_x", x, test_x)
     if not 1 <= size <= min(x.shape):
         expected, fix = f"1 to {min(x.shape)}", "lower it or give more examples"
@@ -268,7 +270,7 @@ def _pair(function: str, name: str, other: str, x: Any, y: Any) -> tuple[np.ndar
     """Two sets of examples as finite matrices `[n, d]` of one width."""
     rows = []
     for where, value in ((f"{function}: {name}", x), (f"{function}: {other}", y)):
-        value = np.asarray(value)
+        value = np.asarray(numbers(where, value, "examples [n, ...]"))
         if value.ndim < 2 or not value.size:
             got, expected = f"shape {value.shape}", "[n, ...] with at least one example"
             raise wrong(where, got, expected, "give examples along the first axis")

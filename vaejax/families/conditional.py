@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vaejax.arrays import numbers
-from vaejax.batch import check_unmasked, over_examples
+from vaejax.arrays import check_unmasked, numbers
+from vaejax.batch import over_examples
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.model import Generated, Model, generate

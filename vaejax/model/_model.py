@@ -104,10 +104,7 @@ def autoencoder(
         check_module("autoencoder: prior", learned)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
-        if not all(map(jnp.size, jax.tree.leaves(x))):
-            raise wrong(
-                "init: x", describe(x), "one example", "pass x[0] of data that are not empty"
-            )
+        _check_some("init", x)
         encoder_key, decoder_key, prior_key, z_key = jax.random.split(key, 4)
         variables = _init("encoder", encoder, encoder_key, x, *present(c))
         q = jax.eval_shape(lambda: encoder.apply(variables, x, *present(c)))
@@ -146,6 +143,7 @@ def autoencoder(
         own = _part("encode", params, "encoder")
         known = partial(_image_shape, decoder, _part("encode", params, "decoder"), prior)
         x = examples("encode: x", x, "one example")
+        _check_some("encode", x)
         return _apply("encode", "example", encoder, own, x, c=c, key=key, known=known)
 
     def decode(params: Params, z: Any, c: Any = (), *, key: Key | None = None) -> Any:
@@ -264,6 +262,14 @@ def tied(model: Model) -> Model:
         return model.decode({**params, "decoder": decoder}, z, c, key=key)
 
     return model._replace(init=init, decode=decode)
+
+
+def _check_some(name: str, x: Any) -> None:
+    """Raise ValueError for an example without numbers."""
+    if not all(map(jnp.size, jax.tree.leaves(x))):
+        raise wrong(
+            f"{name}: x", describe(x), "one example", "pass x[0] of data that are not empty"
+        )
 
 
 def _check_order(part: str, paths: list[tuple[str, ...]]) -> None:

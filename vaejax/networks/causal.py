@@ -70,14 +70,14 @@ class MADE(Network):
         self.kernels = [
             self.param(f"kernel_{n}", draw, (len(a), len(b))) for n, (a, b) in enumerate(pairs)
         ]
-        inits = [zeros] * len(self.hidden) + [self.bias_init]
+        inits = [zeros] * len(hidden) + [self.bias_init]
         self.biases = [
             self.param(f"bias_{n}", init, (len(b),))
             for n, (init, (_, b)) in enumerate(zip(inits, pairs, strict=True))
         ]
         if self.direct:
             self.across = self.param("direct", draw, (size * k, size * k))
-        self.hidden_given = nn.Dense(self.hidden[0], use_bias=False)
+        self.hidden_given = nn.Dense(hidden[0], use_bias=False)
         self.logits_given = nn.Dense(size * k, use_bias=False)
 
     def __call__(self, x: Array, c: Any = ()) -> Bernoulli | Categorical:

@@ -52,11 +52,10 @@ def images(
       ValueError: for other shapes or counts, empty or non-finite input.
     """
     x = as_images("images: x", x, 4)
-    if not is_whole(columns):
-        at_least_one("images", ("columns",), columns=columns)
-    columns = min(columns or math.ceil(math.sqrt(len(x))), len(x))
-    if columns < 1:
+    if is_whole(columns) and columns is not None and columns < 1:
         raise wrong("images: columns", columns, "1 or more", "leave it out for a square")
+    at_least_one("images", ("columns",), columns=columns)
+    columns = min(columns or math.ceil(math.sqrt(len(x))), len(x))
     rows = math.ceil(len(x) / columns)
     if labels is not None and len(labels) != rows:
         raise wrong("images: labels", f"{len(labels)} names", rows, "name every row")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vaejax.errors import at_least_one, wrong
+from vaejax.types import describe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,11 @@ class Bookkeeping:
             fix = "give directory=..."
             where = f"{self.function}: resume"
             raise wrong(where, self.resume, "a directory to resume from", fix)
-        check_direction(f"{self.function}: monitor", self.monitor, self.maximize)
+        where = f"{self.function}: monitor"
+        if not isinstance(self.monitor, str):
+            fix = "one of those that evaluate returns"
+            raise wrong(where, describe(self.monitor), "the name of a number", fix, TypeError)
+        check_direction(where, self.monitor, self.maximize)
 
     def piece(self, steps: int) -> int:
         """Steps of a call in an epoch of `steps`: an even part where there is one, at most `chunk`.

@@ -44,7 +44,7 @@ def check_loss(function: str, loss: Any, optimizer: Any) -> None:
     fix = "for instance objectives.elbo(model)"
     takes(f"{function}: loss", loss, "params, key, batch, step", fix)
     if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
-        got = getattr(optimizer, "__name__", type(optimizer).__name__)
+        got = getattr(optimizer, "__name__", describe(optimizer))
         fix = "for instance optax.adam(1e-3)"
         raise wrong(f"{function}: optimizer", got, "an Optax optimizer", fix, TypeError)
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from vaejax.compiling import kept
 from vaejax.data.examples import as_examples
-from vaejax.errors import at_least, check_parameters
+from vaejax.errors import at_least, at_least_one, check_parameters
 from vaejax.train import _callbacks as callbacks
 from vaejax.train import _faults as faults
 from vaejax.train import _identity as identity
@@ -149,6 +149,7 @@ def fit(
     callbacks.check_functions(loss, optimizer, transform, evaluate, hook, log, key)
     check_parameters("fit: params", params)
     at_least(0, "fit", skip=skip)
+    at_least_one("fit", epochs=epochs)  # before it is multiplied
     examples = as_examples("fit", data, transform)
     order_key = key_for(key, "order")
     order = order_of(indices, order_key, examples.size, batch_size)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from vaejax.batch import size_of, weights_of
-from vaejax.errors import at_least_one, takes, wrong
+from vaejax.batch import checked_loss_batch, size_of, weights_of
+from vaejax.errors import at_least_one, check_parameters, checked_result, takes, wrong
 from vaejax.model import Model
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Weighted
 
@@ -93,6 +93,9 @@ def accumulate(loss: Loss, parts: int) -> Loss:
     if parts == 1:
         return loss
 
+    def checked(*of_part: Any) -> tuple[Array, Metrics]:
+        return checked_result("accumulate", loss(*of_part))
+
     def total(one: Callable[..., Any], sums: Any, key: Key, batch: Batch) -> Any:
         """`(value, metrics), grads` of the batch, from those that `one(key_p, part_p)` returns."""
 
@@ -114,10 +117,10 @@ def accumulate(loss: Loss, parts: int) -> Loss:
 
     @jax.custom_vjp
     def accumulated(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
-        return total(lambda key, part: (loss(params, key, part, step), ()), (), key, batch)[0]
+        return total(lambda key, part: (checked(params, key, part, step), ()), (), key, batch)[0]
 
     def forward(params: Params, key: Key, batch: Batch, step: Any) -> Any:
-        gradient = jax.value_and_grad(loss, has_aux=True)
+        gradient = jax.value_and_grad(checked, has_aux=True)
         start = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), _at_least_float32(p)), params)
         values, grads = total(
             lambda key, part: gradient(params, key, part, step), start, key, batch
@@ -135,7 +138,12 @@ def accumulate(loss: Loss, parts: int) -> Loss:
         return grads, None, nan, None
 
     accumulated.defvjp(forward, backward)
-    return accumulated
+
+    def whole(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        check_parameters("loss: params", params)
+        return accumulated(params, key, checked_loss_batch(key, batch), step)
+
+    return whole
 
 
 def _again(function: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -298,6 +298,10 @@ def test_the_threshold_counts_by_weight_and_prepares_the_data(params, key):
         sparsity.threshold(RELU, params, key, Batch(X, weight=0 * weight), **options)
     with pytest.raises(TypeError, match=r"batch_top_k: k: got 2\.0, expected a whole number"):
         sparsity.largest(jnp.asarray(Z), 2.0)
+    with pytest.raises(TypeError, match=r"l1: z: got None, expected codes \[batch, latent\]"):
+        sparsity.l1(None)
+    with pytest.raises(ValueError, match=r"squared: z: got shape \(4,\), expected codes"):
+        sparsity.squared(0.1)(jnp.ones(4))
 
 
 def test_the_threshold_keeps_as_many_of_examples_alone(params, key):

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vaejax.batch import batch_mean, over_batch
+from vaejax.batch import batch_mean, checked_loss_batch, over_batch
 from vaejax.distributions import Delta, SparseDelta
 from vaejax.errors import at_least_one, concrete, takes, wrong
 from vaejax.families.autoencoders import sparsity
@@ -209,6 +209,7 @@ def batch_top_k(model: Model, *, k: int) -> Loss:
         return -model.decode(params, z, c, key=key).log_prob(x)
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
+        batch = checked_loss_batch(key, batch)
         code_key, decode_key = jax.random.split(key)
         z = over_batch(code, params, code_key, batch)
         kept = sparsity.largest(z.reshape(len(z), -1), k, batch.weight)

@@ -15,7 +15,6 @@ The means are of each unit over the batch, so the last two say nothing about one
 All that `autoencoders.dictionaries` offers is here too.
 """
 
-import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -25,13 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vaejax.arrays import numbers
 from vaejax.batch import batch_mean, example_at, size_of, weights_of
 from vaejax.distributions import Delta
-from vaejax.errors import concrete, wrong
+from vaejax.errors import concrete, is_whole, wrong
 from vaejax.evaluate import check_counted, checked_batch, measure
 from vaejax.families.autoencoders.dictionaries import atoms, revive, transposed, unit_columns
 from vaejax.model import Model, deterministic
-from vaejax.types import Array, Batch, Key, Params, PerUnit, Transform
+from vaejax.types import Array, Batch, Key, Params, PerUnit, Transform, describe
 
 
 class Penalty(Protocol):
@@ -59,7 +59,7 @@ def l1(z: Array, weight: Any = ()) -> Array:
     References:
       Olshausen and Field, 1996, Nature 381.
     """
-    return batch_mean(jnp.sum(jnp.abs(z), axis=1), weight)
+    return batch_mean(jnp.sum(jnp.abs(_codes("l1", z)), axis=1), weight)
 
 
 def kl(rho: float) -> Penalty:
@@ -86,7 +86,7 @@ def kl(rho: float) -> Penalty:
     _check_rho("kl", rho)
 
     def penalty(z: Array, weight: Any = ()) -> Array:
-        m = _unit_means(z, weight)
+        m = _unit_means("kl", z, weight)
         eps = float(jnp.finfo(m.dtype).eps)
         m = eps + (1 - 2 * eps) * m
         divergence = rho * jnp.log(rho / m) + (1 - rho) * jnp.log((1 - rho) / (1 - m))
@@ -114,7 +114,7 @@ def squared(rho: float) -> Penalty:
     _check_rho("squared", rho)
 
     def penalty(z: Array, weight: Any = ()) -> Array:
-        return jnp.sum((_unit_means(z, weight) - rho) ** 2)
+        return jnp.sum((_unit_means("squared", z, weight) - rho) ** 2)
 
     return penalty
 
@@ -136,8 +136,8 @@ def largest(z: Array, k: int, weight: Any = ()) -> Array:
       ValueError: unless 1 <= k <= latent.
     """
     batch, latent = z.shape
-    if not isinstance(k, numbers.Integral):
-        raise wrong("batch_top_k: k", repr(k), "a whole number", "pass an int", TypeError)
+    if not is_whole(k):
+        raise wrong("batch_top_k: k", describe(k), "a whole number", "pass an int", TypeError)
     if not 1 <= k <= latent:
         raise wrong("batch_top_k: k", k, f"1 to {latent}, the code's size", "lower k")
     counted = weights_of(batch, weight) > 0
@@ -328,7 +328,17 @@ def _code(
     return code
 
 
-def _unit_means(z: Array, weight: Any) -> Array:
+def _codes(function: str, z: Any) -> Array:
+    """Codes as an array `[batch, latent]`; an error for anything else."""
+    z = jnp.asarray(numbers(f"{function}: z", z, "codes [batch, latent]"))
+    if z.ndim != 2 or not z.shape[0]:
+        fix = "flatten each example's: z.reshape(len(z), -1)"
+        raise wrong(f"{function}: z", f"shape {z.shape}", "codes [batch, latent]", fix)
+    return z
+
+
+def _unit_means(function: str, z: Any, weight: Any) -> Array:
+    z = _codes(function, z)
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     return jax.vmap(lambda unit: batch_mean(unit, weight), in_axes=1)(z)
 

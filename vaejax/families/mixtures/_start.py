@@ -11,7 +11,7 @@ from jax import lax
 
 from vaejax.batch import as_batch, example_at, over_data
 from vaejax.distributions import Mixture
-from vaejax.errors import at_least_one, check_key, wrong
+from vaejax.errors import at_least_one, check_key, check_number, wrong
 from vaejax.families.mixtures._bernoulli import BERNOULLI
 from vaejax.families.mixtures._em import Fitted, best_of, check_enough, counted
 from vaejax.families.mixtures._family import Family
@@ -335,6 +335,7 @@ def _seeds(components: int, x: Array, share: Array, key: Key) -> Array:
 
 
 def _check_scale(where: str, floor: float) -> None:
+    check_number(f"{where}: floor", floor)
     if not floor > 0:
         fix = "it is a standard deviation in units of x; without one the likelihood has no maximum"
         raise wrong(f"{where}: floor", floor, "floor > 0", fix)

@@ -11,9 +11,9 @@ from jax import lax
 
 from vaejax.arrays import numbers
 from vaejax.batch import as_batch, example_at, over_data, size_of
-from vaejax.errors import at_least_one, check_parameters, concrete, wrong
-from vaejax.evaluate import checked_batch, measure, measure_each
-from vaejax.families.quantized._model import VectorQuantized
+from vaejax.errors import at_least_one, check_parameters, concrete, finite_values, wrong
+from vaejax.evaluate import checked_batch, checked_each, measure
+from vaejax.families.quantized._model import VectorQuantized, check_quantized
 from vaejax.model import Model, check_model, deterministic
 from vaejax.train import TrainState
 from vaejax.types import Array, Batch, Key, Params, Transform, describe
@@ -47,6 +47,9 @@ def usage(index: Any, entries: int) -> np.ndarray:
     """
     at_least_one("usage", entries=entries)
     index = np.asarray(numbers("usage: index", index, "codes, whole numbers")).ravel()
+    if index.dtype.kind not in "iu":
+        fix = "pass what indices(model, ...) returns"
+        raise wrong("usage: index", index.dtype, "codes, whole numbers", fix, TypeError)
     if not index.size or index.min() < 0 or index.max() >= entries:
         got = f"{index.size} codes" + (f" in {index.min()}..{index.max()}" if index.size else "")
         fix = "pass what indices(model, ...) returns, and that model's number of entries"
@@ -77,9 +80,12 @@ def indices(
       batch_size: examples at a time.
     Returns:
       the indices, int32 `[n, ...]`.
+    Raises:
+      ValueError: where the encoder's output is not finite, with the example's index.
     """
-    batch = checked_batch("indices", key, data, batch_size=batch_size)
-    return measure_each(_index, (model,), transform, batch_size, params, key, batch)
+    loop = _index, (model,), transform, batch_size
+    found, _ = checked_each("indices", lambda pair: {_OUTPUT: pair[1]}, *loop, params, key, data)
+    return found
 
 
 @measure
@@ -104,7 +110,8 @@ def from_data(
     Returns:
       the parameters with the new `"codebook"`; all else is as it was.
     Raises:
-      ValueError: for a codebook with more entries than all examples together have codes.
+      ValueError: for a codebook with more entries than all examples together have codes, and
+        where the encoder's output is not finite.
     """
     check_model("from_data", model)
     check_parameters("from_data: params", params)
@@ -114,6 +121,9 @@ def from_data(
     rows = _rows(rows_key, batch, count)
     chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], batch)
     features = _features(model, transform, params, transform_key, chosen)
+    totals = jnp.sum(features.reshape(count, -1), axis=1)
+    if concrete(totals):
+        finite_values("from_data", _OUTPUT, totals, chosen.x)
     return {**params, "codebook": _different(choice_key, features, len(params["codebook"]))}
 
 
@@ -215,6 +225,7 @@ def _different(key: Key, features: Array, count: int) -> Array:
 
 
 _REVIVE = 0x76717276  # "vqrv": apart from the streams of `train`
+_OUTPUT = "the encoder's output"
 
 
 def _enough(
@@ -240,5 +251,7 @@ def _enough(
     return examples
 
 
-def _index(model: Model, params: Params, key: Key, x: Any, c: Any) -> Array:
-    return deterministic(model).encode(params, x, c).index
+def _index(model: Model, params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array]:
+    """The indices of one example, and the sum of what they were chosen by."""
+    code = check_quantized("indices", deterministic(model).encode(params, x, c))
+    return code.index, jnp.sum(code.features)

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from vaejax.batch import batch_mean, over_batch, weights_of
-from vaejax.errors import wrong
 from vaejax.families.quantized._codebook import perplexity
-from vaejax.families.quantized._model import VectorQuantized
+from vaejax.families.quantized._model import check_quantized
 from vaejax.model import Draw, Model, draw, terms
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -59,11 +58,9 @@ def vq_vae(
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array, Array, Array]:
         d = draw(model, params, key, x, c)
-        if not isinstance(d.q, VectorQuantized):
-            fix = "make it by quantize(model, entries=...)"
-            raise wrong("vq_vae: q(z|x)", type(d.q).__name__, "VectorQuantized", fix, TypeError)
-        apart = jnp.sum((d.q.features - lax.stop_gradient(d.q.value)) ** 2)
-        return terms.distortion(d), apart, d.q.features, d.q.index
+        q = check_quantized("vq_vae", d.q)
+        apart = jnp.sum((q.features - lax.stop_gradient(q.value)) ** 2)
+        return terms.distortion(d), apart, q.features, q.index
 
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         D, apart, features, index = over_batch(example, params, key, batch)
@@ -102,7 +99,7 @@ def moving_average(codebook: Array, features: Array, index: Array, weight: Array
     each = jnp.broadcast_to(weight[:, None], index.shape)
     counted = jnp.where((each > 0)[..., None], each[..., None] * features, 0.0)
     count = jnp.zeros(len(codebook)).at[index].add(each)[:, None]
-    total = jnp.zeros_like(codebook).at[index].add(counted)
+    total = jnp.zeros(codebook.shape, counted.dtype).at[index].add(counted)
     mean = total / jnp.where(count > 0, count, 1.0)
     target = lax.stop_gradient(jnp.where(count > 0, mean, codebook))
     return 0.5 * jnp.sum((codebook - target) ** 2)

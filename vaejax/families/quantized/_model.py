@@ -183,6 +183,14 @@ def with_prior(model: Model, network: Any) -> Model:
     return model._replace(init=init, prior=prior_of)
 
 
+def check_quantized(function: str, q: Any) -> VectorQuantized:
+    """q(z|x) of a model from `quantize`, as it is; TypeError for any other."""
+    if isinstance(q, VectorQuantized):
+        return q
+    fix = "make the model by quantize(model, entries=...)"
+    raise wrong(f"{function}: q(z|x)", type(q).__name__, "VectorQuantized", fix, TypeError)
+
+
 def _check_point(q: Any) -> Any:
     if not isinstance(q, Delta) or not q.event_shape:
         got = f"{type(q).__name__} over {q.event_shape}"

@@ -28,12 +28,15 @@ def grid(**values: Iterable[Any]) -> dict[str, np.ndarray]:
       {'beta': [1.0, 1.0, 1.0, 4.0, 4.0, 4.0], 'seed': [0, 1, 2, 0, 1, 2]}
     """
     for name, one in values.items():
-        if isinstance(one, str) or not hasattr(one, "__iter__"):
+        if isinstance(one, str | Mapping) or not hasattr(one, "__iter__"):
             got, fix = describe(one), f"such as {name}=[1.0, 4.0]"
             raise wrong(f"population.grid: {name}", got, "a list of values", fix, TypeError)
     lists = {name: list(one) for name, one in values.items()}
     at_least_one("population.grid", **{name: len(one) for name, one in lists.items()})
     for name, one in lists.items():
+        if np.array(one).dtype == object:
+            fix = f"choose by a number inside of make, such as {name}=range(2)"
+            raise wrong(f"population.grid: {name}", describe(one), "numbers", fix, TypeError)
         if len({value.tobytes() for value in np.array(one)}) < len(one):
             fix = "leave out what is there already; seed=range(8) makes eight runs of each setting"
             raise wrong(f"population.grid: {name}", one, "each value once", fix)
