@@ -5,7 +5,9 @@ import re
 import tomllib
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -15,6 +17,17 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.fixture
+def settings():
+    """What a snippet sets of JAX for the whole process is set back."""
+    names = [name for name in jax.config.values if "compilation_cache" in name or "cache_min" in name]
+    before = {name: jax.config.values[name] for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.usefixtures("settings")
 def test_every_snippet_runs_in_order(capsys):
     namespace = {}
     for snippet in blocks("python"):
