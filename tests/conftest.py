@@ -11,6 +11,8 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
+# A tenth of tracing to compiling is spent on where each operation was written, which no test reads.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import jax
 import pytest
@@ -47,8 +49,28 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:
             item.add_marker(pytest.mark.whole)
-    first = ["test_notebooks.py", "test_zoo.py", "test_recipes.py", "test_devices.py"]
-    items.sort(key=lambda item: first.index(name) if (name := item.path.name) in first else 9)
+    items.sort(key=place)
+
+
+def place(item):
+    """The longest files first; side by side the tests of a recipe, which look at the same runs.
+
+    So that these tests fall to one process, which runs each preset once.
+    """
+    first = ["test_notebooks.py", "test_readme.py", "test_kills.py", "test_zoo.py"]
+    first += ["test_recipes.py", "test_devices.py"]
+    name, recipe = item.path.name, ""
+    if item.path.parent.name == "experiments":
+        own = {"experiments": "vae"}.get(stem := item.path.stem.removeprefix("test_"), stem)
+        recipe = item.callspec.params.get("recipe", own) if hasattr(item, "callspec") else own
+        name = "test_recipes.py"
+    return (first.index(name) if name in first else 9, recipe)
+
+
+def pytest_collection_finish():
+    """What was imported stays: the collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

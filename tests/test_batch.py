@@ -9,6 +9,7 @@ import pytest
 from vaejax import Batch, evaluate, objectives, population, sources, train
 from vaejax.batch import as_batch, batch_mean, mean_over, mean_weight_of, over_batches
 from vaejax.distributions import Normal
+from vaejax.train.memory import accumulate
 from vaejax.types import Weighted
 
 N = 6
@@ -95,6 +96,8 @@ def test_weights_and_labels_that_are_none_are_refused_wherever_they_enter(entran
         ({"weight": WEIGHT.astype(complex)}, r"weight: got an array of complex128"),
         ({"weight": np.where(X[:, 0] == 4, np.nan, 1)}, r"weight: got nan for example 4"),
         ({"y": np.array([2**40] * N)}, r"y: got 1099511627776 for example 0"),
+        ({"y": [0.0, np.nan] * (N // 2)}, r"y: got float64.*; np.where\(np.isnan\(y\), -1, y\)"),
+        ({"y": np.eye(N)}, r"y: got float64 .*one-hot rows: y.argmax\(axis=1\)"),
         ({"y": np.zeros((N - 1, 2), int)}, r"y: got int64 of shape \(5, 2\)"),
     ],
 )
@@ -165,7 +168,13 @@ def test_means_over_some_and_over_batches_are_those_of_all_together():
 
 def test_weights_of_few_bits_do_not_overflow():
     """Six of 60,000 in float16, whose largest number is 65,504."""
-    assert batch_mean(jnp.full(N, 3.0), np.full(N, 6e4, np.float16)) == 3
+    weight = np.full(N, 6e4, np.float16)
+    assert batch_mean(jnp.full(N, 3.0), weight) == 3
+    data, key = Batch(X, weight=weight), jax.random.key(0)
+    alike = float(LOSS(PARAMS, key, Batch(X), 0)[0])
+    parted = accumulate(LOSS, 2)(PARAMS, jax.random.clone(key), data, 0)[0]
+    whole = evaluate.mean_loss(LOSS, PARAMS, jax.random.clone(key), data)["loss"]
+    np.testing.assert_allclose([parted, whole], alike, rtol=1e-6)
 
 
 def test_a_weighted_metric_is_its_value_as_a_number_and_as_an_array():

@@ -145,15 +145,16 @@ def test_what_fit_returns_says_how_it_ended():
     state = SimpleNamespace(params=params, step=np.int32(42))
     history = {"loss": np.zeros(3), "elbo": np.zeros(3)}
     assert repr(Fitted(state, state, history, "epochs")) == (
-        "Fitted(stopped='epochs', epochs=3, steps=42, history=['loss', 'elbo'], "
+        "Fitted(stopped='epochs', state.step=42, history=['loss', 'elbo'] of 3 epochs, "
         "params=84,210 numbers in 2 arrays)"
     )
     population = Population(
         {"beta": np.ones(4)}, state, state, history, "early", np.array([-1, 7, -1, -1])
     )
     assert repr(population) == (
-        "Population(members=4, frozen=1, stopped='early', epochs=3, steps=42, "
-        "history=['loss', 'elbo'], params=84,210 numbers in 2 arrays, hyper={'beta': f64[4]})"
+        "Population(members=4, frozen=1, stopped='early', state.step=42, "
+        "history=['loss', 'elbo'] of 3 epochs, params=84,210 numbers in 2 arrays, "
+        "hyper={'beta': f64[4]})"
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from vaejax.errors import is_key, wrong
 from vaejax.types import describe
 
+_WORDS = "numbers as words: x.astype(float); classes: np.unique(x, return_inverse=True)[1]"
 _SEVERAL_LENGTHS = "cut or fill them; sequences of several lengths are for recurrent.padded"
 
 
@@ -84,10 +85,10 @@ def examples(where: str, tree: Any, expected: str = "examples [n, ...]") -> Any:
         fix = "the order is params, then data (in measures params, key, data)"
         raise wrong(where, "parameters of a model", expected, fix, TypeError)
     if isinstance(tree, tuple) and hasattr(tree, "params"):
-        fix = "it comes in place of the parameters, by its .params"
+        fix = "pass its .params, before the data"
         raise wrong(where, f"a {type(tree).__name__}", expected, fix, TypeError)
     if isinstance(tree, tuple) and any(callable(part) for part in tree):
-        raise wrong(where, _name(tree), expected, "the data come last", TypeError)
+        raise wrong(where, _name(tree), expected, "the model comes first, the data last", TypeError)
     found = jax.tree.map(
         lambda leaf: numbers(where, leaf, expected), tree, is_leaf=lambda node: not _is_tree(node)
     )
@@ -154,9 +155,10 @@ def _checked(where: str, array: Any, expected: str, name: str = "") -> Any:
     elif jnp.issubdtype(dtype, jnp.number):  # bfloat16 and such
         return array
     elif dtype.kind in "US":
-        fix = "numbers as words: x.astype(float); classes: np.unique(x, return_inverse=True)[1]"
+        fix = _WORDS
     elif dtype.kind == "O":
-        fix = "make rows of one length and of numbers: np.stack([np.asarray(row) for row in x])"
+        missing, fix = _objects(array)
+        got += " with values missing" if missing else ""
     elif dtype.kind in "mM":
         fix = "choose a unit: x.astype('datetime64[s]').astype(float)"
     else:
@@ -164,12 +166,36 @@ def _checked(where: str, array: Any, expected: str, name: str = "") -> Any:
     raise wrong(where, got, expected, fix, TypeError)
 
 
+def _objects(array: Any) -> tuple[bool, str]:
+    """Whether values are missing in an array of objects, and what makes numbers of it."""
+    values = np.asarray(array, object).ravel()
+    words = any(isinstance(v, str) for v in values)
+    missing = any(v is None or type(v).__name__ == "NAType" for v in values)
+    missing |= any(isinstance(v, float) and v != v for v in values)
+    if words and missing:
+        return (
+            missing,
+            "drop or fill them; classes: pandas.factorize(x)[0], -1 where one is missing",
+        )
+    if missing:
+        fix = "drop or fill them, labels by -1: fillna(-1), or [-1 if v is None else v for v in y]"
+        return missing, fix
+    if words:
+        return missing, _WORDS
+    return (
+        missing,
+        "make rows of one length and of numbers: np.stack([np.asarray(row) for row in x])",
+    )
+
+
 def _rows(where: str, value: Any, expected: str) -> Any:
     """A list of rows, of numbers, or of lists of them, as one array."""
     nested = value
     while isinstance(nested, list | tuple) and len(nested):
         nested = nested[0]
-    if isinstance(nested, bool | int | float | complex | str | bytes | list | tuple):
+    if nested is None or isinstance(
+        nested, bool | int | float | complex | str | bytes | list | tuple
+    ):
         try:
             return _checked(where, np.asarray(value), expected, "a list")
         except ValueError as error:

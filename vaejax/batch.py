@@ -10,7 +10,15 @@ import numpy as np
 from jax import lax
 
 from vaejax.arrays import examples, numbers
-from vaejax.errors import at_least_one, check_key, concrete, takes, warn_of_levels, wrong
+from vaejax.errors import (
+    WHOLE_LABELS,
+    at_least_one,
+    check_key,
+    concrete,
+    takes,
+    warn_of_levels,
+    wrong,
+)
 from vaejax.types import Array, Batch, Key, Metrics, Params, Transform, Weighted, describe
 
 
@@ -180,6 +188,8 @@ def labels_of(where: str, batch: Batch) -> Any:
         raise wrong(where, "no labels", "one integer per example", fix)
     y = jnp.asarray(numbers(where, batch.y, "one integer per example"))
     if y.shape != (size_of(batch.x),) or not jnp.issubdtype(y.dtype, jnp.integer):
+        if y.ndim == 2 and y.shape[1] > 1:
+            fix = "for one-hot rows: y.argmax(axis=1)"
         raise wrong(where, f"{y.dtype}{y.shape}", "one integer per example", fix)
     # Types without a sign have no -1 to compare with.
     return y.astype(jnp.int32) if jnp.issubdtype(y.dtype, jnp.unsignedinteger) else y
@@ -314,11 +324,24 @@ def batch_mean(values: Any, weight: Any = ()) -> Any:
             raise wrong(
                 "batch_mean: weight", f"shape {jnp.shape(weight)}", expected, _column(weight)
             )
-    weight = jnp.asarray(weight)  # of 16 bits their sum could overflow
-    weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+    weight = weights_of(jnp.size(weight), weight)
     total = jnp.sum(weight)
     total = jnp.where(total > 0, total, jnp.ones_like(total))
     return jax.tree.map(lambda v: jnp.sum(jnp.where(weight > 0, weight * v, 0)) / total, values)
+
+
+def weights_of(size: int, weight: Any) -> Array:
+    """How much each example counts, as numbers that can be summed: 16 bits would overflow.
+
+    Args:
+      size: the number of examples.
+      weight: their weights `[size]`, of any type, or `()`, where all count alike.
+    Returns:
+      The weights, in float32 or wider, `[size]`; 1 where there are none.
+    """
+    if isinstance(weight, tuple):
+        return jnp.ones(size)
+    return jnp.asarray(weight).astype(jnp.promote_types(jnp.result_type(weight), jnp.float32))
 
 
 def mean_over(values: Any, some: Array, weight: Any = ()) -> Any:
@@ -420,7 +443,9 @@ def _check_companion(where: str, kind: Any, leaf: Any, size: int) -> None:
         raise wrong(where, got, expected, _column(leaf))
     kinds = [kind] if labels else [jnp.floating, jnp.integer, jnp.bool_]
     if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
-        fix = "y.astype(int), -1 where unknown" if labels else "w.astype(np.float32)"
+        fix = WHOLE_LABELS if labels else "w.astype(np.float32)"
+        if labels and len(shape) == 2 and shape[1] > 1:
+            fix = f"for one-hot rows: y.argmax(axis=1); for several factors: {WHOLE_LABELS}"
         raise wrong(where, got, expected, fix)
     if not _is_known(leaf):
         return
@@ -478,4 +503,5 @@ __all__ = [
     "over_examples",
     "present",
     "size_of",
+    "weights_of",
 ]

@@ -12,6 +12,8 @@ import numpy as np
 
 from vaejax.types import Transform, describe
 
+WHOLE_LABELS = "np.where(np.isnan(y), -1, y).astype(int), -1 where unknown"  # of labels in floats
+
 
 def wrong(
     where: str, got: Any, expected: Any, fix: str, kind: type[Exception] = ValueError
@@ -121,7 +123,9 @@ def check_key(function: str, key: Any) -> None:
     if older or (is_key(key) and key.shape == ()):
         return
     got = f"{key.dtype} {key.shape}" if hasattr(key, "dtype") else describe(key)
-    fix = "jax.random.key(0) makes one, and it comes before the data"
+    fix = "jax.random.key(0) makes one"
+    if not isinstance(key, int | None):  # an argument of its own in the place of the key
+        fix += ", and it comes before the data"
     raise wrong(f"{function}: key", got, "one PRNG key", fix, TypeError)
 
 

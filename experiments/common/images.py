@@ -131,7 +131,7 @@ def check_unit_interval(recipe: str, images: Any) -> None:
     """Raise ValueError unless the images hold whole numbers 0 to 255, or floats from 0 to 1."""
     if images.dtype != np.uint8 and not 0 <= images.min() <= images.max() <= 1:
         got = f"floats in [{images.min():.4g}, {images.max():.4g}]"
-        fix = "store uint8, or divide by the largest value"
+        fix = "store uint8, or (x - x.min()) / (x.max() - x.min())"
         raise wrong(f"{recipe}: --dataset", got, "[0, 1]", fix)
 
 

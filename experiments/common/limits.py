@@ -26,7 +26,18 @@ LAYERS = {"hidden", "iaf_hidden", "critic", "features"}
 MAY_BE_EMPTY = {"hidden", "iaf_hidden", "critic"}
 """The lists that may be empty, beside those that are so by default."""
 
+WIDTHS = LAYERS | {
+    *("latent", "code", "small", "large", "dimensions", "units", "atoms", "entries", "components"),
+    *("prior_features", "size", "window", "length", "classes"),
+}
+"""The whole numbers that are the length of an axis of parameters or of an example."""
+
+MADE = {"examples", "points", "sample", "chains", "positions", "scales", "rotations"}
+"""The whole numbers that say how much data is made, or held in memory at once."""
+
 LARGEST = 2**31 - 1
+LARGEST_WIDTH = 2**20  # a layer of 1000 units takes 4 GB beside one of so many
+LARGEST_DATA = 2**24
 LARGEST_SEED = 2**32 - 1  # JAX's keys take 32 bits: a larger seed would give the key of a smaller
 
 
@@ -74,6 +85,9 @@ def check_number(of: type, name: str, value: Any) -> None:
     Raises:
       ValueError: for anything else.
     """
+    if isinstance(value, Integral) and int(value) > (most := _largest(name)):
+        expected = f"a whole number from {int(name not in MAY_BE_ZERO)} to {most}"
+        raise _refused(of, name, repr(value), expected)
     if not _possible(of, name, value):
         raise _refused(of, name, repr(value), wanted(of, name))
 
@@ -117,13 +131,19 @@ def _possible(of: type, name: str, value: Any) -> bool:
     if isinstance(value, bool):
         return False
     if number_kind(hints(of)[name]) is int:
-        least, most = int(name not in MAY_BE_ZERO), LARGEST_SEED if name == "seed" else LARGEST
-        return isinstance(value, Integral) and least <= int(value) <= most
+        return isinstance(value, Integral) and int(value) >= int(name not in MAY_BE_ZERO)
     if not isinstance(value, Real) or not math.isfinite(value):
         return False
     if name in SHARES and float(value) >= 1:
         return False
     return float(value) > 0 or (value == 0 and not _above_zero(name))
+
+
+def _largest(name: str) -> int:
+    """The largest whole number that an option may be."""
+    if name == "seed":
+        return LARGEST_SEED
+    return LARGEST_WIDTH if name in WIDTHS else LARGEST_DATA if name in MADE else LARGEST
 
 
 def _above_zero(name: str) -> bool:

@@ -185,6 +185,17 @@ def test_classes_are_numbered_over_all_splits(tmp_path):
         assert source.classes == tuple("abcd")
 
 
+def test_one_class_of_two_spellings_is_not_two_classes(tmp_path):
+    for case, (train, test) in enumerate([("Cat", "cat"), ("é", "e\u0301"), ("dog ", "dog")]):
+        folder = tmp_path / str(case)
+        save_images(folder / "train" / train, 1)
+        save_images(folder / "test" / test, 1)
+        with pytest.raises(ValueError, match="got the classes .* and .*, each in another split"):
+            sources.open(folder, "test")
+        save_images(folder / "train" / test, 1)  # two classes, then
+        assert len(sources.open(folder, "test").classes) == 2
+
+
 def test_splits_beside_other_folders_are_not_taken_for_classes(tmp_path):
     for name in ("train", "test", "notes"):
         save_images(tmp_path / "a" / name, 1)

@@ -172,6 +172,7 @@ def test_a_set_of_tfds_is_read_from_its_records(mnist_prepared, cache, tmp_path,
     assert sum(calls) == 512  # to see whether it is binary, and to check the first
     same(source, expected)
     assert calls[2:4] == [400, 6]
+    assert source.classes == tuple("0123456789")
     assert "tensorflow" not in sys.modules
     with pytest.raises(ValueError, match="open: split of mnist: got 'valid', expected train, test"):
         sources.open("tfds:mnist", "valid")
@@ -184,6 +185,7 @@ def test_a_set_of_tfds_is_read_from_its_records(mnist_prepared, cache, tmp_path,
 def test_a_binary_set_of_tfds_has_levels_and_no_others_later(monkeypatch):
     x = (GREY > 99).astype(np.uint8)[..., None].repeat(40, axis=0)
     monkeypatch.setattr(tfds, "open_set", lambda *a: None)
+    monkeypatch.setattr(tfds, "classes", lambda *a: ())
     monkeypatch.setattr(tfds, "reader", lambda *a: (len(x), lambda rows: Batch(x[rows])))
     same(sources.open("tfds:some"), data.load(x > 0, "all"))
     x[700, 1, 1] = 9
@@ -238,6 +240,21 @@ def test_numbers_that_are_not_finite_are_named_by_row_and_file(value, tmp_path):
     np.save(tmp_path / "c.npy", rows[1990:].astype(np.float64))
     with pytest.raises(ValueError, match=r"c\.npy': got NaN or infinity in row 9 "):
         sources.open(tmp_path / "c.npy", "all")
+
+
+def test_a_file_that_is_written_to_meanwhile_is_no_crash(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((9000, 4)))
+    opened = sources.open(path, "all")
+    np.save(path, np.ones((2, 4)))  # the rest of the mapping is nowhere now
+    with pytest.raises(
+        ValueError, match=r"a\.npy': got a file that was written to since, expected"
+    ):
+        opened.read(np.array([8999]))
+    np.save(tmp_path / "b.npy", np.zeros((9000, 4)))
+    kept = sources.open(tmp_path / "b.npy", "all")
+    (tmp_path / "a.npy").replace(tmp_path / "b.npy")  # another file: the mapping has the old one
+    assert kept.read(np.array([8999])).x.tolist() == [[0.0] * 4]
 
 
 def test_files_that_cannot_be_streamed(tmp_path):

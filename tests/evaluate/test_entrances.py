@@ -196,7 +196,9 @@ def test_an_example_may_be_a_tree_of_arrays():
     assert np.all(grid.log_px > terms["elbo"] - 3)
     with pytest.raises(ValueError, match=r"codes: data: got examples \{'coins': \(3,\), 'colour'"):
         evaluate.codes(TREES, params, clone(), TREE | {"colour": TREE["coins"]})
-    for wrong in ({"coins": TREE["coins"]}, TREE["coins"]):
+    renamed = {"a": TREE["colour"], "b": TREE["coins"]}  # as many numbers, in another structure
+    flat = np.concatenate([TREE["coins"], TREE["colour"]], axis=1)
+    for wrong in ({"coins": TREE["coins"]}, TREE["coins"], renamed, flat):
         with pytest.raises(ValueError, match="squared_error: data: got examples .*as p"):
             evaluate.squared_error(TREES, params, clone(), wrong)
     broken = TREE | {"coins": np.where(np.arange(7)[:, None] == 4, np.nan, TREE["coins"])}

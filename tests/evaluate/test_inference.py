@@ -30,7 +30,7 @@ POOR_GAP = np.asarray(jax.vmap(lambda x, p: kl(POOR.encode(PARAMS, x), p))(X, PO
 
 @pytest.fixture(scope="module")
 def refined():
-    return refine(POOR, PARAMS, jax.random.key(0), X, steps=400, samples=50, learning_rate=0.1)
+    return refine(POOR, PARAMS, jax.random.key(0), X, steps=400, learning_rate=0.1)
 
 
 def check_best(q):
@@ -192,13 +192,12 @@ def test_conditions_and_transforms_reach_the_model():
 
     moved = oracles.shifted_by_condition(POOR)._replace(prior=lambda params, c: MODEL.prior(params))
     batch = Batch(X - 1.0 + 2.0, c=np.full((len(X), 5), 2.0, np.float32))
-    key, options = jax.random.key(5), {"steps": 3, "samples": 2}
-    plain = refine(POOR, PARAMS, key, X, **options)
-    found = refine(moved, PARAMS, jax.random.clone(key), batch, transform=shift, **options)
+    key = jax.random.key(5)
+    plain = refine(POOR, PARAMS, key, X, steps=3)
+    found = refine(moved, PARAMS, jax.random.clone(key), batch, transform=shift, steps=3)
     np.testing.assert_allclose(found.loc, plain.loc, atol=1e-4)
-    gap = inference_gap(
-        moved, PARAMS, jax.random.key(6), batch, transform=shift, particles=10, **options
-    )
+    options = {"transform": shift, "particles": 10, "samples": 2, "steps": 3}
+    gap = inference_gap(moved, PARAMS, jax.random.key(6), batch, **options)
     assert np.isfinite(gap.log_px).all()
 
 
@@ -223,14 +222,8 @@ def test_what_cannot_be_refined_is_refused():
     with pytest.raises(ValueError, match="particles >= 1, got 0"):
         inference_gap(POOR, PARAMS, jax.random.key(0), X, particles=0)
     with pytest.raises(ValueError, match=r"refine: q\* is nan for example 3"):
-        refine(
-            POOR,
-            PARAMS,
-            jax.random.key(0),
-            np.where(np.arange(23)[:, None] == 3, np.nan, X),
-            steps=3,
-            samples=2,
-        )
+        broken = np.where(np.arange(23)[:, None] == 3, np.nan, X)
+        refine(POOR, PARAMS, jax.random.key(0), broken, steps=3)
 
 
 @pytest.mark.parametrize("wide", ["nothing", "the energy", "the prior", "the start"])

@@ -25,6 +25,8 @@ def test_a_smoke_run_takes_at_most_what_there_is(tmp_path):
         ("latent", 2.5, "a whole number from 1 up"),
         ("batch_size", True, "a whole number from 1 up"),
         ("hidden", (8, -3), "a whole number from 1 up; --hidden 300 is the default"),
+        ("latent", 2_000_000_000, "a whole number from 1 to 1048576; --latent 10 is the default"),
+        ("hidden", (8, 2**21), "a whole number from 1 to 1048576"),
         ("seed", 2**32, "a whole number from 0 to 4294967295"),
         ("learning_rate", 0.0, "a number above 0"),
         ("beta", float("inf"), "a number from 0 up"),

@@ -34,22 +34,29 @@ CRITIC = adversarial.Critic(MLP((5,), nn.tanh))
 TWO = Mixture(np.zeros(2, np.float32), Normal(np.float32([[3, 0], [-3, 0]]), np.full((2, 2), 0.5)))
 MODELS = {
     "aae": aae_model(heads.Normal(LATENT), TWO),  # a stochastic encoder, a mixture for the prior
+    "aae_of_points": aae_model(),  # a code without noise
     "vae_gan": model_of(),
     "gan": adversarial.implicit(heads.Code(SHAPE, nn.sigmoid), PRIOR),
 }
 LOSSES = {
     "aae": adversarial.adversarial_autoencoder,
+    "aae_of_points": adversarial.adversarial_autoencoder,
     "vae_gan": adversarial.vae_gan,
     "gan": adversarial.gan,
 }
-WEIGHTS = {"aae": {"weight": 3.0}, "vae_gan": {"gamma": 0.7}, "gan": {}}
+WEIGHTS = {
+    "aae": {"weight": 3.0},
+    "aae_of_points": {"weight": 3.0},
+    "vae_gan": {"gamma": 0.7},
+    "gan": {},
+}
 
 
 @cache
 def start(game, model=None):
     """Parameters of all players, untrained."""
     model_key, critic_key = jax.random.split(jax.random.key(0))
-    judged = np.zeros(LATENT, np.float32) if game == "aae" else X[0]
+    judged = np.zeros(LATENT, np.float32) if game.startswith("aae") else X[0]
     params = (model or MODELS[game]).init(model_key, X[0])
     return {**params, "critic": jax.jit(CRITIC.init)(critic_key, judged)}
 
@@ -203,9 +210,13 @@ def by_hand(game, params, x=X, fooling=adversarial.non_saturating):
             real, fake = look(x)[1], look(model.decode(params, PRIOR.sample(keys[0])).mean)[1]
             return {"decoder": fooling(fake), "critic": adversarial.logistic(real, fake)}
         q = model.encode(params, x)
-        z = q.sample(jax.random.split(keys[0], 3)[1])
+        noise_key = jax.random.split(keys[0], 3)[1]
+        z = q.sample(noise_key)
+        if game == "aae_of_points":
+            code = params["encoder"]["params"]["layers_1"]["code"]
+            z = jnp.ravel(x) @ code["kernel"] + code["bias"]
         px, z_prior = model.decode(params, z), model.prior(params).sample(keys[1])
-        if game == "aae":
+        if game.startswith("aae"):
             D, real, fake = -px.log_prob(x), look(z_prior)[1], look(z)[1]
             critic = adversarial.logistic(real, fake)
             return {"encoder": D + 3.0 * fooling(fake), "decoder": D, "critic": critic}
@@ -247,7 +258,7 @@ def check_players(game, build):
     return found
 
 
-@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize("game", [*GAMES, "aae_of_points"])
 def test_each_player_s_gradient_is_that_of_its_own_loss(game):
     found = check_players(game, LOSSES[game])
     if game == "aae":  # the noise of q is part of the game

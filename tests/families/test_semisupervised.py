@@ -447,6 +447,7 @@ def test_labels_that_are_none(images):
     for batch, message in (
         (Batch(x), "m2: batch.y: got no labels"),
         (Batch(x, y=y.astype(float)), "expected one integer per example"),
+        (Batch(x, y=np.eye(3, dtype=int)[y]), r"one-hot rows: y\.argmax\(axis=1\)"),
         (Batch(x, y=y[:3]), "expected one integer per example"),
         (Batch(x, c=np.eye(3)[y], y=y), r"m2: batch.c: got conditions \(12, 3\), expected none"),
     ):

@@ -161,11 +161,20 @@ def test_state_outside_the_parameters_is_refused(key):
         model.init(key, jnp.zeros(SHAPE))
 
 
-@pytest.mark.parametrize("shape", [(7, *SHAPE), (6, 3, 1), (28, 28)])
-def test_a_batch_or_another_size_is_named_with_the_fix(model, params, shape):
+@pytest.mark.parametrize(
+    "shape, fix",
+    [
+        ((7, *SHAPE), "no c; map a batch: jax.vmap"),
+        ((6, 3, 1), "no c; another size needs"),
+        ((28, 28), "no c; another size needs"),
+    ],
+)
+def test_a_batch_or_another_size_is_named_with_the_fix(model, params, shape, fix):
     message = r"encode: expected one example.*\(5, 3, 1\).*got \(" + str(shape)[1:-1]
-    with pytest.raises(ValueError, match=message + r".*map a batch: jax.vmap"):
+    with pytest.raises(ValueError, match=message + ".*" + fix):
         model.encode(params, jnp.zeros(shape))
+    with pytest.raises(ValueError, match=r"got .*, \(2,\) with no c; labels .* Batch\(x, y="):
+        model.encode(params, (jnp.zeros(SHAPE), jnp.zeros(2)))  # examples and labels as a pair
 
 
 def test_init_from_a_batch_is_refused(model, key):

@@ -60,6 +60,11 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_difference(written):
         ValueError, match=r"(?s)another model.*float32\[4, 3\], here float32\[5, 3\]"
     ):
         quiet_fit(WIDE, directory=written[0], resume=True)
+    refused = pytest.raises(
+        ValueError, match=r"(?s)another kind of key; .*\.key: checkpoint uint32"
+    )
+    with jax.default_prng_impl("rbg"), refused:
+        quiet_fit(directory=written[0], resume=True)
 
 
 def test_a_checkpoint_of_another_format_is_refused_in_words(written, monkeypatch):

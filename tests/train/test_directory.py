@@ -1,5 +1,6 @@
 """One run at a time in a directory, by a lock that ends with the process that holds it."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.train.runs import MEAN, equal, quiet_fit
 from vaejax import checkpoint
+from vaejax.train._directory import alone_in
 
 HOLD = """
 import fcntl, sys, time
@@ -49,6 +51,18 @@ def test_two_runs_that_begin_at_once_in_an_empty_directory_are_one(tmp_path):
             pass
     with checkpoint.opened(tmp_path, {}, resume=False):  # nothing is left behind
         pass
+
+
+def test_a_lock_that_is_no_file_is_named(tmp_path):
+    for make in (os.mkdir, os.mkfifo, lambda path: os.symlink("/nowhere/at/all", path)):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        make(folder / ".lock")
+        refused = pytest.raises(
+            OSError, match=r"got .*\.lock, which cannot be opened .*; remove it"
+        )
+        with refused, alone_in(folder, "fit"):
+            pass
 
 
 def test_a_process_that_is_killed_leaves_no_lock_behind(tmp_path, whole):

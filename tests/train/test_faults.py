@@ -139,6 +139,10 @@ def test_a_gradient_whose_square_overflows_leaves_the_optimizers_state_whole(tmp
     assert int(skipped.state.opt_state[0].count) == 11
     moved = skipped.state.params["mean"] - good.params["mean"]
     assert np.abs(moved).min() > 1e-3  # it still learns
+    half = optax.adam(1e-2, mu_dtype=np.float16)  # which holds 65504 and no more
+    spared = quiet_fit(optimizer=half, skip=1, loss=steep_at(4, 1e6), chunk=2)
+    assert spared.history["skipped"].tolist() == [0, 1, 0, 0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(spared.state.opt_state))
 
 
 def test_a_huge_gradient_that_the_optimizer_can_take_is_legal():

@@ -23,6 +23,7 @@ from tests.train.runs import (
     stopped_after,
 )
 from vaejax import data, train
+from vaejax.data.examples import as_examples
 from vaejax.objectives import elbo
 from vaejax.train import _loop as loop
 
@@ -178,6 +179,8 @@ def test_data_that_are_not_finite_are_refused_before_training(bad):
     images[[4, 9]] = bad
     with pytest.raises(ValueError, match="NaN or infinite values in 2 of 20.*first at index 4"):
         quiet_fit(images=images)
+    with pytest.raises(ValueError, match=r"^population.fit: data\.x holds NaN"):
+        as_examples("population.fit", images, None)
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,17 @@ def test_members_are_asked_for_by_what_there_is():
     found = population.Population((), state, state, history, "epochs", np.full(3, -1))
     assert (found.best_member(), found.best_member("eval/gap")) == (1, 0)
     assert found.best_member("eval/elbo", maximize=True) == 1
+    for name, beta in (("eval/elbo", {"eval/beta": numbers}), ("elbo", {"beta": numbers})):
+        swept = found._replace(
+            history=history | {name: -numbers, name[:-4] + "loss": numbers} | beta
+        )
+        with pytest.warns(
+            UserWarning, match=f"beta goes from 1 to 3, .*best_member\\('{name}', max"
+        ):
+            assert swept.best_member(name[:-4] + "loss") == 1
+        assert swept.best_member(name, maximize=True) == 1
+    same = found._replace(history=history | {"elbo": -numbers, "beta": np.full((1, 3), 4.0)})
+    assert same.best_member() == 1
     by_gap = found._replace(monitor="gap", maximize=True)  # as it was trained
     assert (by_gap.best_member(), by_gap.best_member("loss")) == (1, 1)
     for metric, message in (

@@ -44,6 +44,10 @@ def test_a_longer_run_is_the_same_as_one_planned_longer(tmp_path):
     quiet_fit(epochs=3, directory=tmp_path, **options)
     longer = quiet_fit(epochs=5, directory=tmp_path, resume=True, **options)
     equal((whole.state, whole.best), (longer.state, longer.best))
+    with pytest.warns(UserWarning, match="epochs: got 2, but .* has done 5, .* epochs=5 \\+ n$"):
+        done = quiet_fit(epochs=2, directory=tmp_path, resume=True, **options)
+    equal((done.state, done.best), (longer.state, longer.best))
+    quiet_fit(epochs=5, directory=tmp_path, resume=True, **options)  # a script that is run again
 
 
 def test_more_patience_continues_a_run_that_stopped_early(tmp_path):

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from tests.train.runs import ADAM, DISTANCE, ELBO, IMAGES, MEAN, equal
-from vaejax import data, train
-from vaejax.batch import as_batch
+from vaejax import Batch, data, train
+from vaejax.batch import as_batch, mean_over
 
 
 def test_any_cutting_into_chunks_gives_the_same_bits(params):
@@ -44,6 +44,21 @@ def test_make_train_is_pure_and_maps_over_keys():
     assert len(np.unique(np.asarray(history["loss"][:, 0]))) == 3
     alone, _ = jax.jit(run)(jax.random.clone(keys[1]), MEAN, IMAGES)
     np.testing.assert_allclose(states.params["mean"][1], alone.params["mean"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_history_holds_arrays_with_nan_where_a_batch_has_no_example_of_a_metric():
+    def of_some(params, key, batch, step):
+        errors = jnp.square(batch.x - params)
+        return jnp.mean(errors), {"error": mean_over(errors, batch.y >= 0)}
+
+    def each(key, step):  # one of the four examples after the other
+        return jnp.reshape(step % 4, 1)
+
+    run = train.make_train(of_some, optax.sgd(0.0), steps=4, indices=each)
+    batch = Batch(np.float32([1, 2, 3, 4]), y=np.array([0, -1, 1, -1]))
+    _, history = jax.jit(run)(jax.random.key(0), np.float32(0.0), batch)
+    np.testing.assert_array_equal(history["error"], [1, np.nan, 9, np.nan])
+    np.testing.assert_array_equal(history["loss"], [1, 4, 9, 16])
 
 
 def test_a_step_uses_every_term_of_the_loss_before_the_update(params):

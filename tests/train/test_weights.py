@@ -1,7 +1,7 @@
 """Weights of examples: what is minimised, at any batch size, and what `history` is a mean of."""
 
 import signal
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -33,15 +33,20 @@ def SQUARES(params, key, batch, step):
     return value, {"distortion": value}
 
 
+@cache
+def rows_of(size):
+    """The rows of all steps of `fit`, [steps, size], in one program."""
+    steps = jnp.arange(EPOCHS * (N // size))
+    order = jax.jit(jax.vmap(train.shuffled(N, size), (None, 0)))
+    return np.asarray(order(train.key_for(jax.random.key(KEY), "order"), steps))
+
+
 def by_hand(size, rate=RATE):
     """`fit` by numpy: the mean at the end, and each epoch's weighted mean of the loss."""
-    order = train.shuffled(N, size)
-    order_key = train.key_for(jax.random.key(KEY), "order")
     mean, rows = START["mean"].astype(float), []
-    for epoch in range(EPOCHS):
+    for of_epoch in np.split(rows_of(size), EPOCHS):
         total = counted = 0.0
-        for step in range(epoch * (N // size), (epoch + 1) * (N // size)):
-            rows_of_step = np.asarray(order(order_key, jnp.asarray(step)))
+        for rows_of_step in of_epoch:
             x, w = X[rows_of_step].astype(float), WEIGHT[rows_of_step].astype(float)
             total += w @ (0.5 * ((x - mean) ** 2).sum(axis=1))
             counted += w.sum()
@@ -84,10 +89,8 @@ def test_a_batch_of_one_example(in_memory):
     """Where a batch's own mean would not know a weight at all."""
     found = quiet_fit(size=1, epochs=1)
     assert np.abs(by_hand(1)[0] - START["mean"]).max() > 0.01
-    order = train.shuffled(N, 1)
     mean = START["mean"].astype(float)
-    for step in range(N):
-        i = int(order(train.key_for(jax.random.key(KEY), "order"), jnp.asarray(step))[0])
+    for i in rows_of(1)[:N, 0]:
         mean = mean - RATE * WEIGHT[i] / WEIGHT.mean() * (mean - X[i])
     np.testing.assert_allclose(found.params["mean"], mean, rtol=1e-4, atol=1e-5)
 

@@ -9,14 +9,16 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vaejax.batch import check_unmasked
-from vaejax.errors import wrong
+from vaejax.data._rounding import ROWS, warn_of_rounding
+from vaejax.errors import WHOLE_LABELS, wrong
 from vaejax.types import Batch
 
 
 def checked(batch: Batch, where: str) -> Batch:
     """A batch in the one convention: uint8 levels or finite float32, of rank 2 or 4; labels int32.
 
-    Warns (UserWarning) of images that look as if their channels came first.
+    Warns (UserWarning) of images that look as if their channels came first, and of numbers whose
+    rounding to float32 hides how they vary.
 
     Args:
       batch: examples as they were given or read.
@@ -37,12 +39,16 @@ def checked(batch: Batch, where: str) -> Batch:
         fix = "one example needs an axis in front: x[None]"
         fix = f"{fix}; n numbers, one behind: x[:, None]" if x.ndim == 1 else fix
         raise wrong(where, got, expected, fix if x.ndim and x.size else "pass some examples")
-    binary, x = x.dtype == bool, stored(x)
+    warn_of_rounding(where, x[:ROWS])
+    given, binary, x = x, x.dtype == bool, stored(x)
     if x.dtype == np.float32:
         bad = np.argwhere(~np.isfinite(x))
         if len(bad):
-            got += f" with {len(bad)} values not finite, the first at {bad[0].tolist()}"
-            fix = "drop them: x[np.isfinite(x).reshape(len(x), -1).all(axis=1)]"
+            first = given[tuple(bad[0])]
+            what, fix = "not finite", "drop them: x[np.isfinite(x).reshape(len(x), -1).all(axis=1)]"
+            if np.isfinite(first):
+                what, fix = f"beyond float32 ({first:.3g})", "scale them: x / np.abs(x).max(axis=0)"
+            got += f" with {len(bad)} values {what}, the first at {bad[0].tolist()}"
             raise wrong(where, got, "finite values", fix)
     elif x.dtype != np.uint8:
         raise wrong(where, got, "uint8 (grey levels 0..255), bool or floats", f"pass {_fix(x)}")
@@ -117,7 +123,7 @@ def as_labels(y: ArrayLike, where: str) -> np.ndarray:
         fix = "for one-hot rows: y.argmax(axis=1)"
         if y.ndim == 1:
             fix = "names, y = np.unique(y, return_inverse=True) numbers them, over all splits"
-            fix = "y.astype(int), -1 where unknown" if y.dtype.kind == "f" else fix
+            fix = WHOLE_LABELS if y.dtype.kind == "f" else fix
         raise wrong(where, f"{y.dtype} of shape {y.shape}", "integers [n]", fix)
     if y.size and not -1 <= int(y.min()) <= int(y.max()) <= np.iinfo(np.int32).max:
         at = int(np.argmax((y < -1) | (y > np.iinfo(np.int32).max)))
@@ -138,5 +144,6 @@ def check_rows(x: np.ndarray, at: np.ndarray, place: Callable[[int], tuple[str, 
     bad = at[~np.isfinite(x).all(axis=tuple(range(1, x.ndim)))]
     if len(bad):
         where, row = place(int(bad[0]))
-        got = f"NaN or infinity in row {row} ({len(bad)} such rows in the batch)"
-        raise wrong(where, got, "finite numbers", "write the file again without such rows")
+        got = f"NaN or infinity in row {row} ({len(bad)} such rows in the batch, taken for float32)"
+        fix = "write the file again without such rows, or with scaled numbers"
+        raise wrong(where, got, "finite numbers", fix)

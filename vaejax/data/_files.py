@@ -65,7 +65,8 @@ def check_file(path: Path, where: str, kinds: str = "a path to .npz or .npy") ->
         fix = "read it by vaejax.sources.open(path, split)"
         raise wrong(where, "a folder", expected, fix)
     if path.suffix.lower() not in (".npz", ".npy"):
-        if len(path.parts) > 1 and not path.exists():
+        named = len(path.parts) > 1 or (path.suffix and ":" not in path.name)  # as paths are
+        if named and not path.exists():
             fix, got = "correct the path", "no such file or folder"
             raise wrong(where, got, path.absolute(), fix, FileNotFoundError)
         if path.exists():
@@ -81,6 +82,26 @@ def check_regular(path: Path, where: str) -> None:
     if not path.is_file():
         got = "no regular file" if path.exists() else "no such file"
         raise wrong(where, got, path.absolute(), "correct the path", FileNotFoundError)
+
+
+def written(path: PathLike) -> tuple[int, ...]:
+    """What changes when a mapped file is written to; () where nothing lies there any more.
+
+    A file that takes its place is another one, of which the mapping sees nothing.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def check_unwritten(where: str, path: PathLike, before: tuple[int, ...]) -> None:
+    """Raise ValueError where a mapped file was written to: to read what it has lost is a crash."""
+    now = written(path)
+    if now != before and now[:2] == before[:2] != ():
+        fix = "write such changes to another path, and open it again"
+        raise wrong(where, "a file that was written to since", "the file that was opened", fix)
 
 
 def is_archive(path: Path) -> bool:

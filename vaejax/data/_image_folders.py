@@ -2,8 +2,9 @@
 
 import os
 import re
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,30 @@ def image_folder(path: Path, files: list[str], classes: Sequence[str]) -> Stored
         paths += [str(folder / name) for name in images]
         y += [label] * len(images)
     return _images(paths, np.array(y, np.int32))._replace(classes=tuple(classes))
+
+
+def classes_of(splits: Mapping[str, Sequence[str]], where: str) -> list[str]:
+    """The names of the classes of all splits, sorted: one of the splits may lack some.
+
+    Args:
+      splits: of each split its subfolders.
+      where: the function and argument that the message names.
+    Returns:
+      The names.
+    Raises:
+      ValueError: where two names differ only in case, spaces around them or the form of their
+        Unicode, and no split has both: one class would be counted as two.
+    """
+    classes = sorted({one for names in splits.values() for one in names})
+    forms: dict[str, list[str]] = {}
+    for name in classes:
+        forms.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), []).append(name)
+    for alike in forms.values():
+        if len(alike) > 1 and not any(len({*alike} & {*names}) > 1 for names in splits.values()):
+            got = f"the classes {' and '.join(map(ascii, alike))}, each in another split"
+            fix = "rename one; two classes of such names have both folders in some split"
+            raise wrong(where, got, "the same names in all splits", fix)
+    return classes
 
 
 def listed(path: Path) -> tuple[list[str], list[str]]:

@@ -81,7 +81,7 @@ def dequantize(key: Key, x: ArrayLike) -> Array:
     """
     check_key("dequantize", key)
     if not _is_levels("dequantize", x):
-        fix = "use scale: floats have no levels to spread"
+        fix = "floats have no levels to spread: leave the transform out"
         raise wrong("dequantize: x", jnp.result_type(x), "uint8 levels 0..255", fix, TypeError)
     # Sixteen random bits: with the level they fit float32, so that no sum rounds up to the next.
     u = jax.random.bits(key, (jnp.size(x),), jnp.uint16).astype(jnp.float32) / 65536.0

@@ -65,13 +65,13 @@ def as_examples(function: str, data: Any, transform: Transform | None) -> Exampl
         batch = as_batch(data, function)
         at_least_one(function, examples=size_of(batch.x))
         check_some_weight(function, batch)
-        _check_finite(batch)
+        _check_finite(function, batch)
         _check_whole_numbers(function, batch)
-        warn_of_scales(function, data, batch, transform)
         found = Examples(in_memory(batch), batch)
     first = found.source.read(np.zeros(1, int))
     _check_mean_weight(function, found.source, first)
     warn_of_levels(first.x, transform, function, stacklevel=4)
+    warn_of_scales(function, data, found.source, first, transform)
     return found
 
 
@@ -98,17 +98,23 @@ def _counted(tree: Any, array: np.ndarray) -> Any:
     return mask.astype(bool).reshape(*mask.shape, *[1] * (array.ndim - 2))
 
 
-def _check_finite(data: Batch) -> None:
+def _check_finite(function: str, data: Batch) -> None:
     """Raise ValueError for data with NaN or infinity, naming the first such example."""
     for name, leaf in (("x", data.x), ("c", data.c)):
         for array in map(np.asarray, jax.tree.leaves(leaf)):
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                bad = np.unique(np.argwhere(~np.isfinite(array) & _counted(leaf, array))[:, 0])
-                if not len(bad):
-                    continue
+            if not np.issubdtype(array.dtype, np.floating):
+                continue
+            with np.errstate(over="ignore"):
+                seen = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+            if np.isfinite(seen).all():
+                continue
+            bad = np.unique(np.argwhere(~np.isfinite(seen) & _counted(leaf, array))[:, 0])
+            if len(bad):
+                large = np.isfinite(array[bad]).all()
+                what = f"values beyond {seen.dtype}" if large else "NaN or infinite values"
                 raise ValueError(
-                    f"fit: data.{name} holds NaN or infinite values in {len(bad)} of "
-                    f"{len(array)} examples, the first at index {bad[0]}; drop or fill them"
+                    f"{function}: data.{name} holds {what} in {len(bad)} of {len(array)} examples, "
+                    f"the first at index {bad[0]}; {'scale' if large else 'drop or fill'} them"
                 )
 
 

@@ -23,15 +23,25 @@ from vaejax.data._files import (
     Keys,
     PathLike,
     check_file,
+    check_unwritten,
     is_archive,
     mapped,
     member,
     members,
     npz_keys,
     warn_of_unread_arrays,
+    written,
 )
-from vaejax.data._image_folders import ARRAYS, IMAGES, image_folder, listed, warn_of_unread
+from vaejax.data._image_folders import (
+    ARRAYS,
+    IMAGES,
+    classes_of,
+    image_folder,
+    listed,
+    warn_of_unread,
+)
 from vaejax.data._load import load
+from vaejax.data._rounding import ROWS, warn_of_rounding
 from vaejax.data._splits import SPLITS, by_name, every_nth, split_of
 from vaejax.data._stored import Stored
 from vaejax.errors import wrong
@@ -154,7 +164,8 @@ def open(
         A folder may name its splits by subfolders, `train`, `test` and so on.
       split, data_dir: as in `data.load`.
     Returns:
-      A Source. Its `read` raises ValueError for NaN or infinity, naming the row and the file, and
+      A Source. Its `read` raises ValueError for NaN or infinity, naming the row and the file, for
+      a file of arrays that was written to since, and
       for an image that cannot be read or is of another size, naming the file. Images are turned as
       their EXIF orientation says. The checksum of an `.npz` is not verified, since that would read
       all of it: `data.load` does.
@@ -241,7 +252,8 @@ def _tfds(name: str, split: str, data_dir: PathLike | None, where: str) -> Store
             raise wrong(where, got, "0 and 1, as in its first 256", fix)
         return batch._replace(x=batch.x.astype(bool)) if binary else batch
 
-    return Stored(size, levels, lambda row: (where, row), True)
+    names = tfds.classes(builder)
+    return Stored(size, levels, lambda row: (where, row), True, classes=names)
 
 
 def _arrays(paths: Sequence[Path], split: str, where: str) -> Stored:
@@ -291,6 +303,7 @@ def _pieces(
 ) -> Stored:
     """Arrays that lie one after the other, by the names of their files."""
     size, read_x, place = _joined(x)
+    warn_of_rounding(where, next(iter(x.values()))[:ROWS])
     files, ends = list(x), np.cumsum([len(array) for array in x.values()])
     if not y:
         return Stored(size, lambda rows: Batch(read_x(rows)), place, own_split, files, ends)
@@ -324,12 +337,14 @@ def _joined(
             raise wrong(f"open: source {name!r}", got, expected, "put other data elsewhere")
     ends = np.cumsum([len(array) for array in arrays])
     starts = ends - [len(array) for array in arrays]
+    opened = [written(name) for name in names]
 
     def read(rows: np.ndarray) -> np.ndarray:
         which = np.searchsorted(ends, rows, side="right")
         out = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
         for piece in np.unique(which):
             mine = which == piece
+            check_unwritten(f"open: source {names[piece]!r}", names[piece], opened[piece])
             out[mine] = arrays[piece][rows[mine] - starts[piece]]  # np.take could copy it whole
         return out
 
@@ -353,7 +368,7 @@ def _folder(path: Path, split: str, where: str) -> Stored:
             raise wrong(f"{where}: split", repr(split), sorted(named), "choose one of these")
         # Numbered over all splits: one of them may lack a class.
         inside = {name: listed(path / name)[1] for name in folders}
-        classes = sorted({one for names in inside.values() for one in names})
+        classes = classes_of(inside, where)
         found = _folder_of(path / named[split], where, "all", classes)._replace(split=True)
         others = [name for name in folders if name != named[split]]
     else:

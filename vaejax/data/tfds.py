@@ -14,7 +14,7 @@ from vaejax.data._files import PathLike
 from vaejax.errors import installing, wrong
 from vaejax.types import Batch
 
-__all__ = ["check_name", "folder", "open_set", "reader"]
+__all__ = ["check_name", "classes", "folder", "open_set", "reader"]
 
 
 def open_set(function: str, name: str, split: str, data_dir: PathLike | None) -> Any:
@@ -75,12 +75,8 @@ def reader(
     """
     import tensorflow_datasets as tfds
 
-    def only(usual: str, kind: type) -> str | None:
-        found = [k for k, feature in builder.info.features.items() if isinstance(feature, kind)]
-        return usual if usual in found else found[0] if len(found) == 1 else None
-
-    image = only("image", tfds.features.Image)
-    label = only("label", tfds.features.ClassLabel)
+    image = _only(builder, "image", tfds.features.Image)
+    label = _only(builder, "label", tfds.features.ClassLabel)
     where, kept = f"{function}: source {name!r}", builder.info.file_format.value
     if image is None or kept != "array_record":
         got = f"features {list(builder.info.features)} stored as {kept}"
@@ -110,6 +106,27 @@ def reader(
         return Batch(np.stack([example[image] for example in found]), y=y)
 
     return len(examples), read
+
+
+def classes(builder: Any) -> tuple[str, ...]:
+    """The names of a set's classes, in the order of its labels; () where it has none.
+
+    Args:
+      builder: of the set, see `open_set`.
+    Returns:
+      The names, which for some sets are the numbers themselves.
+    """
+    import tensorflow_datasets as tfds
+
+    label = _only(builder, "label", tfds.features.ClassLabel)
+    feature = builder.info.features[label] if label else None
+    return tuple(feature.names) if feature is not None and feature.num_classes else ()
+
+
+def _only(builder: Any, usual: str, kind: type) -> str | None:
+    """The name of the feature of a kind: the usual one, or the only one."""
+    found = [k for k, feature in builder.info.features.items() if isinstance(feature, kind)]
+    return usual if usual in found else found[0] if len(found) == 1 else None
 
 
 def _damaged(function: str, name: str, place: Any, error: Exception) -> Exception:

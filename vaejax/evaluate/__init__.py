@@ -21,6 +21,7 @@ else whole, up to 1 GiB. Examples of another shape than p(x|z) has raise ValueEr
 
 from vaejax.evaluate._each import (
     check_counted,
+    check_example,
     checked_batch,
     checked_each,
     measure,
@@ -43,6 +44,7 @@ __all__ = [
     "anomaly",
     "bounds",
     "check_counted",
+    "check_example",
     "checked_batch",
     "checked_each",
     "codes",

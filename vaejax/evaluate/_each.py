@@ -69,7 +69,11 @@ def measure(function: Function) -> Function:
         else:
             head = bound.arguments[order[3]] = _examples(name, order, data)
         if first == "model" and isinstance(model, Model) and jax.tree.leaves(head.x):
-            _check_shape(name, model, params, transform, head)
+            one = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)),
+                (head.x, head.c),
+            )
+            check_example(f"{name}: data", model, params, transform, *one)
         return function(*bound.args, **bound.kwargs)
 
     return checked  # type: ignore[return-value]
@@ -287,36 +291,46 @@ def _examples(function: str, order: tuple[str, ...], data: Any) -> Batch:
     return batch
 
 
-def _check_shape(
-    function: str, model: Model, params: Params, transform: Transform | None, batch: Batch
+def check_example(
+    where: str,
+    model: Model,
+    params: Params,
+    transform: Transform | None,
+    x: Any,
+    c: Any,
+    fix: str = "",
 ) -> None:
-    """Raise where an example, as the model sees it, is no event of p(x|z)."""
-    x, c = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)),
-        (batch.x, batch.c),
-    )
+    """Raise where an example, as the model sees it, is no event of p(x|z).
+
+    Args:
+      where: the function and its argument, for the message.
+      model, params, transform: what sees it.
+      x, c: an example and its condition, or their shapes and types.
+      fix: what mends it; by default that is told for the x of a data set.
+    Raises:
+      ValueError: where it is none.
+    """
     seen, event = _seen_and_event.eval_shape(model, transform, params, x, c)
     if not jax.tree.leaves(event):
         return
     got, expected = (jax.tree.map(jnp.shape, tree) for tree in (seen, event))
     if got == expected or _is_rearranged(seen, event):
         return
-    fix = "give x the decoder's shape"
-    if isinstance(seen, jax.ShapeDtypeStruct) and isinstance(event, jax.ShapeDtypeStruct):
+    both = isinstance(seen, jax.ShapeDtypeStruct) and isinstance(event, jax.ShapeDtypeStruct)
+    if both and not fix:
         if seen.size == event.size:
             fix = f"reshape the data: x.reshape({', '.join(map(str, (-1, *event.shape)))})"
         elif seen.shape[1:] == event.shape:
             fix = "one axis is too many: x is [n, ...], without an axis of batches"
-    raise wrong(f"{function}: data", f"examples {got}", f"{expected}, as p(x|z)", fix)
+    fix = fix or "give x the decoder's shape"
+    raise wrong(where, f"examples {got}", f"{expected}, as p(x|z)", fix)
 
 
 def _is_rearranged(seen: Any, event: Any) -> bool:
-    """Whether two trees hold as many numbers in other structures, which cannot broadcast."""
-    structure: Any = jax.tree.structure(seen)
-    if structure == jax.tree.structure(event):
+    """Whether x is a tree of as many numbers as a decoder rebuilds as one vector."""
+    if isinstance(seen, jax.ShapeDtypeStruct) or not isinstance(event, jax.ShapeDtypeStruct):
         return False
-    one, other = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (seen, event))
-    return one == other
+    return sum(leaf.size for leaf in jax.tree.leaves(seen)) == event.size
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -371,4 +385,11 @@ def _whole(function: str, source: Source) -> Batch:
     return source.read(np.arange(source.size))
 
 
-__all__ = ["check_counted", "checked_batch", "checked_each", "measure", "measure_each"]
+__all__ = [
+    "check_counted",
+    "check_example",
+    "checked_batch",
+    "checked_each",
+    "measure",
+    "measure_each",
+]

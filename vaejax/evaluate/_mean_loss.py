@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vaejax.batch import over_examples, size_of
+from vaejax.batch import over_examples, size_of, weights_of
 from vaejax.data.sources import Source
 from vaejax.errors import at_least_one, checked_result, takes, warn_of_levels, wrong
 from vaejax.evaluate._each import checked_batch, measure
@@ -64,7 +64,8 @@ def mean_loss(
     parts = -(-size // batch_size)
     for start, stop in pairwise(i * size // parts for i in range(parts + 1)):
         part = part_of(start, stop)
-        share = float(size_of(part) if isinstance(part.weight, tuple) else np.sum(part.weight))
+        weight = np.asarray(weights_of(size_of(part), part.weight))
+        share = float(np.sum(weight, dtype=float))
         if share == 0:
             continue
         metrics = _batch_loss(loss, transform, params, jax.random.fold_in(key, start), part, step)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.errors import ScopeParamShapeError
 
-from vaejax.batch import batch_mean, over_batch
+from vaejax.batch import batch_mean, over_batch, weights_of
 from vaejax.distributions import Normal
 from vaejax.errors import wrong
 from vaejax.evaluate.decomposition import dimensions_of
@@ -223,7 +223,7 @@ def permute_dimensions(key: Key, z: Array, weight: Any = ()) -> Array:
         fix = "give one row for each example, and flatten codes of several axes"
         raise wrong("permute_dimensions: z", f"shape {jnp.shape(z)}", "[batch, latent]", fix)
     _several("permute_dimensions", len(z))
-    share = jnp.ones(len(z)) if isinstance(weight, tuple) else weight
+    share = weights_of(len(z), weight)
     share = share / jnp.max(share)  # equal weights are then 1, and their sums exact
     ends = jnp.cumsum(share)
 
@@ -240,7 +240,7 @@ def permute_dimensions(key: Key, z: Array, weight: Any = ()) -> Array:
 
 def _log_weights(batch: int, weight: Any, size: int | None) -> Array:
     """log w_im of `total_correlation`, `[batch, batch]`; the rows sum to 1."""
-    share = jnp.ones(batch) if isinstance(weight, tuple) else weight
+    share = weights_of(batch, weight)
     total = jnp.sum(share)
     if size is None:
         return jnp.broadcast_to(jnp.log(share / total)[None], (batch, batch))

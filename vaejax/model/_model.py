@@ -321,20 +321,24 @@ def _of_another(name: str, where: str) -> Exception:
 def _of_input(name: str, what: str, inputs: Any, c: Any, shape: Any) -> Exception:
     """The error for an input of another shape than the parameters are for.
 
-    `shape` is that of the images that the decoder makes, or None.
+    `shape` is that of what the decoder makes, or None.
     """
     got = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(inputs or c)) or "none"
     given = f" with c {jax.tree.map(jnp.shape, c)}" if inputs and jax.tree.leaves(c) else ""
     alone = " with no c" if inputs else ""  # the prior's input is c itself
-    images = f" (this model's images are {shape})" if shape else ""
+    images = f" (this model's x has shape {shape})" if shape else ""
     fixes = [
         f"map a batch: jax.vmap(model.{name}, (None, 0))(params, ...)",
         "another size needs parameters of its own: model.init",
     ]
     condition = "a conditional model needs the c it was made for: Batch(x, c=...)"
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+    if shape is not None and len(shapes) > 1:  # as in (x, y)
+        fixes = ["labels and weights go beside x: Batch(x, y=..., weight=...)"]
+    elif shape is not None and shapes and len(shapes[0]) <= len(shape):  # no batch of such
+        fixes = fixes[1:]
     if shape is None or shapes == [shape]:  # with that shape it is not x
-        fixes.insert(0 if alone and not given else 2, condition)
+        fixes.insert(0 if alone and not given else len(fixes), condition)
     return ValueError(
         f"{name}: expected one {what} as at init{images}, got {got}{given or alone}; "
         + "; ".join(fixes)

@@ -1,6 +1,6 @@
 """The functions that a caller gives to a run: checked before it starts, their results when kept."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def hooked(
     state: TrainState,
     step: int,
     last: Callable[[], Path | None],
+    begun: Set[str],
 ) -> TrainState:
     """The state that a hook makes of one, a copy of its own.
 
@@ -72,11 +73,13 @@ def hooked(
       state: before the hook, which may take its memory.
       step: the number of steps done.
       last: the path of the last good checkpoint, or None.
+      begun: the names of the arrays of the optimizer's state that were not finite at first.
     Returns:
       A state of the same structure, shapes and types, with the same key and step.
     Raises:
       TypeError, ValueError: for a result of another kind.
-      NonFiniteError: for parameters that are not finite, and for an optimizer's state with NaN.
+      NonFiniteError: for parameters that are not finite, and for an optimizer's state that is
+        not, and was at first.
     """
     where, fix = f"{function}: hook", "return state._replace(params=...)"
     before, structure = _kinds(state), str(jax.tree.structure(state))
@@ -93,8 +96,9 @@ def hooked(
     if int(new.step) != number or _words(new.key) != words:
         expected = f"those of the state: {number} steps done"
         raise wrong(where, f"step {int(new.step)} or another key", expected, fix)
+    check_there(where, new)
     new = jax.tree.map(jnp.copy, new)
-    _check_finite(where, new, step, last)
+    _check_finite(where, new, step, last, begun)
     return new
 
 
@@ -133,6 +137,8 @@ def numbers(function: str, found: Any, shape: tuple[int, ...]) -> dict[str, Any]
         real = jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)
         if not (real or jnp.issubdtype(dtype, np.bool_)):
             raise wrong(f"{where}: {name!r}", describe(value), "a number", _EVALUATE, TypeError)
+        if np.ma.is_masked(value):
+            raise wrong(f"{where}: {name!r}", "a masked value", "a number", "nan for what is none")
         if np.shape(value) != shape:
             expected = "one number" if shape == () else f"shape {shape}"
             got = f"shape {np.shape(value)}"
@@ -141,21 +147,14 @@ def numbers(function: str, found: Any, shape: tuple[int, ...]) -> dict[str, Any]
 
 
 def _check_finite(
-    where: str, state: TrainState, step: int, last: Callable[[], Path | None]
+    where: str, state: TrainState, step: int, last: Callable[[], Path | None], begun: Set[str]
 ) -> None:
-    """Raise NonFiniteError for parameters that are not finite, or an optimizer's NaN.
+    """Raise NonFiniteError for parameters, or an optimizer's state, that are not finite.
 
-    An optimizer may keep an infinity: the lowest value so far, for instance, before there is one.
+    An optimizer may begin with an infinity: the lowest value so far, before there is one.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(({"params": state.params}, state.opt_state))
-    bad = []
-    for path, leaf in leaves:
-        if jnp.issubdtype(leaf.dtype, np.inexact):
-            in_optimizer = path[0].idx == 1
-            spoiled = jnp.isnan(leaf) if in_optimizer else ~jnp.isfinite(leaf)
-            if bool(spoiled.any()):
-                start = ".opt_state" if in_optimizer else ""
-                bad.append(start + jax.tree_util.keystr(path[1:]))
+    bad = sorted(faults.spoilt({"params": state.params}))
+    bad += [f".opt_state{name}" for name in sorted(faults.spoilt(state.opt_state) - begun)]
     if bad:
         raise faults.NonFiniteError(
             f"{where} returned {', '.join(bad[:4])} with NaN or infinity, after step {step}; look "

@@ -131,7 +131,12 @@ def _locked(path: Path, function: str) -> IO[str] | None:
     if fcntl is None:
         return None
     while True:
-        file = path.open("a+", encoding="utf-8")
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            got = f"{path}, which cannot be opened ({error.strerror or error})"
+            fix = "remove it where no run goes on in the directory"
+            raise wrong(f"{function}: directory", got, "a file to lock", fix, type(error)) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

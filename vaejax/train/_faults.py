@@ -152,7 +152,7 @@ def check_monitored(
     if monitor not in measured:
         raise ValueError(
             f"{function}: monitor={monitor!r} is not among what evaluate returned: "
-            f"{sorted(measured)}"
+            f"{sorted(measured)}; pass monitor= one of these"
         )
     if not np.isfinite(measured[monitor]).any():
         raise NonFiniteError(
@@ -227,7 +227,7 @@ def _of_gradient(seen: Seen, step: int, values: str) -> str:
     name = max(largest, key=lambda name: float(largest[name]))
     return (
         f"the optimizer's state would not be finite after step {step}, though the loss ({values}) "
-        f"and the gradient are: that of {name} reaches {float(largest[name]):.3g}, whose square "
-        "overflows; clip each entry first, optax.chain(optax.clip(1.0), optimizer), or look for "
-        "what makes it so steep (a scale near 0)"
+        f"and the gradient are: that of {name} reaches {float(largest[name]):.3g}, which "
+        "or whose square overflows; clip each entry first, optax.chain(optax.clip(1.0), "
+        "optimizer), or look for what makes it so steep (a scale near 0)"
     )

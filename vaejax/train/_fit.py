@@ -72,7 +72,8 @@ def fit(
         that need not fit memory (`sources.open`; the extra `streaming`), with the same result bit
         for bit; `history` then has `waiting`, the share of time in which the device waited.
       key: the run's key, from which every random number of the run comes.
-      epochs: how many the whole run has, those before a resume included.
+      epochs: how many the whole run has, those before a resume included. Fewer than are done
+        train nothing, with a warning (UserWarning).
       batch_size: examples of a step.
       indices: `indices(key, step) -> [batch_size]` chooses the examples of a step; by default
         `shuffled(n, batch_size)`.
@@ -94,7 +95,8 @@ def fit(
         warning, for the one before. A directory that is missing or empty starts a run anew. The
         data, batch size, key, loss, optimizer, transform and order have to be those of the run:
         what they compute is compared, for which they are traced once more. Nobody compares what
-        `hook`, `evaluate` and `log` do.
+        `hook`, `evaluate`, `log` and functions that JAX calls back do, and of `params` only types
+        and shapes count.
       skip: how many steps of the run may be left out because their loss or gradient is not finite,
         or the optimizer's state would not be; `history` counts them as `skipped`. By default the
         first such step ends the run.
@@ -207,6 +209,7 @@ def fit(
             evaluate=None if evaluate is None else partial(_evaluated, evaluate, key),
             steps=steps,
             identity=identified,
+            begun=begun,
         )
         return loop.drive(state, program, book)
 

@@ -11,7 +11,8 @@ import dataclasses
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,9 +54,8 @@ class Fitted(NamedTuple):
     def __repr__(self) -> str:
         epochs = len(next(iter(self.history.values()), ()))
         return (
-            f"Fitted(stopped={self.stopped!r}, epochs={epochs}, "
-            f"steps={describe(self.state.step)}, history={list(self.history)}, "
-            f"params={numbers_in(self.params)})"
+            f"Fitted(stopped={self.stopped!r}, state.step={describe(self.state.step)}, "
+            f"history={list(self.history)} of {epochs} epochs, params={numbers_in(self.params)})"
         )
 
 
@@ -202,6 +202,7 @@ class Program(NamedTuple):
       evaluate: `state -> {name: number}`, or None.
       steps: how many an epoch has.
       identity: finds what tells this run from another one, values that JSON can hold.
+      begun: the names of the arrays of the optimizer's state that were not finite at first.
     """
 
     advance: Callable[[Any, int, int], tuple[Any, dict[str, Any]]]
@@ -209,6 +210,7 @@ class Program(NamedTuple):
     evaluate: Callable[[Any], dict[str, Any]] | None
     steps: int
     identity: Callable[[], dict[str, Any]]
+    begun: Set[str] = frozenset()
 
 
 def drive(state: Any, program: Program, book: Bookkeeping) -> Fitted:
@@ -227,6 +229,13 @@ def drive(state: Any, program: Program, book: Bookkeeping) -> Fitted:
     )
     with opened as store, _bar(book) as bar, signals.collected() as collected:
         run = _begin(state, store, book)
+        if run.epoch > book.epochs:
+            warnings.warn(
+                f"{book.function}: epochs: got {book.epochs}, but the run in {book.directory} has "
+                f"done {run.epoch}, and epochs counts those too: nothing is trained; to go on for "
+                f"n more, pass epochs={run.epoch} + n",
+                stacklevel=3,
+            )
         loop = _Loop(run, program, book, store)
         bar.update(run.epoch)
         resumed_at = run.epoch * program.steps + run.done
@@ -285,7 +294,9 @@ class _Loop(NamedTuple):
         with self.rescued(step):
             means = run.close_epoch()
             if book.hook is not None:
-                run.state = callbacks.hooked(book.function, book.hook, run.state, step, self.last)
+                run.state = callbacks.hooked(
+                    book.function, book.hook, run.state, step, self.last, self.program.begun
+                )
             row = {"epoch": float(run.epoch), "step": float(step)} | means
             row |= self.measured(step)
             if book.log is not None and jax.process_index() == 0:

@@ -28,9 +28,10 @@ def telling(function: str, program: Callable[..., Any]) -> Callable[..., Any]:
             if _on_cpu(arguments[0]) and _convolves(program.trace(*arguments).jaxpr.jaxpr):  # type: ignore[attr-defined]
                 warnings.warn(
                     f"{function}: got a native convolution (flax.linen.Conv or ConvTranspose) in "
-                    "the loss, expected none on a CPU, where it runs several times slower in the "
-                    "loop over the steps; networks.Conv is a matrix product there, and "
-                    "networks.ConvDecoder or depth_to_space goes from maps back to images",
+                    "the loss or the transform, expected none on a CPU, where it runs several "
+                    "times slower in the loop over the steps; networks.Conv is a matrix product "
+                    "there, and networks.ConvDecoder or depth_to_space goes from maps back to "
+                    "images",
                     stacklevel=2,
                 )
         return program(*arguments)

@@ -152,20 +152,24 @@ def _gradient(
     return grads, {**metrics, BATCH_WEIGHT: weight}
 
 
-def moderate(grads: Params) -> Array:
+def moderate(grads: Params, opt_state: Any) -> Array:
     """Whether no entry of a gradient is NaN, infinite or huge, so that sums of squares are finite.
 
-    Huge is beyond the cube root of the type's largest number (7e12 in float32).
+    Huge is beyond the cube root of the largest number of its type, and of the types that the
+    optimizer keeps its state in (7e12 in float32, 40 in float16).
 
     Args:
       grads: a tree of arrays.
+      opt_state: the optimizer's state, of which types alone count.
     Returns:
       A boolean, `()`.
     """
+    kept = {leaf.dtype for leaf in jax.tree.leaves(opt_state)}
+    kept = {dtype for dtype in kept if jnp.issubdtype(dtype, jnp.inexact)}
 
     def small(leaf: Array) -> Array:
-        limit = float(jnp.finfo(leaf.dtype).max) ** (1 / 3)
-        return jnp.all(jnp.abs(leaf) <= limit)
+        largest = min(float(jnp.finfo(dtype).max) for dtype in {leaf.dtype, *kept})
+        return jnp.all(jnp.abs(leaf) <= largest ** (1 / 3))
 
     return jnp.stack([small(leaf) for leaf in jax.tree.leaves(grads)]).all()
 
@@ -202,7 +206,9 @@ def holds(optimizer: optax.GradientTransformation, state: TrainState, grads: Par
         after, before = (new.params, new.opt_state), (state.params, state.opt_state)
         return finite(grads) & unspoilt(after, before)
 
-    return lax.cond(moderate(grads), lambda state: jnp.ones((), bool), tried, state)
+    return lax.cond(
+        moderate(grads, state.opt_state), lambda state: jnp.ones((), bool), tried, state
+    )
 
 
 def update(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> TrainState:
@@ -259,15 +265,16 @@ def make_scan(
     Returns:
       `(state, data) -> (state, history)`. `data` is a Batch, or the x of one, on the device as it
       is stored (uint8 stays uint8 until inside the step). `history` holds each metric for every
-      step, `[steps]`, nats per example; a `types.Weighted` of two such for a metric of some of the
-      examples. Weights count as in `make_step` with the mean weight of `data`.
+      step, `[steps]`, nats per example; NaN where a metric of some of the examples has none in the
+      batch. Weights count as in `make_step` with the mean weight of `data`.
     """
 
     def scan(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         data = as_batch(data)
         mean_weight = mean_weight_of(data)
         step = make_step(loss, optimizer, transform=transform, mean_weight=mean_weight)[1]
-        return scan_of(step, indices, steps)(state, data)
+        state, history = scan_of(step, indices, steps)(state, data)
+        return state, values_of(history)
 
     return scan
 
@@ -338,6 +345,17 @@ def scan_of(
         return lax.scan(body, state, length=steps)
 
     return scan
+
+
+def values_of(history: Metrics) -> Metrics:
+    """Metrics of steps as arrays alone: of a `Weighted` its value, NaN where it has no example."""
+
+    def values(metric: Any) -> Any:
+        if not isinstance(metric, Weighted):
+            return metric
+        return jnp.where(metric.weight > 0, metric.value, jnp.nan)
+
+    return {name: values(metric) for name, metric in history.items()}
 
 
 def as_seen(state: TrainState, batch: Any, transform: Transform | None) -> tuple[Key, Batch]:

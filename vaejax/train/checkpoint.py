@@ -375,9 +375,10 @@ def _check_kinds(
     lines = differences(found, expected, there="checkpoint")
     if not lines:
         return
-    names = {*found, *expected}
-    params = any(found.get(n) != expected.get(n) for n in names if ".opt_state" not in n)
-    what = "model" if params else "optimizer"
+    changed = [n for n in {*found, *expected} if found.get(n) != expected.get(n)]
+    params = any(".params" in name for name in changed)
+    what = "optimizer" if any(".opt_state" in name for name in changed) else "kind of key"
+    what = "model" if params else what
     raise ValueError(
         f"{store.function}: {where} is a checkpoint of another {what}; nothing was changed:\n  "
         f"{lines}\nResume with what it was started with, or use another directory."

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from vaejax.batch import checked_loss_batch, size_of
+from vaejax.batch import checked_loss_batch, size_of, weights_of
 from vaejax.errors import at_least_one, check_parameters, checked_result, takes, wrong
 from vaejax.model import Model
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params, Weighted
@@ -175,7 +175,7 @@ def _shares(batch: Batch, parts: int) -> Array:
         raise wrong("accumulate: parts", parts, f"a divisor of {size}, the examples", fix)
     if isinstance(batch.weight, tuple):
         return jnp.full(parts, 1 / parts)
-    weights = jnp.sum(_split(batch.weight, parts), axis=1)
+    weights = jnp.sum(_split(weights_of(size, batch.weight), parts), axis=1)
     return weights / _or_one(jnp.sum(weights))
 
 

@@ -335,6 +335,7 @@ def test_an_x_of_several_arrays_is_one_vector():
     model, params, x = one_layer()
     parts = [{"a": one[..., :2], "b": one[..., 2]} for one in (x, 0.1 * np.cos(x))]
     flat = [np.concatenate([part["a"].reshape(3, 4), part["b"]], axis=1) for part in parts]
+    flat = [one.reshape(3, *SHAPE) for one in flat]
     several = autoencoder(Joined(), heads.Bernoulli(SHAPE))
     own = {**params, "encoder": {"params": {"Code_0": params["encoder"]["params"]}}}
     every = exact, closed_form, hutchinson(2)
@@ -354,7 +355,9 @@ def test_an_x_of_several_arrays_is_one_vector():
     _, expected = spectra_and_tangents(model, params, flat[0])
     _, found = spectra_and_tangents(several, own, parts[0])
     joined = np.concatenate([found["a"].reshape(3, 4, 4), found["b"]], axis=2)
-    np.testing.assert_allclose(np.abs(np.sum(joined * expected, axis=2)), 1, rtol=1e-4)
+    np.testing.assert_allclose(
+        np.abs(np.sum(joined * expected.reshape(3, 4, 6), axis=2)), 1, rtol=1e-4
+    )
     data = contraction.squared_norms(several, own, jax.random.key(0), parts[0])
     np.testing.assert_allclose(data, norms(exact, model, params, flat[0]), rtol=1e-5)
 
@@ -411,6 +414,11 @@ def test_conditions_reach_the_norms_of_data_sets_and_of_the_higher_order_loss(ke
 
 def test_bad_options_are_named(key):
     model, params, x = one_layer()
+    for function in (contraction.singular_values, partial(contraction.tangents, count=1)):
+        with pytest.raises(
+            ValueError, match=r"(singular_values|tangents): x: got .*\(3, 2\), expected \(2, 3\)"
+        ):
+            function(model, params, x[0].T)
     with pytest.raises(ValueError, match="hutchinson: expected probes >= 1, got 0"):
         hutchinson(0)
     options = {"norm": exact, "weight": 1.0, "curvature": 1.0}

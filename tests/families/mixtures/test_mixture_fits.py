@@ -24,6 +24,7 @@ from tests.families.mixtures.shared import (
 from vaejax import data
 from vaejax.distributions import Bernoulli, Laplace, Mixture, Normal
 from vaejax.families.mixtures import (
+    Fitted,
     e_step,
     elbo,
     fit,
@@ -32,6 +33,7 @@ from vaejax.families.mixtures import (
     fit_gaussian,
     log_joint,
     m_step,
+    responsibilities,
 )
 
 
@@ -267,6 +269,7 @@ BROKEN[7, 1] = np.nan
         (fit_gaussian, POINTS, 3, {"iterations": 0}, "iterations >= 1, got 0"),
         (fit_bernoulli, 255 * BITS, 2, {}, "255.* for example 0.*data.binarize"),
         (fit_bernoulli, BITS - 1, 2, {}, "fit_bernoulli: data: got values in"),
+        (fit_gaussian, (POINTS, BITS), 2, {}, r"fit_gaussian: data: got .*Batch\(x, y="),
         (fit_gaussian, BROKEN, 2, {}, "fit_gaussian: data: got NaN.*first at 7"),
         (fit_gaussian, POINTS[:, 0], 2, {}, r"event axis; .*x\[:, None\]"),
         (fit_full_gaussian, BITS.reshape(N, 3, 4), 2, {}, "vectors.*flatten"),
@@ -289,6 +292,24 @@ def test_what_does_not_fit_the_mixture_is_refused():
         fit(mixture_of("bernoulli"), BITS, floor=0.9)
     with pytest.raises(ValueError, match=r"log_joint: x: got shape \(240, 3\)"):
         log_joint(mixture_of("full"), POINTS)
+    with pytest.raises(TypeError, match=r"key: got 0, .*; jax\.random\.key\(0\) makes one$"):
+        fit_gaussian(POINTS, 2, key=0)
+    full = mixture_of("full")
+    with pytest.raises(ValueError, match=r"responsibilities: x: got shape \(240, 3\).*map it"):
+        responsibilities(full, POINTS)
+    with pytest.raises(ValueError, match=r"e_step: x: got shape \(2,\), .*; pass what has"):
+        e_step(full, POINTS[:, :2])
+    fitted, q = Fitted(full, np.zeros(2), np.zeros(2), True), np.ones((N, 2)) / 2
+    for name, call in {
+        "log_joint": lambda: log_joint(fitted, POINTS[0]),
+        "responsibilities": lambda: responsibilities(fitted, POINTS[0]),
+        "e_step": lambda: e_step(fitted, POINTS),
+        "elbo": lambda: elbo(fitted, q, POINTS),
+        "m_step": lambda: m_step(fitted, POINTS, q),
+        "fit": lambda: fit(fitted, POINTS),
+    }.items():
+        with pytest.raises(TypeError, match=rf"^{name}: .*got .*; pass its \.mixture"):
+            call()
     for q in (np.ones((3, 3)) / 3, np.ones((N, 1))):
         with pytest.raises(ValueError, match=r"elbo: q: got .*expected \(240, 3\)"):
             elbo(gaussian, q, POINTS)

@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 
 from tests.families.mixtures.shared import BITS, OVERLAPPING, mixture_of
 from vaejax.distributions import Bernoulli, Mixture, MultivariateNormal, Normal
-from vaejax.families.mixtures import _em, e_step, fit, fit_full_gaussian, fit_gaussian
+from vaejax.families.mixtures import _em, e_step, fit, fit_full_gaussian, fit_gaussian, m_step
 
 FLOOR = 1e-3
 
@@ -75,6 +75,23 @@ def test_as_good_as_scikit_learn_in_double_precision(name):
         ours = fit_full_gaussian(x, k, key=jax.random.key(3), restarts=3)
         check_good(ours)
         assert ours.history[-1] >= theirs.score(x.astype(float)) - 0.05
+
+
+def test_clusters_of_few_different_points_have_their_covariance():
+    """Two points often repeated, which lie on a line, and one: rounding leaves no Cholesky root."""
+    rng = np.random.default_rng(0)
+    with _em.double(True):
+        for _ in range(4):
+            at = np.repeat(np.arange(5), 40)
+            x, cluster = rng.normal(size=(5, 3))[at], np.array([0, 0, 1, 1, 2])[at]
+            roots = np.tile(0.5 * np.eye(3), (3, 1, 1))
+            wide = Mixture(np.zeros(3), MultivariateNormal(np.zeros((3, 3)), roots))
+            found = m_step(wide, x, np.eye(3)[cluster], floor=FLOOR).components
+            for j in range(3):
+                apart = x[cluster == j] - x[cluster == j].mean(axis=0)
+                values = np.linalg.svd(apart, compute_uv=False) / len(apart) ** 0.5
+                root = np.linalg.svd(found.scale_tril[j], compute_uv=False)
+                np.testing.assert_allclose(root, np.maximum(values, FLOOR), rtol=1e-6)
 
 
 def test_the_mixture_given_back_scores_what_its_history_says():

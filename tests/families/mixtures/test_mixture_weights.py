@@ -32,7 +32,7 @@ def test_whole_weights_repeat_examples_and_their_unit_does_not_matter(family):
     for unit in (1, 2.0**-20):
         weighted = Batch(masked, weight=(unit * COUNTS).astype(np.float32))
         check_same(call(weighted, 3, key=jax.random.key(2), restarts=2), expected)
-    ignored = call(x, 3, key=jax.random.key(2), restarts=2)
+    ignored = call(Batch(x, weight=np.ones(N, np.float32)), 3, key=jax.random.key(2), restarts=2)
     assert abs(ignored.history[-1] - expected.history[-1]) > 1e-3
 
 
@@ -50,7 +50,7 @@ def test_an_empty_component_is_placed_as_among_repeated_examples():
 def test_the_m_step_under_weights(family):
     mixture, x = mixture_of(family), FITS[family][1]
     q = np.asarray(e_step(mixture, x).responsibilities)
-    found = m_step(mixture, x, q, weight=COUNTS.astype(np.float32))
+    found = m_step(mixture, Batch(x.tolist(), weight=COUNTS.astype(np.float32)), q)
     expected = m_step(mixture, np.repeat(x, COUNTS, axis=0), np.repeat(q, COUNTS, axis=0))
     for leaf, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-4)

@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.flatten_util import ravel_pytree
 
 from vaejax.errors import at_least_one, wrong
-from vaejax.evaluate import check_counted, checked_batch, measure, measure_each
+from vaejax.evaluate import check_counted, check_example, checked_batch, measure, measure_each
 from vaejax.model import Model
 from vaejax.networks import kernels
 from vaejax.types import Array, Key, Params, PerExample, Transform
@@ -166,9 +166,12 @@ def singular_values(model: Model, params: Params, x: Any, c: Any = ()) -> Array:
       c: its condition; by default none.
     Returns:
       The singular values, `[min(size of z, size of x)]`, in units of the code per unit of x.
+    Raises:
+      ValueError: where x is no event of p(x|z).
     References:
       Rifai, Vincent, Muller, Glorot and Bengio, 2011, ICML.
     """
+    _check_one("singular_values", model, params, x, c)
     f, flat, _ = _encoder(model, params, x, c)
     return jnp.linalg.svd(_jacobian(f, flat), compute_uv=False)
 
@@ -188,10 +191,11 @@ def tangents(model: Model, params: Params, x: Any, c: Any = (), *, count: int) -
     Returns:
       The directions, `[count, *shape of x]`.
     Raises:
-      ValueError: for another count.
+      ValueError: for another count, and where x is no event of p(x|z).
     References:
       Rifai, Dauphin, Vincent, Bengio and Muller, 2011, The manifold tangent classifier, NIPS.
     """
+    _check_one("tangents", model, params, x, c)
     f, flat, unravel = _encoder(model, params, x, c)
     J = _jacobian(f, flat)
     if not 1 <= count <= min(J.shape):
@@ -229,6 +233,11 @@ def _squared_norm(norm: Norm, model: Model, params: Params, key: Key, x: Any, c:
     f, flat, _ = _encoder(model, params, x, c)
     # relu'(NaN) is 0: a derivative may look sound where the code is not.
     return jnp.where(jnp.all(jnp.isfinite(f(flat))), found, jnp.nan)
+
+
+def _check_one(function: str, model: Model, params: Params, x: Any, c: Any) -> None:
+    fix = f"map a batch: jax.vmap(lambda x: {function}(...))(x)"
+    check_example(f"{function}: x", model, params, None, x, c, fix)
 
 
 def _encoder(

@@ -15,9 +15,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
-from vaejax.batch import as_batch, example_at, over_data, size_of
+from vaejax.batch import as_batch, example_at, over_data, size_of, weights_of
 from vaejax.errors import at_least_one, concrete, wrong
-from vaejax.families.autoencoders._weights import weights_of
 from vaejax.model import Model, deterministic
 from vaejax.networks import kernels
 from vaejax.train import TrainState

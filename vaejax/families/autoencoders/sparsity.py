@@ -25,11 +25,10 @@ import numpy as np
 from jax import lax
 
 from vaejax.arrays import numbers
-from vaejax.batch import batch_mean, example_at, size_of
+from vaejax.batch import batch_mean, example_at, size_of, weights_of
 from vaejax.distributions import Delta
 from vaejax.errors import concrete, is_whole, wrong
 from vaejax.evaluate import check_counted, checked_batch, measure
-from vaejax.families.autoencoders._weights import weights_of
 from vaejax.families.autoencoders.dictionaries import atoms, revive, transposed, unit_columns
 from vaejax.model import Model, deterministic
 from vaejax.types import Array, Batch, Key, Params, PerUnit, Transform, describe
@@ -198,7 +197,6 @@ def threshold(
     batch_size = min(batch_size, size_of(batch.x))
     smallest, totals = _smallest(model, transform, batch_size, k, params, key, batch)
     weight = np.asarray(weights_of(size_of(batch.x), batch.weight))[: len(totals)]
-    _check_some("threshold", weight)
     check_counted("threshold", _TOTAL, totals, batch.x, weight)
     theta = float(np.mean(smallest[(weight > 0).reshape(-1, batch_size).any(axis=1)]))
     if not np.isfinite(theta):
@@ -256,7 +254,6 @@ def firing(
     """
     batch = checked_batch("firing", key, data, batch_size=batch_size)
     weight = np.asarray(weights_of(size_of(batch.x), batch.weight))
-    _check_some("firing", weight)
     share, totals = _firing(model, transform, batch_size, params, key, batch)
     check_counted("firing", _TOTAL, totals, batch.x, weight)
     return np.asarray(share)
@@ -329,12 +326,6 @@ def _code(
         return jnp.ravel(quiet.encode(params, x, c).mean)
 
     return code
-
-
-def _check_some(function: str, weight: np.ndarray) -> None:
-    if not np.any(weight > 0):
-        fix = "give at least one example a weight"
-        raise wrong(f"{function}: data.weight", "no weight above 0", "a positive sum", fix)
 
 
 def _codes(function: str, z: Any) -> Array:

@@ -11,12 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vaejax.batch import as_batch
+from vaejax.batch import as_batch, check_some_weight
 from vaejax.distributions import Bernoulli, Mixture
 from vaejax.errors import at_least_one, finite_values, wrong
-from vaejax.families.mixtures._steps import Expectation, choose, e_step, family_of, m_step
+from vaejax.families.mixtures._steps import (
+    Expectation,
+    check_mixture,
+    choose,
+    e_step,
+    family_of,
+    m_step,
+    one_array,
+)
 from vaejax.trees import on_host
-from vaejax.types import Array, Batch, describe
+from vaejax.types import Array, Batch
 
 # Below half an example's worth a component is empty. One that was placed anew with success holds
 # more (see `_reseeded`), so that it is not moved again at once.
@@ -97,14 +105,12 @@ def fit(
       >>> bool(fitted.history[-1] >= fitted.history[0])
       True
     """
-    if not isinstance(start, Mixture):
-        fix = "such as Mixture(logits, Bernoulli(...)), or take fit_bernoulli"
-        raise wrong("fit: start", describe(start), "a Mixture", fix, TypeError)
+    check_mixture("fit: start", start)
     top = 0.5 if isinstance(start.components, Bernoulli) else np.inf
     if not 0 < floor < top:
         raise wrong("fit: floor", floor, f"0 < floor < {top}", "the default is 1e-3")
     family = family_of(start)  # or TypeError
-    x, share = counted("fit", as_batch(x))
+    x, share = counted("fit", as_batch(x, "fit"))
     at_least_one("fit", examples=len(x))
     check_enough("fit", jnp.size(start.logits), share)
 
@@ -137,14 +143,12 @@ def counted(where: str, batch: Batch) -> tuple[Any, np.ndarray]:
     Raises:
       ValueError: where no weight is above 0.
     """
-    x = np.asarray(on_host(batch.x))
+    x = np.asarray(on_host(one_array(where, batch)))
     if isinstance(batch.weight, tuple):
         return x, np.full(len(x), 1 / max(len(x), 1))
     weight = np.asarray(batch.weight, np.float64)
     counts = weight > 0
-    if not counts.any():
-        fix = "give at least one example a weight"
-        raise wrong(f"{where}: data.weight", "no weight above 0", "a positive sum", fix)
+    check_some_weight(where, batch)
     if not counts.all():
         x = x[np.where(counts, np.arange(len(x)), np.argmax(counts))]
     return x, weight / weight.sum()

@@ -63,7 +63,7 @@ def _full_fitted(
         size = len(mean)
         correlation = covariance / scale[:, None] / scale[None]
         correlation += size * jnp.finfo(x.dtype).eps * jnp.eye(size, dtype=x.dtype)
-        root = scale[:, None] * jnp.linalg.cholesky(correlation)
+        root = scale[:, None] * _root(correlation)
         return _raised(jnp.matmul(jnp.tril(before), root, precision="highest"), floor)
 
     return MultivariateNormal(means, lax.map(scale_tril, (share, means, old.scale_tril)))
@@ -79,11 +79,28 @@ def _raised(root: Array, floor: float) -> Array:
 
     def raised() -> Array:
         vectors, values, _ = jnp.linalg.svd(root)
-        upper = jnp.linalg.qr(jnp.maximum(values, floor)[:, None] * vectors.T, mode="r")
-        return (upper * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[:, None]).T
+        return _triangular(vectors, jnp.maximum(values, floor))
 
     # The smallest is 1 / |R^-1| or more, which is found much faster.
     return lax.cond(jnp.linalg.norm(_inverse(root)) * floor <= 1, lambda: root, raised)
+
+
+def _root(correlation: Array) -> Array:
+    """A triangular root of a correlation matrix, whose rounding may have left it indefinite."""
+
+    def least() -> Array:  # examples on a line, or all alike: what is lost is far below the floor
+        values, vectors = jnp.linalg.eigh(correlation)
+        eps = jnp.finfo(correlation.dtype).eps
+        return _triangular(vectors, jnp.sqrt(jnp.maximum(values, eps * jnp.max(values))))
+
+    root = jnp.linalg.cholesky(correlation)
+    return lax.cond(jnp.all(jnp.isfinite(root)), lambda: root, least)
+
+
+def _triangular(vectors: Array, values: Array) -> Array:
+    """The lower triangular root of V diag(values^2) V^T with a positive diagonal."""
+    upper = jnp.linalg.qr(values[:, None] * vectors.T, mode="r")
+    return (upper * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[:, None]).T
 
 
 def _inverse(root: Array) -> Array:

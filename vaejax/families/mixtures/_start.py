@@ -16,7 +16,7 @@ from vaejax.families.mixtures._bernoulli import BERNOULLI
 from vaejax.families.mixtures._em import Fitted, best_of, check_enough, counted
 from vaejax.families.mixtures._family import Family
 from vaejax.families.mixtures._gaussian import DIAGONAL, FULL
-from vaejax.families.mixtures._steps import e_step, m_step
+from vaejax.families.mixtures._steps import e_step, m_step, one_array
 from vaejax.types import Array, Key, Transform
 
 DRAWN = 20  # clusterings for each restart, among which the starts are chosen
@@ -196,9 +196,10 @@ def _fit(
     batch_size: int,
 ) -> Fitted:
     """Data as the mixture sees them, checked, and the best of the fits from as many starts."""
-    batch = as_batch(data)
-    if jnp.ndim(batch.x) < 2 or not jnp.size(batch.x):
-        got = f"shape {jnp.shape(batch.x)}"
+    batch = as_batch(data, where)
+    shape = jnp.shape(one_array(where, batch))
+    if len(shape) < 2 or 0 in shape:
+        got = f"shape {shape}"
         fix = "numbers need an axis of their own: x[:, None]"
         raise wrong(f"{where}: data", got, "[n, ...] with an event axis", fix)
     at_least_one(where, components=components, batch_size=batch_size, restarts=restarts)

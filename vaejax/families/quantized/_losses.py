@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from vaejax.batch import batch_mean, over_batch
+from vaejax.batch import batch_mean, over_batch, weights_of
 from vaejax.families.quantized._codebook import perplexity
 from vaejax.families.quantized._model import check_quantized
 from vaejax.model import Draw, Model, draw, terms
@@ -68,7 +68,7 @@ def vq_vae(
         codebook = params["codebook"]
         index = index.reshape(len(index), -1)
         features = lax.stop_gradient(features).reshape(*index.shape, -1)
-        weight = jnp.ones(len(index)) if isinstance(batch.weight, tuple) else batch.weight
+        weight = weights_of(len(index), batch.weight)
         term = learn(codebook, features, index, weight)
         used = jnp.zeros(len(codebook)).at[index].add(weight[:, None])
         measured = {"distortion": D, "commitment": commitment, "codebook": term}

@@ -78,8 +78,8 @@ class Population(NamedTuple):
     def __repr__(self) -> str:
         return (
             f"Population(members={len(self.frozen)}, frozen={int((self.frozen >= 0).sum())}, "
-            f"stopped={self.stopped!r}, epochs={len(next(iter(self.history.values()), ()))}, "
-            f"steps={describe(self.state.step)}, history={list(self.history)}, "
+            f"stopped={self.stopped!r}, state.step={describe(self.state.step)}, "
+            f"history={list(self.history)} of {len(next(iter(self.history.values()), ()))} epochs, "
             f"params={numbers_in(self.params)}, hyper={describe(self.hyper)})"
         )
 
@@ -110,6 +110,9 @@ class Population(NamedTuple):
     def best_member(self, metric: str | None = None, *, maximize: bool | None = None) -> int:
         """The member with the best value of a metric in any epoch, frozen ones left out.
 
+        Warns (UserWarning) where losses of different beta are compared: D + beta R is another
+        number for each beta. What compares is the bound.
+
         Args:
           metric: a name in `history`; by default the monitored number where it was evaluated, else
             `loss`.
@@ -130,6 +133,7 @@ class Population(NamedTuple):
         if name not in known:
             fix = "evaluate returns what eval/... is to be"
             raise wrong("best_member: metric", repr(name), f"one of {known}", fix)
+        self._check_one_beta(name)
         values = -self.history[name] if maximize else self.history[name]
         values = np.where((self.frozen >= 0) | ~np.isfinite(values), np.inf, values)
         if np.isinf(values).all():
@@ -140,6 +144,22 @@ class Population(NamedTuple):
                 "lower the learning rate",
             )
         return int(values.min(axis=0).argmin())
+
+    def _check_one_beta(self, name: str) -> None:
+        """Warn of a loss whose weight of the rate, the metric `beta` beside it, differs."""
+        start, _, metric = name.rpartition("/")
+        start = f"{start}/" if start else ""
+        beta = self.history.get(f"{start}beta")
+        if metric != "loss" or beta is None or f"{start}elbo" not in self.history:
+            return
+        last = beta[-1][self.frozen < 0]
+        if len(last) and np.ptp(last) > 0:
+            warnings.warn(
+                f"best_member: got {name!r} of members whose beta goes from {last.min():g} to "
+                f"{last.max():g}, expected a number that compares across them; "
+                f"best_member({start + 'elbo'!r}, maximize=True) takes the bound",
+                stacklevel=3,
+            )
 
 
 def make_scan(
@@ -159,8 +179,22 @@ def make_scan(
     Returns:
       `(state, hyper, start, data) -> (state, history)`. `state` and `hyper` have a leading axis of
       members. `start` is the number of the first step, one for all, so that what depends on it
-      alone is computed once. `history` holds each metric, `[steps, members]`, nats per example.
+      alone is computed once. `history` holds each metric, `[steps, members]`, nats per example,
+      as in `train.make_scan`.
     """
+    members = _scan_of(make, steps=steps, indices=indices, transform=transform)
+
+    def scan(state: TrainState, hyper: Any, start: Array, data: Any) -> tuple[TrainState, Metrics]:
+        state, history = members(state, hyper, start, data)
+        return state, train.values_of(history)
+
+    return scan
+
+
+def _scan_of(
+    make: Make, *, steps: int, indices: StepOrder, transform: Transform | None
+) -> Callable[[TrainState, Any, Array, Any], tuple[TrainState, Metrics]]:
+    """`make_scan`, whose history keeps what share of its batch a metric is of (`Weighted`)."""
 
     def gradient(
         hyper: Any, state: TrainState, number: Array, data: Batch, mean_weight: Any
@@ -188,7 +222,7 @@ def make_scan(
             # An optimizer can spoil the parameters too, and a huge gradient its state.
             fine = fine & jax.vmap(finite)(new.params)
             fine = fine & lax.cond(
-                jnp.all(jax.vmap(train.moderate)(grads)),
+                jnp.all(jax.vmap(train.moderate)(grads, old.opt_state)),
                 lambda new, old: jnp.ones_like(fine),
                 jax.vmap(train.unspoilt),
                 (new.params, new.opt_state),
@@ -324,7 +358,7 @@ def _advance(
     make: Make, hyper: Any, order: StepOrder, transform: Transform | None, data: Batch
 ) -> Advance:
     """Steps of all members, a chunk of them by one program."""
-    scan = partial(make_scan, make, indices=order, transform=transform)
+    scan = partial(_scan_of, make, indices=order, transform=transform)
     run_chunk = jax.jit(
         lambda state, hyper, start, data, count: scan(steps=count)(state, hyper, start, data),
         static_argnums=4,
