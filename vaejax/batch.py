@@ -10,15 +10,7 @@ import numpy as np
 from jax import lax
 
 from vaejax.arrays import examples, numbers
-from vaejax.errors import (
-    WHOLE_LABELS,
-    at_least_one,
-    check_key,
-    concrete,
-    takes,
-    warn_of_levels,
-    wrong,
-)
+from vaejax.errors import WHOLE_LABELS, check_key, concrete, takes, warn_of_levels, wrong
 from vaejax.types import Array, Batch, Key, Metrics, Params, Transform, Weighted, describe
 
 
@@ -301,7 +293,8 @@ def checked_loss_batch(key: Key, batch: Batch) -> Batch:
         raise wrong("loss: batch", describe(batch), "a Batch", "pass Batch(x)", TypeError)
     check_key("loss", key)
     batch = as_batch(batch, "loss")
-    at_least_one("loss", examples=size_of(batch.x))
+    if size_of(batch.x) == 0:
+        raise wrong("loss: batch", "no examples", "one or more", "their mean would be NaN")
     return batch
 
 
