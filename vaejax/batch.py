@@ -12,7 +12,6 @@ from jax import lax
 from vaejax.arrays import check_unmasked, examples, numbers
 from vaejax.errors import (
     WHOLE_LABELS,
-    at_least_one,
     check_key,
     concrete,
     takes,
@@ -287,7 +286,8 @@ def checked_loss_batch(key: Key, batch: Batch) -> Batch:
         raise wrong("loss: batch", describe(batch), "a Batch", "pass Batch(x)", TypeError)
     check_key("loss", key)
     batch = as_batch(batch, "loss")
-    at_least_one("loss", examples=size_of(batch.x))
+    if size_of(batch.x) == 0:
+        raise wrong("loss: batch", "no examples", "one or more", "their mean would be NaN")
     return batch
 
 

@@ -179,7 +179,7 @@ def test_wrong_numbers_of_parts_are_refused(key):
         halves(point(), key, Batch(X), 0)
     with pytest.raises(TypeError, match=r"loss: key: got Model\(.*expected one PRNG key"):
         halves(params, point(), Batch(X), 0)
-    with pytest.raises(ValueError, match="loss: expected examples >= 1, got 0"):
+    with pytest.raises(ValueError, match="loss: batch: got no examples, expected one"):
         halves(params, key, Batch(X[:0]), 0)
     with pytest.raises(TypeError, match="accumulate: loss: got .*a dictionary of metrics"):
         accumulate(lambda p, k, b, s: jnp.mean(b.x), 2)(params, key, Batch(X), 0)

@@ -20,7 +20,9 @@ def blocks(language):
 @pytest.fixture
 def settings():
     """What a snippet sets of JAX for the whole process is set back."""
-    names = [name for name in jax.config.values if "compilation_cache" in name or "cache_min" in name]
+    names = [
+        name for name in jax.config.values if "compilation_cache" in name or "cache_min" in name
+    ]
     before = {name: jax.config.values[name] for name in names}
     yield
     for name, value in before.items():
