@@ -8,6 +8,7 @@ figures: experiments/benchmarks/README.md.
 """
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from experiments.benchmarks.suite import IWAE, WORKLOADS, Burst, Sizes, summary
 W1 = replace(WORKLOADS["W1-binary"], images=8192)
 FITTED = 3  # the largest sizes, whose exponent is fitted
 SLACK = 0.15  # an exponent above the expected one by more is marked
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 LEAST = 10.0  # MB: what grows to less is lost in what the C library keeps
 
 
@@ -178,13 +180,16 @@ def main(config: Config) -> dict[str, Any]:
     """Measure, print, write and draw; returns what the JSON file holds."""
     if unknown := set(config.only) - set(CURVES):
         raise SystemExit(f"--only: got {sorted(unknown)}, expected some of {list(CURVES)}")
+    if config.smoke:  # what runs once need not be optimised
+        os.environ.setdefault("XLA_FLAGS", QUICK)
     began = time.perf_counter()
-    machine = processes.probe("jax", "32")
+    # A process of its own looks at the device, so that this one takes none of its memory.
+    machine = common.circumstances() if config.smoke else processes.probe("jax", "32")
     curves = []
     with tempfile.TemporaryDirectory() as cache:
         for name in config.only or CURVES:
             rows = _measured(config, CURVES[name], machine["platform"] != "cpu", Path(cache))
-            curves.append(_fitted(name, CURVES[name], rows))
+            curves.append(fitted(name, CURVES[name], rows))
             print(f"{name}: {time.perf_counter() - began:.0f} s")
     facts = {name: machine[name] for name in ("platform", "device", "python", "commit", "versions")}
     found = {
@@ -249,7 +254,7 @@ def _shrunk(curve: Curve) -> list[Sizes]:
     return [tiny, replace(tiny, **{f: double[f] for f in varied})]
 
 
-def _fitted(name: str, curve: Curve, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def fitted(name: str, curve: Curve, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The curve with its exponents: of time in each round, of memory once."""
     places = np.array([row["place"] for row in rows[-FITTED:]])
     rounds = np.array([row["seconds"]["rounds"] for row in rows[-FITTED:]])
