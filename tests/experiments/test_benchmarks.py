@@ -17,6 +17,8 @@ from experiments.benchmarks import __main__ as compare
 from experiments.benchmarks import (
     convolution,
     feeding,
+    growth,
+    in_growth,
     likelihood,
     memory,
     population,
@@ -360,3 +362,36 @@ def test_the_population_benchmark_counts_what_all_members_see(tmp_path):
     programs = population.main(config)["programs"]
     assert list(programs) == ["alone", "members_2"]
     assert all(len(row["ratio"]["rounds"]) == 2 for row in programs.values())
+
+
+def test_growth_reports_each_size_its_exponents_and_a_picture(tmp_path, capsys):
+    options = ["--smoke", "--only", "likelihood-K", "mig", "--out", str(tmp_path / "growth.png")]
+    found = growth.main(common.parse({"all": growth.Config()}, "", options))
+    assert json.loads((tmp_path / "growth.json").read_text()) == json.loads(json.dumps(found))
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+    for curve, places in zip(found["curves"], [[4, 8], [40, 80]], strict=True):
+        assert [row["place"] for row in curve["rows"]] == curve["fitted"] == places
+        rounds = np.array([row["seconds"]["rounds"] for row in curve["rows"]])
+        np.testing.assert_allclose(curve["exponent"]["rounds"], np.log2(rounds[1] / rounds[0]))
+    printed = capsys.readouterr().out
+    assert all(growth.CURVES[name].what in printed for name in ("likelihood-K", "mig"))
+
+
+def test_growth_marks_what_grows_faster_than_expected():
+    def row(n, power):
+        return {"place": n, "seconds": suite.summary([n**power] * 3), "mb": n**power}
+
+    curve = growth.CURVES["mig"]  # expected: 1
+    for power, marked in [(1.1, False), (1.3, True)]:
+        fitted = growth.fitted("mig", curve, [row(n, power) for n in (4, 1000, 2000, 4000)])
+        assert fitted["fitted"] == [1000, 2000, 4000]
+        assert fitted["exponent"]["median"] == pytest.approx(power)
+        assert fitted["memory_exponent"] == pytest.approx(power)
+        cells = growth.exponents_table([fitted]).splitlines()[-1].split(" | ")
+        assert (cells[2].startswith("**"), cells[5].startswith("**")) == (marked, marked)
+
+
+def test_memory_of_growth_is_that_of_the_size():
+    sizes = replace(growth.CURVES["mig"].sizes[-1], images=30_000)
+    numbers = sizes.images * (sizes.latent + len(in_growth.VALUES))
+    assert in_growth.build("mig", "growth", sizes).facts["mb"] > 8 * numbers / 1e6

@@ -111,8 +111,8 @@ def _binned(column: np.ndarray, bins: int) -> np.ndarray:
 
 def _shared(b: np.ndarray, v: np.ndarray) -> float:
     """The mutual information of two columns of places, nats: H(b) + H(v) - H(b, v)."""
-    table = np.zeros((b.max() + 1, v.max() + 1))
-    np.add.at(table, (b, v), 1)
+    rows, columns = b.max() + 1, v.max() + 1
+    table = np.bincount(b * columns + v, minlength=rows * columns).reshape(rows, columns)
     return max(0.0, _entropy(table.sum(axis=0)) + _entropy(table.sum(axis=1)) - _entropy(table))
 
 
