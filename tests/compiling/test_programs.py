@@ -77,6 +77,25 @@ def test_another_number_anywhere_is_another_program(monkeypatch, compiled):
     np.testing.assert_array_equal(run(loss_of(np.full(3, 3.0, np.float32))), others[2])
 
 
+def test_the_same_program_of_other_trees_is_another_one():
+    """A chain with a stage that does nothing has another state, and a metric another name."""
+
+    def named(name):
+        def loss(params, key, batch, step):
+            return jnp.mean((batch.x - params["mean"][None]) ** 2), {name: jnp.float32(0)}
+
+        return loss
+
+    how = {"key": jax.random.key(1), "epochs": 1, "batch_size": 4, "progress": False}
+    start = {"mean": jnp.zeros(3)}
+    once, twice = optax.sgd(0.1), optax.chain(optax.sgd(0.1), optax.identity())
+    for optimizer, name in ((once, "a"), (twice, "a"), (once, "b")):
+        fitted = train.fit(named(name), optimizer, start, X, **how)
+        assert name in fitted.history
+        expected = jax.tree.structure(optimizer.init(start))
+        assert jax.tree.structure(fitted.state.opt_state) == expected
+
+
 def test_few_programs_are_kept(compiled):
     for target in range(9):
         run(loss_of(float(target)), epochs=1)

@@ -29,10 +29,10 @@ def kept(function: Callable[..., Any], *arguments: Any, **options: Any) -> Calla
     program = jax.jit(function, **options)
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return program
-    writer = Writer()
-    writer.program(program.trace(*arguments).jaxpr)
-    placed = tuple(jax.tree.leaves(options))
-    key = writer.digest.digest(), *writer.objects, *placed
+    writer, traced = Writer(), program.trace(*arguments)
+    writer.program(traced.jaxpr)
+    trees = jax.tree.structure(arguments), jax.tree.structure(traced.out_info)
+    key = writer.digest.digest(), trees, *writer.objects, *jax.tree.leaves(options)
     try:
         found = _KEPT.pop(key, program)
     except TypeError:  # of what can not be compared nothing is kept

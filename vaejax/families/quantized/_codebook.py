@@ -47,7 +47,7 @@ def usage(index: Any, entries: int) -> np.ndarray:
     """
     at_least_one("usage", entries=entries)
     index = np.asarray(numbers("usage: index", index, "codes, whole numbers")).ravel()
-    if index.dtype.kind not in "iu":
+    if index.size and index.dtype.kind not in "iu":
         fix = "pass what indices(model, ...) returns"
         raise wrong("usage: index", index.dtype, "codes, whole numbers", fix, TypeError)
     if not index.size or index.min() < 0 or index.max() >= entries:
