@@ -29,7 +29,7 @@ W1 = replace(WORKLOADS["W1-binary"], images=8192)
 FITTED = 3  # the largest sizes, whose exponent is fitted
 SLACK = 0.15  # an exponent above the expected one by more is marked
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-LEAST = 10.0  # MB: what grows to less is lost in what the C library keeps
+LEAST = 20.0  # MB: less is lost in what compilation leaves behind
 
 
 class Expected(NamedTuple):
@@ -256,19 +256,22 @@ def _shrunk(curve: Curve) -> list[Sizes]:
 
 def fitted(name: str, curve: Curve, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The curve with its exponents: of time in each round, of memory once."""
-    places = np.array([row["place"] for row in rows[-FITTED:]])
-    rounds = np.array([row["seconds"]["rounds"] for row in rows[-FITTED:]])
-    memory = np.array([row["mb"] for row in rows[-FITTED:]])
-    small = not memory.max() >= LEAST
+    places, memory = (np.array([row[name] for row in rows]) for name in ("place", "mb"))
+    rounds = np.array([row["seconds"]["rounds"] for row in rows])
+    last = slice(-FITTED, None)
+    more = (memory - memory[0])[1:][last]  # than the smallest size: without Python and libraries
+    small = not more.max() >= LEAST
     return {
         "name": name,
         "what": curve.what,
         "against": curve.against,
         "rows": rows,
-        "fitted": places.tolist(),
-        "exponent": summary([slope(places, each) for each in rounds.T]),
+        "fitted": places[last].tolist(),
+        "exponent": summary([slope(places[last], each[last]) for each in rounds.T]),
         "expected": curve.seconds._asdict(),
-        "memory_exponent": None if small else slope(places, np.maximum(memory, 1e-3)),
+        "memory_exponent": None
+        if small
+        else slope((places - places[0])[1:][last], np.maximum(more, 1.0)),
         "memory_expected": curve.memory._asdict(),
     }
 
@@ -281,7 +284,7 @@ def slope(places: Any, values: Any) -> float:
 def sizes_table(curves: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: each size with its time and memory."""
     lines = [
-        "| cost | size | ms (quartiles) | MB | process, MB |",
+        "| cost | size | ms (quartiles) | running, MB | process, MB |",
         "| --- | --- | --- | --- | --- |",
     ]
     for curve in curves:
@@ -316,7 +319,7 @@ def exponents_table(curves: Sequence[Mapping[str, Any]]) -> str:
             _marked(found, lower, time["exponent"]),
             f"{time['exponent']:g}",
             time["why"],
-            f"under {LEAST:g} MB"
+            f"adds under {LEAST:g} MB"
             if held is None
             else _marked(f"{held:.2f}", held, memory["exponent"]),
             f"{memory['exponent']:g}",
@@ -341,13 +344,15 @@ def draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
             for name in ("median", "lower_quartile", "upper_quartile")
         )
         memory = np.array([row["mb"] for row in curve["rows"]])
-        _line(panel, places, middle, curve["expected"]["exponent"], "#4477aa", "o")
+        panel.plot(places, middle, marker="o", markersize=4, color="#4477aa")
+        power = middle[-1] * (places / places[-1]) ** curve["expected"]["exponent"]
+        panel.plot(places, power, linestyle="--", linewidth=1, color="#4477aa", alpha=0.6)
         panel.errorbar(places, middle, [middle - low, high - middle], fmt="none", ecolor="#4477aa")
         other = panel.twinx()
-        shown = np.maximum(memory, 1)  # a logarithm has no room for 0
-        _line(other, places, shown, curve["memory_expected"]["exponent"], "#bb5566", "s")
-        for axis, values in ((panel, middle), (other, shown)):
-            axis.set(xscale="log", yscale="log", ylim=_range(values))
+        other.plot(places, memory, marker="s", markersize=4, color="#bb5566")
+        other.set(ylim=(0, 1.15 * max(*memory, 1)))
+        panel.set(xscale="log", yscale="log", ylim=_range(middle))
+        for axis in (panel, other):
             axis.spines["top"].set_visible(False)
         panel.set_ylabel("ms", color="#4477aa")
         other.set_ylabel("MB", color="#bb5566")
@@ -358,15 +363,11 @@ def draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
         panel.grid(alpha=0.3)
     for panel in panels[len(curves) :]:
         panel.remove()
-    figure.suptitle("time (circles) and memory (squares); dashed: growth as expected", fontsize=10)
+    figure.suptitle(
+        "time (circles; dashed: growth as expected), and memory while it runs (squares)",
+        fontsize=10,
+    )
     figure.savefig(path, dpi=120)
-
-
-def _line(axis: Any, places: Any, values: Any, exponent: float, colour: str, marker: str) -> None:
-    """The values, and the expected power through the largest."""
-    axis.plot(places, values, marker=marker, markersize=4, color=colour)
-    power = values[-1] * (places / places[-1]) ** exponent
-    axis.plot(places, power, linestyle="--", linewidth=1, color=colour, alpha=0.6)
 
 
 def _range(values: Any) -> tuple[float, float]:

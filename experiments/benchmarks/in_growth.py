@@ -1,8 +1,4 @@
-"""The process of one size of one curve of `growth`: ready to be timed, its memory measured.
-
-Memory is counted above that of the same program at a tiny size. What Python, the libraries and
-their threads hold is so left out, and what compilation took has been given back.
-"""
+"""The process of one size of one curve of `growth`: ready to be timed, its memory measured."""
 
 import ctypes
 import gc
@@ -16,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import in_vaejax
-from experiments.benchmarks.memory import megabytes, peak_memory
+from experiments.benchmarks.memory import peak_memory
 from experiments.benchmarks.suite import Burst, Sizes, levels
 from experiments.benchmarks.worker import device_peak
 from vaejax import decomposition, disentanglement
@@ -25,21 +21,20 @@ VALUES = (3, 6, 40, 32, 32)  # of the factors of dSprites
 
 
 def build(workload: str, variant: str, sizes: Sizes) -> Burst:
-    """The burst; `mb` among its facts is what it held at most while it ran, of an accelerator's
-    memory if there is one.
+    """The burst; `mb` among its facts is what the process held at most while the burst ran.
+
+    What compilation took and left free is given back before. With an accelerator it is the
+    device's memory.
     """
-    made(workload, tiny(sizes)).run()
-    floor = held()
     burst = made(workload, sizes)
     burst.run()
-    held()
+    give_back()
     began = perf_counter()
     with peak_memory() as peak:
         while perf_counter() - began < 0.2:  # it is read 50 times a second
             burst.run()
     on_device = device_peak()
-    here = peak() - floor
-    return burst._replace(facts=burst.facts | {"mb": here if on_device is None else on_device})
+    return burst._replace(facts=burst.facts | {"mb": peak() if on_device is None else on_device})
 
 
 def tiny(sizes: Sizes) -> Sizes:
@@ -69,13 +64,12 @@ def made(workload: str, sizes: Sizes) -> Burst:
     return in_vaejax.build("W4" if workload == "likelihood" else "W1-binary", "vaejax", sizes)
 
 
-def held() -> float:
-    """RssAnon in MB, after what is free has been given back to the system."""
+def give_back() -> None:
+    """Return memory that is free to the system, which the C library of Linux can do."""
     gc.collect()
     trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # the C library of Linux has it
+    if trim is not None:
         trim(0)
-    return megabytes("RssAnon")
 
 
 def _decomposition(sizes: Sizes) -> Burst:

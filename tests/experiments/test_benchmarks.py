@@ -379,14 +379,14 @@ def test_growth_reports_each_size_its_exponents_and_a_picture(tmp_path, capsys):
 
 def test_growth_marks_what_grows_faster_than_expected():
     def row(n, power):
-        return {"place": n, "seconds": suite.summary([n**power] * 3), "mb": n**power}
+        return {"place": n, "seconds": suite.summary([n**power] * 3), "mb": 90 + n**power}
 
     curve = growth.CURVES["mig"]  # expected: 1
     for power, marked in [(1.1, False), (1.3, True)]:
         fitted = growth.fitted("mig", curve, [row(n, power) for n in (4, 1000, 2000, 4000)])
         assert fitted["fitted"] == [1000, 2000, 4000]
         assert fitted["exponent"]["median"] == pytest.approx(power)
-        assert fitted["memory_exponent"] == pytest.approx(power)
+        assert fitted["memory_exponent"] == pytest.approx(power, abs=0.02)
         cells = growth.exponents_table([fitted]).splitlines()[-1].split(" | ")
         assert (cells[2].startswith("**"), cells[5].startswith("**")) == (marked, marked)
 
