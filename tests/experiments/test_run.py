@@ -147,7 +147,7 @@ def test_an_error_raised_deep_in_a_folder_of_the_library_is_told_in_one_line(com
     def too_wide(config):
         prior = Normal(jnp.zeros(4), jnp.ones(4))
         model = Model(None, lambda *_: prior, None, None)
-        exact.quadrature(model, None, jax.random.key(0), np.zeros((1, 2)))
+        exact.quadrature(model, {}, jax.random.key(0), np.zeros((1, 2)))
 
     with pytest.raises(SystemExit, match="error: quadrature: latent: got shape .4,"):
         command_line(too_wide)
