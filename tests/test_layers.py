@@ -8,7 +8,7 @@ FLOORS = [
     {"_version", "types"},
     {"errors"},
     {"arrays"},
-    {"batch", "trees", "plot"},
+    {"batch", "plot"},
     {"compiling"},
     {"distributions"},
     {"networks"},

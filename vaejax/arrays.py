@@ -1,8 +1,11 @@
 """What people have as data, as arrays of numbers: tensors, frames, lists; the rest is refused.
 
-Other libraries are told by what their objects can do, and none of them is imported.
+Other libraries are told by what their objects can do, and none of them is imported. Beside it
+stands what is done to any tree of arrays: fetched to the host, compared, digested, searched for
+NaN.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax.errors import is_key, wrong
-from vaejax.types import describe
+from vaejax.types import Array, describe
 
 _WORDS = "numbers as words: x.astype(float); classes: np.unique(x, return_inverse=True)[1]"
 _SEVERAL_LENGTHS = "cut or fill them; sequences of several lengths are for recurrent.padded"
@@ -109,6 +112,72 @@ def check_unmasked(where: str, array: Any) -> None:
     if isinstance(array, np.ma.MaskedArray) and (hidden := int(np.ma.count_masked(array))):
         got, fix = f"{hidden} masked values", "choose what stands for them: array.filled(value)"
         raise wrong(where, got, "an array without a mask", fix)
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any], *, there: str) -> str:
+    """What two descriptions by name differ in, for an error message.
+
+    Args:
+      found: name to description, of what was found.
+      expected: name to description, of what is here.
+      there: what `found` is of ("checkpoint", "file").
+    Returns:
+      At most 8 lines; "" where they agree.
+    """
+    lines = [
+        f"{name or 'the whole'}: {there} {found.get(name, 'absent')}, "
+        f"here {expected.get(name, 'absent')}"
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
+    ]
+    return "\n  ".join(lines if len(lines) <= 8 else [*lines[:7], f"... {len(lines) - 7} more"])
+
+
+def digest(tree: Any) -> str:
+    """A SHA-256 of the bytes of a tree's arrays, in order.
+
+    Args:
+      tree: of arrays.
+    Returns:
+      Hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(on_host(tree)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def finite(tree: Any) -> Array:
+    """Whether all numbers of a tree of arrays are finite; may be traced.
+
+    Args:
+      tree: of arrays, at least one.
+    Returns:
+      A boolean, `()`.
+    """
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def on_host(tree: Any) -> Any:
+    """A tree's arrays whole, in numpy, on every process.
+
+    Keys stay as they are, and leaves that are no arrays too. Of several processes each has to call
+    it, since parts that lie on others are gathered.
+
+    Args:
+      tree: of arrays.
+    Returns:
+      The same tree, of numpy arrays.
+    """
+
+    def fetch(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return jax.device_get(leaf)
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(fetch, tree)
 
 
 def _is_tree(node: Any) -> bool:
@@ -263,4 +332,12 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0][:100]
 
 
-__all__ = ["check_unmasked", "examples", "numbers"]
+__all__ = [
+    "check_unmasked",
+    "differences",
+    "digest",
+    "examples",
+    "finite",
+    "numbers",
+    "on_host",
+]

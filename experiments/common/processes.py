@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vaejax.arrays import on_host
 from vaejax.errors import wrong
 from vaejax.train import devices
-from vaejax.trees import on_host
 
 __all__ = ["first", "joined", "local", "mesh"]
 

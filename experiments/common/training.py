@@ -14,10 +14,10 @@ from experiments.common.options import Options
 from experiments.common.processes import local, mesh
 from experiments.common.records import logs
 from vaejax import checkpoint, train
+from vaejax.arrays import on_host
 from vaejax.errors import wrong
 from vaejax.train import population
 from vaejax.train.population import Make, Population
-from vaejax.trees import on_host
 from vaejax.types import Key, Loss, Metrics, Params
 
 __all__ = [

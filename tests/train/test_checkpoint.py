@@ -17,7 +17,7 @@ import pytest
 
 from tests.train.runs import ADAM, DISTANCE, IMAGES, MEAN, equal, quiet_fit
 from vaejax import checkpoint, train
-from vaejax.trees import digest
+from vaejax.arrays import digest
 
 WIDE = {"mean": np.zeros((5, 3), np.float32)}
 

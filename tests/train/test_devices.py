@@ -15,9 +15,9 @@ import pytest
 from flax import linen as nn
 
 from vaejax import autoencoder, data, devices, heads, networks, population, sources, train
+from vaejax.arrays import on_host
 from vaejax.distributions import Normal
 from vaejax.objectives import elbo
-from vaejax.trees import on_host
 
 PRIOR = Normal(np.zeros(4, np.float32), np.ones(4, np.float32))  # no device is asked for yet
 MODEL = autoencoder(

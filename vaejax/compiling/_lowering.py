@@ -24,7 +24,10 @@ UNROLLED = range(4, 4097)  # sizes at which the rounds of the hash are written o
 
 
 def install() -> None:
-    """Use these ways in this process, once."""
+    """Replace JAX's two rules for CPUs in this process; importing the library does it.
+
+    A second call changes nothing. A version of JAX without the tables keeps its own rules.
+    """
     with contextlib.suppress(AttributeError, KeyError, NotImplementedError):
         for primitive, rule_of in (
             (threefry2x32_p, _random_bits),

@@ -10,8 +10,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.sharding import Mesh, Sharding
 
+from vaejax.arrays import on_host
 from vaejax.errors import is_key
-from vaejax.trees import on_host
 
 # Names, and rules of a derivative, which is taken when a program is traced.
 _WITHOUT_MEANING = {"name", "debug_info", "jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd"}

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax._version import __version__
+from vaejax.arrays import differences, digest
 from vaejax.errors import as_path, wrong
-from vaejax.trees import differences, digest
 from vaejax.types import Params
 
 FORMAT = 1

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from vaejax.arrays import on_host
 from vaejax.compiling import kept
 from vaejax.data import feed
 from vaejax.data.examples import Examples
@@ -19,7 +20,6 @@ from vaejax.data.sources import Source
 from vaejax.train import devices
 from vaejax.train._state import TrainState
 from vaejax.train._step import Step, scan_of
-from vaejax.trees import on_host
 from vaejax.types import Array, Batch, Key, Metrics, StepOrder
 
 Advance: TypeAlias = Callable[[TrainState, int, int], tuple[TrainState, Metrics]]

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.arrays import differences
 from vaejax.errors import check_key, is_key, takes, wrong
 from vaejax.train import _faults as faults
 from vaejax.train._state import TrainState
-from vaejax.trees import differences
 from vaejax.types import describe
 
 _EVALUATE = "return a dictionary such as {'loss': value}"

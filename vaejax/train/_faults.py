@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vaejax.arrays import finite
 from vaejax.errors import unscaled, wrong
-from vaejax.trees import finite
 from vaejax.types import Batch, Key, Loss, Metrics
 
 

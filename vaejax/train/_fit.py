@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from vaejax.arrays import on_host
 from vaejax.compiling import kept
 from vaejax.data.examples import as_examples
 from vaejax.errors import at_least, at_least_one, check_parameters
@@ -25,7 +26,6 @@ from vaejax.train._loop import Fitted
 from vaejax.train._order import order_of
 from vaejax.train._state import TrainState
 from vaejax.train._step import as_seen, key_for, make_step, skipping
-from vaejax.trees import on_host
 from vaejax.types import Batch, Key, Loss, Metrics, Params, StepOrder, Transform
 
 

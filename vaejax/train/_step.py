@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from vaejax.arrays import finite
 from vaejax.batch import as_batch, mean_weight_of, over_examples, size_of
 from vaejax.errors import at_least_one, check_key, check_parameters, checked_result, takes, wrong
 from vaejax.train._order import shuffled
 from vaejax.train._state import TrainState
-from vaejax.trees import finite
 from vaejax.types import (
     Array,
     Batch,

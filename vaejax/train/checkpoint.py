@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from vaejax.arrays import differences, digest
 from vaejax.errors import as_path, wrong
 from vaejax.train import _identity as identity
 from vaejax.train._description import (
@@ -32,7 +33,6 @@ from vaejax.train._description import (
     without_keys,
 )
 from vaejax.train._directory import check_free, check_writable, claimed, together
-from vaejax.trees import differences, digest
 
 __all__ = [
     "Record",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vaejax.arrays import on_host
 from vaejax.batch import as_batch, check_some_weight
 from vaejax.distributions import Bernoulli, Mixture
 from vaejax.errors import at_least_one, finite_values, wrong
@@ -23,7 +24,6 @@ from vaejax.families.mixtures._steps import (
     m_step,
     one_array,
 )
-from vaejax.trees import on_host
 from vaejax.types import Array, Batch
 
 # Below half an example's worth a component is empty. One that was placed anew with success holds

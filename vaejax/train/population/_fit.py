@@ -13,6 +13,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
+from vaejax.arrays import digest, finite, on_host
 from vaejax.batch import as_batch, mean_weight_of, size_of
 from vaejax.compiling import kept
 from vaejax.data.examples import as_examples
@@ -28,7 +29,6 @@ from vaejax.train._advance import Advance
 from vaejax.train._bookkeeping import Bookkeeping, check_direction
 from vaejax.train._order import order_of
 from vaejax.train._state import TrainState
-from vaejax.trees import digest, finite, on_host
 from vaejax.types import (
     Array,
     Batch,
