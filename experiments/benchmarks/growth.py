@@ -259,8 +259,8 @@ def fitted(name: str, curve: Curve, rows: list[dict[str, Any]]) -> dict[str, Any
     places, memory = (np.array([row[name] for row in rows]) for name in ("place", "mb"))
     rounds = np.array([row["seconds"]["rounds"] for row in rows])
     last = slice(-FITTED, None)
-    more = (memory - memory[0])[1:][last]  # than the smallest size: without Python and libraries
-    small = not more.max() >= LEAST
+    more = memory - memory[0]  # than the smallest size: without Python and libraries
+    seen = np.flatnonzero(more >= LEAST)[-FITTED:]
     return {
         "name": name,
         "what": curve.what,
@@ -269,9 +269,8 @@ def fitted(name: str, curve: Curve, rows: list[dict[str, Any]]) -> dict[str, Any
         "fitted": places[last].tolist(),
         "exponent": summary([slope(places[last], each[last]) for each in rounds.T]),
         "expected": curve.seconds._asdict(),
-        "memory_exponent": None
-        if small
-        else slope((places - places[0])[1:][last], np.maximum(more, 1.0)),
+        "memory_fitted": places[seen].tolist(),
+        "memory_exponent": slope(places[seen] - places[0], more[seen]) if len(seen) > 1 else None,
         "memory_expected": curve.memory._asdict(),
     }
 
@@ -319,9 +318,7 @@ def exponents_table(curves: Sequence[Mapping[str, Any]]) -> str:
             _marked(found, lower, time["exponent"]),
             f"{time['exponent']:g}",
             time["why"],
-            f"adds under {LEAST:g} MB"
-            if held is None
-            else _marked(f"{held:.2f}", held, memory["exponent"]),
+            "flat" if held is None else _marked(f"{held:.2f}", held, memory["exponent"]),
             f"{memory['exponent']:g}",
             memory["why"],
         )
