@@ -1,6 +1,5 @@
 """The workloads by vaejax: its public functions as the experiments call them."""
 
-import importlib
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -27,6 +26,7 @@ from vaejax import (
     train,
 )
 from vaejax.model import Model, autoencoder
+from vaejax.train.precision import mixed_precision
 from vaejax.types import Array, Loss
 
 Update = Callable[[train.TrainState, Array], tuple[train.TrainState, Any]]
@@ -98,7 +98,7 @@ def _training(variant: str, sizes: Sizes) -> Burst:
     """A burst is one program. It chooses and gathers its batches, and binarises or scales them."""
     model = model_of(sizes)
     if variant == "vaejax_bfloat16":
-        model = importlib.import_module("vaejax.precision").mixed_precision(model)
+        model = mixed_precision(model)
     grey = levels(sizes)
     one, images = grey[0] / np.float32(255), jnp.asarray(grey)
     del grey  # which was copied

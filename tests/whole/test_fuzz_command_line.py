@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import sklearn.datasets
 
 from experiments import common
 from experiments.common import folder, options
 from vaejax import train
+from vaejax.data import _load
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if p.stem != "__init__")
@@ -262,7 +262,6 @@ def place(tmp_path, monkeypatch):
     np.save(tmp_path / "large.npy", 16 * np.ones((200, 8, 8), np.float32))
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "short.txt").write_text("to be")
-    digits = cache(sklearn.datasets.load_digits)
     begin = folder._begin
 
     def started(*arguments):
@@ -272,7 +271,7 @@ def place(tmp_path, monkeypatch):
     def hung(*_):
         raise Hung
 
-    monkeypatch.setattr(sklearn.datasets, "load_digits", digits)
+    monkeypatch.setattr(_load, "_digits", cache(_load._digits))
     monkeypatch.setattr(options.compiling, "keep_on_disk", lambda: None)
     monkeypatch.setattr(folder, "_begin", started)
     signal.signal(signal.SIGALRM, hung)

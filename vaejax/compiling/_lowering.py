@@ -4,11 +4,12 @@ XLA's compiler for CPUs takes long for random bits on arrays of several short ax
 unrolls one by one. It runs a convolution in a loop many times slower than outside of one, unless
 its arrays lie in the one order of axes that its fast kernels take. Both are mended where JAX turns
 an operation into one of XLA, for the whole process, with what is public in `jax.interpreters` and
-`jax.extend` and two tables beside them. Where a version of JAX has none of these, everything stays
+`jax.extend` and a table beside them. Where a version of JAX has none of these, everything stays
 as it is. Other devices are not concerned.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,17 +17,19 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo as hlo
 from jax.extend.random import threefry2x32_p
 from jax.interpreters import mlir
 
-SHORT = 32  # a last axis of this length or more is compiled well as it is
 UNROLLED = range(4, 4097)  # sizes at which the rounds of the hash are written out
+SHORT = 32  # of larger arrays a last axis of this length or more is compiled well as it is
 
 
 def install() -> None:
     """Replace JAX's two rules for CPUs in this process; importing the library does it.
 
-    A second call changes nothing. A version of JAX without the tables keeps its own rules.
+    A second call changes nothing. A version of JAX without the table keeps its own rules.
     """
     with contextlib.suppress(AttributeError, KeyError, NotImplementedError):
         for primitive, rule_of in (
@@ -34,19 +37,17 @@ def install() -> None:
             (primitives.conv_general_dilated_p, _convolution),
         ):
             on_cpu = mlir._platform_specific_lowerings["cpu"][primitive].rule
-            anywhere = mlir._lowerings[primitive].rule
             if not hasattr(on_cpu, "before"):
-                rule = rule_of(on_cpu, anywhere)
+                rule = rule_of(on_cpu)
                 rule.before = on_cpu  # type: ignore[attr-defined]
                 mlir.register_lowering(primitive, rule, platform="cpu")
 
 
-def _random_bits(rolled: Callable[..., Any], written_out: Callable[..., Any]) -> Callable[..., Any]:
+def _random_bits(rolled: Callable[..., Any]) -> Callable[..., Any]:
     """The rule for threefry, on arrays of one axis: its bits depend on no shape.
 
     Args:
       rolled: JAX's rule for a CPU, a loop over the rounds.
-      written_out: its rule for any device, without that loop.
     """
 
     def flat(*arguments: Any) -> list[Any]:
@@ -58,19 +59,53 @@ def _random_bits(rolled: Callable[..., Any], written_out: Callable[..., Any]) ->
 
     def rule(context: Any, *arguments: Any) -> Any:
         aval = context.avals_out[0]
-        if not _is_plain(aval):
-            return rolled(context, *arguments)
-        size = math.prod(aval.shape)
-        if aval.ndim > 1 and aval.shape[-1] < SHORT and size >= UNROLLED.start:
+        if _is_plain(aval) and math.prod(aval.shape) in UNROLLED:
+            return _hashed(aval.shape, arguments)
+        if _is_plain(aval) and aval.ndim > 1 and aval.size and aval.shape[-1] < SHORT:
             return flattened(context, *arguments)
-        if aval.ndim == 1 and size in UNROLLED:
-            return written_out(context, *arguments)
         return rolled(context, *arguments)
 
     return rule
 
 
-def _convolution(native: Callable[..., Any], _: Callable[..., Any]) -> Callable[..., Any]:
+def _hashed(shape: tuple[int, ...], arguments: tuple[Any, ...]) -> list[Any]:
+    """Threefry-2x32 of 20 rounds, written in XLA's operations: JAX would trace some 130 each time.
+
+    Source: Salmon et al., 2011, Parallel random numbers: as easy as 1, 2, 3.
+
+    Args:
+      shape: of the result.
+      arguments: two words of the key and two of the counter, values of MLIR.
+    """
+    word = ir.IntegerType.get_unsigned(32)
+    whole, row = (ir.RankedTensorType.get(s, word) for s in (shape, (math.prod(shape),)))
+
+    def flat(value: Any) -> Any:
+        rank = ir.RankedTensorType(value.type).rank
+        places = ir.DenseI64ArrayAttr.get(range(len(shape) - rank, len(shape)))
+        return hlo.reshape(row, hlo.broadcast_in_dim(whole, value, places))
+
+    @functools.cache
+    def constant(number: int) -> Any:
+        number_attribute = ir.IntegerAttr.get(word, number)
+        return hlo.constant(ir.DenseElementsAttr.get_splat(row, number_attribute))
+
+    first, second, left, right = map(flat, arguments)
+    parity = hlo.xor(hlo.xor(first, second), constant(0x1BD11BDA))
+    keys = first, second, parity
+    left, right = hlo.add(left, first), hlo.add(right, second)
+    for group in range(5):
+        for bits in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+            left = hlo.add(left, right)
+            up = hlo.shift_left(right, constant(bits))
+            down = hlo.shift_right_logical(right, constant(32 - bits))
+            right = hlo.xor(left, hlo.or_(up, down))
+        left = hlo.add(left, keys[(group + 1) % 3])
+        right = hlo.add(hlo.add(right, keys[(group + 2) % 3]), constant(group + 1))
+    return [hlo.reshape(whole, half) for half in (left, right)]
+
+
+def _convolution(native: Callable[..., Any]) -> Callable[..., Any]:
     """The rule for a convolution of one or two axes, with its arrays turned to NHWC and HWIO.
 
     Args:

@@ -117,19 +117,16 @@ def check_state(state: Any, step: int, last: Callable[[], Path | None], begun: s
 
 def spoilt(tree: Any) -> set[str]:
     """The names of the arrays of a tree that hold NaN or infinity."""
-    named = {
-        jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    }
+    numbers = jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else (), tree)
+    leaves = jax.tree.leaves(numbers)
     if jax.default_backend() == "cpu":  # where they lie in memory, and nothing need be compiled
-        fine = [
-            all(np.isfinite(np.asarray(shard.data)).all() for shard in _shards(leaf))
-            for leaf in named.values()
-        ]
+        fine = [all(np.isfinite(part).all() for part in _parts(leaf)) for leaf in leaves]
     else:
-        fine = jax.device_get(_each_finite(list(named.values())))
-    return {name for name, one in zip(named, fine, strict=True) if not one}
+        fine = jax.device_get(_each_finite(leaves))
+    if all(fine):  # their names take longer than all else
+        return set()
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(numbers)]
+    return {path for path, one in zip(paths, fine, strict=True) if not one}
 
 
 def check_metrics(history: Metrics, dimensions: int, function: str = "fit") -> None:
@@ -177,8 +174,11 @@ def _each_finite(leaves: list[Any]) -> list[Any]:
     return [jnp.isfinite(leaf).all() for leaf in leaves]
 
 
-def _shards(array: Any) -> Any:
-    return jnp.asarray(array).addressable_shards
+def _parts(array: Any) -> list[Any]:
+    """What lies in this process of an array, in numpy."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return [np.asarray(array)]
+    return [np.asarray(shard.data) for shard in array.addressable_shards]
 
 
 def _suspect(bad: list[str], stored: Any) -> str:

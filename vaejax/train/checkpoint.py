@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from vaejax.arrays import differences, digest
 from vaejax.errors import as_path, wrong
@@ -174,7 +175,8 @@ def save(store: Store, step: int, record: Record, *, again: bool = False) -> Non
     }
     meta["checksum"] = checksum(meta)
     # Lists of arrays: a tree's nodes that hold none are no part of what is kept.
-    lists = {which: jax.tree.leaves(tree) for which, tree in arrays.items()}
+    # As numpy's, Orbax writes them in half the time; arrays on several processes it needs as JAX's.
+    lists = {which: _at_hand(jax.tree.leaves(tree)) for which, tree in arrays.items()}
     parts = {"arrays": ocp.args.StandardSave(lists), "meta": ocp.args.JsonSave(meta)}
     try:
         store.manager.save(step, args=ocp.args.Composite(**parts))
@@ -366,6 +368,12 @@ def latest(store: Store | None) -> Path | None:
 
 def _arrays(record: Record) -> dict[str, Any]:
     return {"state": without_keys(record.state), "best": without_keys(record.best)}
+
+
+def _at_hand(leaves: list[Any]) -> list[Any]:
+    """Arrays in numpy where all of them lie on this process alone."""
+    several = jax.process_count() > 1
+    return leaves if several else [np.asarray(leaf) for leaf in leaves]
 
 
 def _check_kinds(
