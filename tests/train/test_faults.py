@@ -151,6 +151,13 @@ def test_a_huge_gradient_that_the_optimizer_can_take_is_legal():
     assert int(clipped.state.step) == 12
     plain = quiet_fit(optimizer=optax.sgd(1e-26), **STEEP)
     assert int(plain.state.step) == 12
+    # In one chunk, of which the steps before the steep one are not made twice, or one by one.
+    whole, single = (
+        quiet_fit(optimizer=optax.sgd(1e-26), **{**STEEP, "chunk": chunk}) for chunk in (12, 1)
+    )
+    for one, other in ((whole, plain), (single, plain)):
+        jax.tree.map(np.testing.assert_array_equal, one.history, other.history)
+        jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     plateau = optax.chain(ADAM, watching_the_best())
     assert np.isinf(quiet_fit(optimizer=plateau, **{**STEEP, "loss": DISTANCE}).state.opt_state[1])
     with pytest.raises(train.NonFiniteError, match="optimizer's state would not be"):

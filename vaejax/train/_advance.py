@@ -32,6 +32,7 @@ def advancing(
     order: StepOrder,
     order_key: Key,
     *,
+    quick: Step,
     stop: int,
     state: TrainState,
     mesh: Mesh | None,
@@ -41,13 +42,14 @@ def advancing(
     Args:
       examples: what the steps see.
       step: one update.
+      quick: the same, unless the gradient is steep: then it may leave the state as it is.
       order, order_key: `order(order_key, number)` are the examples of a step.
       stop: the number of steps of the whole run, beyond which nothing is read.
       state: the first state, whose place on the devices later ones keep.
       mesh: several devices, over which each batch is split, or None.
     """
     if examples.arrays is not None:
-        yield _scanned(step, order, examples.arrays, state, mesh)
+        yield _scanned(step, quick, order, examples.arrays, state, mesh)
         return
     batches = feed.in_order(order, order_key)
     with _streamed(step, examples.source, batches, stop, state, mesh) as advance:
@@ -55,20 +57,36 @@ def advancing(
 
 
 def _scanned(
-    step: Step, order: StepOrder, data: Batch, state: TrainState, mesh: Mesh | None
+    step: Step, quick: Step, order: StepOrder, data: Batch, state: TrainState, mesh: Mesh | None
 ) -> Advance:
-    """Steps on data that lie on the device, a chunk of them by one program."""
+    """Steps on data that lie on the device, a chunk of them by one program.
+
+    They are quick ones, until one leaves the state as it is.
+    """
     if mesh is not None:
         data, order = devices.put(data, devices.copied(mesh)), devices.splitting(order, mesh)
     data = jax.tree.map(jnp.asarray, data)
     options = {"donate_argnums": 0, "out_shardings": _as_before(state, mesh)}
-    programs: dict[int, Callable[..., Any]] = {}
+    programs: dict[tuple[Step, int], Callable[..., Any]] = {}
+    current = quick
+
+    def run(state: TrainState, count: int) -> tuple[TrainState, Metrics]:
+        which = current, count
+        if which not in programs:
+            programs[which] = kept(scan_of(current, order, count), state, data, **options)
+        state, history = programs[which](state, data)
+        return state, on_host(history)
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        if count not in programs:
-            programs[count] = kept(scan_of(step, order, count), state, data, **options)
-        state, history = programs[count](state, data)
-        return state, on_host(history)
+        nonlocal current
+        state, history = run(state, count)
+        made = int(state.step) - start
+        if made == count or current is step:
+            return state, history
+        current = step
+        state, more = run(state, count - made)
+        joined = jax.tree.map(lambda a, b: np.concatenate([a[:made], b]), history, more)
+        return state, joined
 
     return advance
 

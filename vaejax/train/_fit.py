@@ -25,7 +25,7 @@ from vaejax.train._bookkeeping import Bookkeeping
 from vaejax.train._loop import Fitted
 from vaejax.train._order import order_of
 from vaejax.train._state import TrainState
-from vaejax.train._step import as_seen, key_for, make_step, skipping
+from vaejax.train._step import as_seen, key_for, make_step, quick_step, skipping
 from vaejax.types import Batch, Key, Loss, Metrics, Params, StepOrder, Transform
 
 
@@ -171,8 +171,10 @@ def fit(
     )
     steps = examples.size // batch_size
     mean_weight = examples.source.mean_weight
-    init, step = make_step(loss, optimizer, transform=transform, mean_weight=mean_weight)
-    step = skipping(step) if skip else step
+    how: dict[str, Any] = {"transform": transform, "mean_weight": mean_weight}
+    init, exact = make_step(loss, optimizer, **how)
+    step = skipping(exact) if skip else exact
+    quick = step if skip else quick_step(loss, optimizer, **how)
     if mesh is not None:
         devices.check_divides("fit: batch_size", batch_size, mesh)
         params = devices.placed(params, mesh)
@@ -201,7 +203,14 @@ def fit(
         }
 
     feeding = advancing(
-        examples, step, order, order_key, stop=epochs * steps, state=state, mesh=mesh
+        examples,
+        step,
+        order,
+        order_key,
+        quick=quick,
+        stop=epochs * steps,
+        state=state,
+        mesh=mesh,
     )
     with feeding as advance:
         program = loop.Program(

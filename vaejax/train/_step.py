@@ -91,19 +91,55 @@ def make_step(
         params, key = jax.tree.map(jnp.array, params), jnp.copy(key)
         return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
 
+    return init, _guarded(loss, optimizer, transform, mean_weight, holds)
+
+
+def quick_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    transform: Transform | None = None,
+    mean_weight: Any = None,
+) -> Step:
+    """A step as `make_step` makes it, which does not make an update of a steep gradient either.
+
+    Where no gradient is steep it is the same step. It compiles in four fifths of the time, having
+    no second update, on trial; a run of such steps goes on with the other one where it stood still.
+
+    Args:
+      loss, optimizer, transform, mean_weight: as for `make_step`.
+    Returns:
+      `step(state, batch) -> (state, metrics)`.
+    """
+
+    def gentle(_: Any, state: TrainState, grads: Params) -> Array:
+        return moderate(grads, state.opt_state)
+
+    return _guarded(loss, optimizer, transform, mean_weight, gentle)
+
+
+def _guarded(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    transform: Transform | None,
+    mean_weight: Any,
+    sound: Callable[[optax.GradientTransformation, TrainState, Params], Array],
+) -> Step:
+    """A step whose update is made where the metrics are finite and the gradient is `sound`."""
+
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         grads, metrics = _gradient(loss, state, batch, transform, mean_weight)
         # The key stays outside: mapped over, `cond` reads it twice, as if it were used twice.
         old = state._replace(key=())
         new = lax.cond(
-            finite(metrics) & holds(optimizer, old, grads),
+            finite(metrics) & sound(optimizer, old, grads),
             lambda state: update(optimizer, state, grads),
             lambda state: state,
             old,
         )
         return new._replace(key=state.key), metrics
 
-    return init, step
+    return step
 
 
 def gradient(
