@@ -1,4 +1,6 @@
-"""Random bits and convolutions on a CPU, lowered in the library's way and in JAX's own."""
+"""Random bits, convolutions and products on a CPU, in the library's way and in JAX's own."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,11 @@ from jax.interpreters import mlir
 
 from vaejax.compiling import _lowering
 
-BOTH = threefry2x32_p, primitives.conv_general_dilated_p
+OURS = threefry2x32_p, primitives.conv_general_dilated_p, primitives.dot_general_p
 
 
 def rules():
-    return [mlir._platform_specific_lowerings["cpu"][primitive].rule for primitive in BOTH]
+    return [mlir._platform_specific_lowerings["cpu"][primitive].rule for primitive in OURS]
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def jaxs_own():
     ours = rules()
 
     def use(rules):
-        for primitive, rule in zip(BOTH, rules, strict=True):
+        for primitive, rule in zip(OURS, rules, strict=True):
             mlir.register_lowering(primitive, rule, platform="cpu")
 
     yield lambda: use([rule.before for rule in ours])
@@ -94,3 +96,36 @@ def test_convolutions_and_their_gradients_are_those_of_jax(module, jaxs_own):
     theirs = jax.jit(lambda *args: in_a_loop(*args))(params, x)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def dense_gradient(params, x):
+    """Of a layer's weights, summed over a batch and its particles."""
+    return jax.grad(lambda params: jnp.sum(jnp.tanh(x @ params) ** 2))(params)
+
+
+PRODUCTS = {
+    "of a layer": (dense_gradient, (5, 3), (4, 6, 5)),
+    "of many layers": (jax.vmap(dense_gradient), (2, 5, 3), (2, 4, 6, 5)),
+    "batch behind": (lambda a, b: jnp.einsum("ijk,ijkl->kl", a, b), (4, 6, 5), (4, 6, 5, 3)),
+    "batch between": (lambda a, b: jnp.einsum("akij,ijkb->kab", a, b), (7, 5, 4, 6), (4, 6, 5, 3)),
+    "in another order": (lambda a, b: jnp.einsum("ijk,jil->kl", a, b), (4, 6, 5), (6, 4, 3)),
+    "not neighbours": (lambda a, b: jnp.einsum("ikj,ijl->kl", a, b), (4, 5, 6), (4, 6, 3)),
+    "of nothing": (lambda a, b: jnp.einsum("ijk,ijl->kl", a, b), (4, 0, 5), (4, 0, 3)),
+    "to one number": (lambda a, b: jnp.einsum("ij,ij->", a, b), (4, 6), (4, 6)),
+}
+
+
+@pytest.mark.parametrize(("product", "one", "other"), PRODUCTS.values(), ids=PRODUCTS)
+def test_products_are_those_of_jax(product, one, other, jaxs_own):
+    a, b = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate((one, other)))
+    ours = jax.jit(lambda *arrays: product(*arrays))(a, b)
+    jaxs_own()
+    theirs = jax.jit(lambda *arrays: product(*arrays))(a, b)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layers_gradient_is_summed_over_one_axis():
+    arrays = jax.random.normal(jax.random.key(0), (5, 3)), jnp.ones((4, 6, 5))
+    words = jax.jit(dense_gradient).lower(*arrays).as_text()
+    contracted = re.findall(r"contracting_dims = \[([\d, ]*)\] x \[([\d, ]*)\]", words)
+    assert contracted == [("2", "0"), ("0", "0")]
