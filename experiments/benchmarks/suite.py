@@ -122,7 +122,6 @@ EPOCH_BARS = {"cold": 1.0, "warm": 0.75}  # seconds of a whole process, in PyTor
 INSTALL = {
     "torch": 'pip install "torch>=2"',
     "pythae": "pip install pythae",
-    "vaejax.precision": "a vaejax that has it",
 }
 
 
