@@ -6,7 +6,6 @@ The reference is written here, from the public modules: a page for each, which l
 
 import importlib
 import inspect
-import pkgutil
 import re
 import shutil
 import sys
@@ -24,6 +23,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import docstrings  # noqa: E402
+import pages  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -62,19 +62,6 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 
-def public_modules() -> list[str]:
-    """Every module that a user may import: no part of its name begins with an underscore."""
-    found = pkgutil.walk_packages(vaejax.__path__, "vaejax.")
-    names = [module.name for module in found]
-    return ["vaejax", *sorted(n for n in names if not any(p[0] == "_" for p in n.split(".")))]
-
-
-def first_line(module: str) -> str:
-    """The summary of a module, which the map shows."""
-    doc = inspect.getdoc(importlib.import_module(module)) or ""
-    return doc.split("\n\n")[0].replace("\n", " ")
-
-
 def write(path: Path, text: str) -> None:
     """Write a page that has changed, so that an unchanged one is not read again."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,70 +69,33 @@ def write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def reference_page(module: str) -> str:
-    """The page of one module, in reStructuredText: what is at home there, then what is not."""
-    loaded = importlib.import_module(module)
-    own, values, elsewhere = [], [], []
-    for name in loaded.__all__:
-        value = getattr(loaded, name)
-        if inspect.ismodule(value):
-            elsewhere.append((name, f":doc:`{value.__name__}`"))
-        elif not documented(value):
-            values.append((name, value))
-        elif home(value, module) == f"{module}.{name}":
-            own.append(name)
-        else:
-            elsewhere.append((name, f":py:obj:`{home(value, module)}`"))
-    lines = [module, "=" * len(module), "", f".. automodule:: {module}"]
-    lines += [f"   :members: {', '.join(own)}", ""] if own else [""]
-    for name, value in values:
-        lines += [f".. py:data:: {name}", f"   :module: {module}", f"   :value: {shown(value)}", ""]
-    if elsewhere:
-        lines += ["Also here", "---------", ""]
-        lines += [f"- ``{module}.{name}``: {target}" for name, target in elsewhere]
-    return "\n".join(lines) + "\n"
-
-
-def documented(value: Any) -> bool:
-    """Whether a value is a function or a class of the library."""
-    return (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__[:6] == "vaejax"
-
-
-def shown(value: Any) -> str:
-    """A constant or an alias of types, in one short line."""
-    text = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", " ".join(str(value).split()))
-    return text if len(text) <= 200 else text[:200] + " ..."
-
-
-def home(value: Any, module: str) -> str:
-    """Where a function or a class is described: the module that it is from, or the one that asks."""
-    private = value.__module__.split(".")
-    parts = [part for part in private if part[0] != "_"]
-    public = ".".join(parts)
-    name = value.__qualname__
-    if name in getattr(importlib.import_module(public), "__all__", ()):
-        return f"{public}.{name}"
-    return f"{module}.{name}"
-
-
 def write_reference(app: Sphinx) -> None:
     """Write the pages of the reference, and copy the notebooks beside the tutorials."""
     folder = HERE / "reference" / "modules"
-    modules = public_modules()
+    modules = pages.public_modules()
     for old in folder.glob("*.rst"):
         if old.stem not in modules:
             old.unlink()
     for module in modules:
-        write(folder / f"{module}.rst", reference_page(module))
-    rows = [f"   * - :doc:`{m} <modules/{m}>`\n     - {first_line(m)}" for m in modules]
+        write(folder / f"{module}.rst", pages.page(module))
+    rows = [f"   * - :doc:`{m} <modules/{m}>`\n     - {pages.first_line(m)}" for m in modules]
     table = ".. list-table::\n   :widths: 35 65\n\n" + "\n".join(rows) + "\n"
     write(HERE / "reference" / "map.rst.txt", table)
+    for path, text in pages.copies().items():
+        write(HERE.parent / path, text)
     notebooks = HERE / "tutorials" / "notebooks"
     notebooks.mkdir(exist_ok=True)
     for notebook in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
         target = notebooks / notebook.name
         if not target.exists() or target.read_bytes() != notebook.read_bytes():
             shutil.copyfile(notebook, target)
+
+
+def with_links(app: Sphinx, name: str, source: list[str]) -> None:
+    """A page of docs/ with links to the copies of pages that lie elsewhere."""
+    path = f"docs/{name}.md"
+    if (HERE.parent / path).exists() and not name.startswith("copies/"):
+        source[0] = pages.relinked(source[0], path, path)
 
 
 def shorter_signature(
@@ -185,19 +135,20 @@ def mathml(block: bool) -> tuple[Any, Any]:
 def check_names(app: Sphinx, env: Any) -> None:
     """Warn of every public name that the reference does not have."""
     known = set(env.get_domain("py").objects)
-    for module in public_modules():
+    for module in pages.public_modules():
         loaded = importlib.import_module(module)
         for name in loaded.__all__:
             value = getattr(loaded, name)
             names = {f"{module}.{name}"}
-            if documented(value):
-                names.add(home(value, module))
+            if pages.documented(value):
+                names.add(pages.home(value, module))
             if not inspect.ismodule(value) and not names & known:
                 logger.warning("%s.%s is not in the reference", module, name)
 
 
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", write_reference)
+    app.connect("source-read", with_links)
     app.connect("autodoc-process-docstring", converted, priority=100)  # before napoleon
     app.connect("autodoc-process-signature", shorter_signature)
     app.connect("autodoc-skip-member", without_fields)

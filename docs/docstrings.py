@@ -55,7 +55,9 @@ def converted(lines: list[str]) -> list[str]:
                 continue
             out.append(line)
         elif line.startswith("| ") and i + 1 < len(lines) and lines[i + 1].startswith("| -"):
-            end = next((j for j in range(i, len(lines)) if not lines[j].startswith("|")), len(lines))
+            end = next(
+                (j for j in range(i, len(lines)) if not lines[j].startswith("|")), len(lines)
+            )
             out += table(lines[i:end])
             i = end
             continue
