@@ -53,7 +53,6 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
-autodoc_default_options = {"show-inheritance": False}
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

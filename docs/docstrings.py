@@ -17,6 +17,7 @@ def indent(line: str) -> int:
 
 def escaped(line: str) -> str:
     """A line of prose, whose bars, stars and trailing underscores mean themselves."""
+    line = re.sub(r"(: |^\s*)([A-Za-z])\.$", r"\1\2\\.", line)  # "particles: K." is no list
     parts = re.split(r"(`[^`]*`)", line)
     for i in range(0, len(parts), 2):
         parts[i] = parts[i].replace("|", r"\|")

@@ -54,6 +54,7 @@ def test_a_name_is_described_at_home_and_linked_from_elsewhere():
         (["L_-k is 2 * x"], [r"L\_-k is 2 \* x"]),
         (["text", "", "    x = 1", "", "more"], ["text", "", ".. code-block:: python", ""]),
         (["text", "", "    R = I(x; z) + KL", "", "more"], ["text", "", "::", ""]),
+        (["Args:", "  particles: K."], ["Args:", r"  particles: K\."]),
         (["one of", "- a", "  b", "then"], ["one of", "", "- a", "  b", "", "then"]),
         (["| a | b |", "| - | - |", "| 1 | `x || y` |"], ["", ".. list-table::"]),
     ],
