@@ -82,6 +82,8 @@ def write_reference(app: Sphinx) -> None:
     write(HERE / "reference" / "map.rst.txt", table)
     for path, text in pages.copies().items():
         write(HERE.parent / path, text)
+    for path, png in pages.pictures().items():
+        (HERE.parent / path).write_bytes(png)
     notebooks = HERE / "tutorials" / "notebooks"
     notebooks.mkdir(exist_ok=True)
     for notebook in sorted((HERE.parent / "notebooks").glob("*.ipynb")):

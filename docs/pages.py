@@ -4,8 +4,10 @@ The reference has a page for each public module. Pages of the repository outside
 copied, and links to them and in them lead to the copies.
 """
 
+import base64
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -107,3 +109,15 @@ def relinked(text: str, written: str, shown: str) -> str:
 def copies() -> dict[str, str]:
     """The texts of the copied pages, by their paths."""
     return {to: relinked((ROOT / source).read_text(), source, to) for source, to in COPIES.items()}
+
+
+def pictures() -> dict[str, bytes]:
+    """The pictures of the notebooks as PNG, by their paths: `vae-8.png` is of cell 8."""
+    found = {}
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for i, cell in enumerate(json.loads(notebook.read_text())["cells"]):
+            for output in cell.get("outputs", ()):
+                if png := output.get("data", {}).get("image/png"):
+                    place = f"docs/copies/{notebook.stem}-{i}.png"
+                    found[place] = base64.b64decode(png)
+    return found

@@ -152,7 +152,7 @@ def test_no_number_is_left_to_be_filled_in():
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", page.read_text()):
         # The site's copies of the notebooks lie beside its tutorials.
-        target = re.sub(r"^(\.\./tutorials/)?notebooks/", f"{ROOT}/notebooks/", target)
+        target = re.sub(r"^(?:(?:\.\./)?tutorials/)?notebooks/", f"{ROOT}/notebooks/", target)
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
