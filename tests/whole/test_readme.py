@@ -1,7 +1,9 @@
 """What README and the documentation say is true: their code runs, commands and links exist."""
 
 import ast
+import contextlib
 import importlib
+import io
 import re
 import tomllib
 from pathlib import Path
@@ -41,18 +43,17 @@ def settings():
 
 @pytest.fixture(scope="module")
 def example():
-    """The names of README's example, after which the code of the pages goes on."""
-    names = {}
+    """README's example, after which the code of the pages goes on: its names, and what it said."""
+    names, said = {}, io.StringIO()
     (snippet,) = blocks("python")
-    exec(compile(snippet, "README.md", "exec"), names)
-    return names
+    with contextlib.redirect_stdout(said):
+        exec(compile(snippet, "README.md", "exec"), names)
+    return names, said.getvalue()
 
 
-def test_the_example_of_readme_runs(capsys):
-    names = {}
-    (snippet,) = blocks("python")
-    exec(compile(snippet, "README.md", "exec"), names)
-    assert re.search(r"-log p\(x\) = \d\d\.\d nats per image, K = 100", capsys.readouterr().out)
+def test_the_example_of_readme_runs(example):
+    names, said = example
+    assert re.search(r"-log p\(x\) = \d\d\.\d nats per image, K = 100", said)
     assert names["log_px"].shape == (len(names["test"]),)
 
 
@@ -95,7 +96,7 @@ WITH_CODE = [page for page in DOCS if blocks("python", page.read_text())]
 @pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, example):
-    names = {} if runs_alone(page) else dict(example)
+    names = {} if runs_alone(page) else dict(example[0])
     for snippet in blocks("python", page.read_text()):
         exec(compile(snippet, name_of(page), "exec"), names)
     CHECKS.get(name_of(page), lambda names: None)(names)
