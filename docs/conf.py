@@ -6,7 +6,6 @@ The reference is written here, from the public modules: a page for each, which l
 
 import importlib
 import inspect
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import docstrings  # noqa: E402
+import formulas  # noqa: E402
 import pages  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -125,9 +125,9 @@ def mathml(block: bool) -> tuple[Any, Any]:
     """A renderer of formulas, and nothing to do at their end."""
 
     def visit(self: Any, node: Any) -> None:
-        text = re.sub(r"\\[bB]igg?(?![a-z])", "", node.astext()).replace(r"\dots", r"\ldots")
-        formula = latex2mathml.tex2mathml(text, as_block=block)
-        self.body.append(f'<div class="math">{formula}</div>' if block else formula)
+        formula = latex2mathml.tex2mathml(formulas.prepared(node.astext()), as_block=block)
+        around = '<div style="margin: 1em 0">{}</div>' if block else "{}"
+        self.body.append(around.format(formula))
         raise docutils.nodes.SkipNode
 
     return visit, None

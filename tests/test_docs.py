@@ -21,6 +21,7 @@ def loaded(name):
 
 
 docstrings = loaded("docstrings")
+formulas = loaded("formulas")
 pages = loaded("pages")
 MODULES = pages.public_modules()
 
@@ -75,3 +76,9 @@ def test_links_lead_to_the_copies_of_pages_from_elsewhere():
     assert pages.relinked(text, here, here) == expected
     for path, text in pages.copies().items():
         assert (pages.ROOT / path).suffix == ".md" and text.startswith("# ")
+
+
+def test_a_label_stands_under_its_brace():
+    formula = r"\underbrace{a_{1}}_{\text{b}} + \big[\underbrace{c}\big]"
+    expected = r"\underset{\text{b}}{\underbrace{a_{1}}} + [\underbrace{c}]"
+    assert formulas.prepared(formula) == expected
