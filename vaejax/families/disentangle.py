@@ -48,8 +48,8 @@ def total_correlation(
 
     Args:
       z: draws of the posteriors, `[batch, latent]`.
-      loc, scale: means and standard deviations of the posteriors, diagonal Normals, `[batch,
-      latent]`.
+      loc, scale: means and standard deviations of the posteriors, diagonal Normals, both
+        `[batch, latent]`.
       weight: how much each example counts, `[batch]`; by default all count alike.
       size: the number of examples that the batch comes from, or None; see above.
     Returns:
