@@ -146,7 +146,7 @@ def test_stored_pixels_and_double_precision_are_taken(dtype, x64, key):
 
 
 @pytest.mark.parametrize(
-    ("thing", "most"), [(heads, 400), (networks, 300), (causal, 300), (networks.MLP, 40)]
+    ("thing", "most"), [(heads, 400), (networks, 340), (causal, 300), (networks.MLP, 40)]
 )
 def test_help_shows_what_a_network_adds_and_not_what_linen_does(thing, most):
     lines = pydoc.plain(pydoc.render_doc(thing)).splitlines()
