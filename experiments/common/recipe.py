@@ -17,10 +17,10 @@ from experiments.common import sweep
 from experiments.common.folder import finish, open_folder, write_json, write_text
 from experiments.common.options import Options, shrunk
 from experiments.common.records import seconds
-from experiments.common.training import Row, fit, fit_many
+from experiments.common.training import Row, average, fit, fit_many
 from vaejax import evaluate
 from vaejax.errors import wrong
-from vaejax.train.population import mean_loss
+from vaejax.train.population import Population, mean_loss
 from vaejax.types import Key, Loss, Params, Transform
 
 __all__ = ["Recipe", "Trained", "Trial", "main", "train_trial"]
@@ -73,12 +73,14 @@ class Trained(NamedTuple):
       params: parameters after the last step.
       history: the metrics of every epoch, arrays `[epochs]`; those of `test` begin with `eval/`.
       seconds: of the training, in all legs of a run that was resumed.
+      average: the average of the parameters that `--ema` keeps; None without it.
     """
 
     model: Any
     params: Params
     history: Mapping[str, np.ndarray]
     seconds: float
+    average: Params | None = None
 
 
 class Recipe(NamedTuple):
@@ -139,7 +141,7 @@ def main(recipe: Recipe, config: Any) -> dict[str, Any]:
     else:
         trained = {n: train_trial(config, folder / n, trial) for n, trial in trials.items()}
     print("trained; now what is measured, and the figures")
-    numbers, kept = recipe.measure(config, data, trained)
+    numbers, kept = _measured(recipe, config, data, trained)
     numbers = {**numbers, **alone}
     write_json(folder / "summary.json", numbers)  # whatever becomes of the pictures
     figures = recipe.draw(config, data, trained, kept)
@@ -169,7 +171,22 @@ def train_trial(config: Options, folder: Path, trial: Trial) -> Trained:
         **_how(config, trial),
         **trial.more,
     )
-    return Trained(trial.model, fitted.params, fitted.history, seconds(folder))
+    mean = average(config, fitted)
+    return Trained(trial.model, fitted.params, fitted.history, seconds(folder), mean)
+
+
+def _measured(recipe: Recipe, config: Any, data: Any, trained: Any) -> tuple[dict[str, Any], Any]:
+    """What `measure` finds of the parameters; under `average`, what it finds of their average."""
+    numbers, kept = recipe.measure(config, data, trained)
+    if not config.ema:
+        return numbers, kept
+
+    def averaged(one: Trained) -> Trained:
+        return one if one.average is None else one._replace(params=one.average)
+
+    several = not isinstance(trained, Trained)
+    means = {n: averaged(t) for n, t in trained.items()} if several else averaged(trained)
+    return {**numbers, "average": recipe.measure(config, data, means)[0]}, kept
 
 
 def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
@@ -213,6 +230,13 @@ def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
         return recipe.measure(member, loaded(hyper["seed"]), alone)[0]
 
     members = sweep.measured(hyper, found, measure)
+    if config.ema:
+        means = {name: _of_average(config, one) for name, one in found.items()}
+        of_means = sweep.measured(hyper, means, measure)
+        members = [
+            row | {f"average_{name}": value for name, value in mean.items()}
+            for row, mean in zip(members, of_means, strict=True)
+        ]
     numbers = dict(members[0])
     return sweep.report(
         folder,
@@ -223,6 +247,11 @@ def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
         labels=recipe.labels,
         note=_note(recipe, config, numbers),
     )
+
+
+def _of_average(config: Any, one: Population) -> Population:
+    """A population with the averages of its parameters in their place."""
+    return one._replace(state=one.state._replace(params=average(config, one)))
 
 
 def _population(

@@ -36,20 +36,21 @@ def logs(config: Options, folder: Path) -> Iterator[Log]:
         yield log
 
 
-def logger(folder: Path) -> Log:
+def logger(folder: Path, file: str = "metrics.jsonl", by: str = "epoch") -> Log:
     """A function that appends an epoch's numbers, and the seconds so far, to metrics.jsonl.
 
     A resumed run repeats the epochs since its last checkpoint: their old lines give way, and so
-    does a line that a kill cut short.
+    does a line that a kill cut short. `file`, `by`: another file, whose lines are in the order of
+    that number.
     """
-    path, found = folder / "metrics.jsonl", rows(folder)
+    path, found = folder / file, rows(folder, file)
     began = time.perf_counter()
     before: float | None = None  # seconds of the legs before this one, known at the first row
 
     def log(row: dict[str, Any]) -> None:
         nonlocal before
         if before is None:
-            kept = [old for old in found if old["epoch"] < row["epoch"]]
+            kept = [old for old in found if old[by] < row[by]]
             part = path.with_suffix(".part")
             part.write_text("".join(json.dumps(old) + "\n" for old in kept))
             part.replace(path)
@@ -123,9 +124,9 @@ def seconds(folder: Path) -> float:
     return found[-1]["seconds"] if found else math.nan
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
+def rows(folder: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """The complete lines of metrics.jsonl; ValueError for one that is no epoch's numbers."""
-    path = folder / "metrics.jsonl"
+    path = folder / file
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     found = []
     for number, line in enumerate(lines[:-1], 1):  # behind the last end of a line: cut by a kill

@@ -12,7 +12,7 @@ import optax
 
 from experiments.common.options import Options
 from experiments.common.processes import local, mesh
-from experiments.common.records import logs
+from experiments.common.records import logger, logs
 from vaejax import checkpoint, train
 from vaejax.arrays import on_host
 from vaejax.errors import wrong
@@ -23,6 +23,7 @@ from vaejax.types import Key, Loss, Metrics, Params
 __all__ = [
     "LABELS",
     "Row",
+    "average",
     "falling_adam",
     "fit",
     "fit_many",
@@ -111,9 +112,11 @@ def fit(
 
     Over several devices, too, `evaluate` gets parameters that lie whole on one of this process's
     own, and so do those returned: what is done with them needs no other device or process.
+    With `--ema` their average is kept, too.
     `how`: the other keyword arguments of `train.fit`: key, epochs, batch_size, transform, ...
     """
     over = mesh(config.devices)
+    optimizer = _averaging(config, optimizer)
     measure = evaluate
     if over is not None and evaluate is not None:
 
@@ -140,10 +143,15 @@ def fit_many(
     returned lies on one device of this process. `how`: the other keyword arguments of
     `population.fit`: epochs, batch_size, transform, evaluate, ...
     """
+
+    def averaging(hyper: Any) -> tuple[Loss, optax.GradientTransformation]:
+        loss, optimizer = make(hyper)
+        return loss, _averaging(config, optimizer)
+
     starts = [init(setting) for setting in settings(hyper)]
     params, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     with _kept(config, folder) as kept:
-        found = population.fit(make, dict(hyper), params, data, keys=keys, **kept, **how)
+        found = population.fit(averaging, dict(hyper), params, data, keys=keys, **kept, **how)
     if kept["mesh"] is None:
         return found
     return _on_one_device(found)._replace(hyper=on_host(found.hyper))
@@ -159,9 +167,23 @@ def _kept(config: Options, folder: Path) -> Iterator[dict[str, Any]]:
             "directory": folder / "checkpoints",
             "resume": config.resume,
             "mesh": over,
+            "norms": config.norms,
             "log": log,
+            "log_step": logger(folder, "steps.jsonl", "step") if config.log_steps else None,
             "progress": config.progress,
         }
+
+
+def average(config: Options, fitted: Any) -> Params | None:
+    """The average of the parameters that `--ema` keeps, whole on one device; None without it."""
+    return local(fitted.average) if config.ema else None
+
+
+def _averaging(
+    config: Options, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimizer, which keeps an average of the parameters where `--ema` asks for one."""
+    return train.averaging(optimizer, config.ema) if config.ema else optimizer
 
 
 def _on_one_device(fitted: Any) -> Any:
