@@ -64,7 +64,7 @@ def test_numbers_of_16_bits_are_averaged_in_32():
     )()
     expected = mean_by_hand(np.arange(300) >= 150, 0.9999)
     np.testing.assert_allclose(state.average, expected, rtol=1e-5)
-    found = train.average(train.TrainState(params, state, (), state.count))
+    found = train.average(train.TrainState(params, state, (), state.updates))
     assert found.dtype == jnp.bfloat16 and found == expected.astype(jnp.bfloat16)
 
 

@@ -82,14 +82,14 @@ def elbo(
     def loss(params: Params, key: Key, batch: Batch, step: Any) -> tuple[Array, Metrics]:
         D, R = _means(over_batch(example, params, key, batch), batch.weight)
         weight = schedule(beta, step)
-        paid, metrics = R, {}
+        paid, more = R, {}
         if free_nats is not None:
             free = schedule(free_nats, step)
             paid = jnp.where(free >= R, free, R)
-            metrics = {"free_nats": free, "free_groups": jnp.sum(free >= R, dtype=float)}
+            more = {"free_nats": free, "free_groups": jnp.sum(free >= R, dtype=float)}
         R, paid = (one if one.ndim == 0 else jnp.sum(one) for one in (R, paid))
-        metrics = {"elbo": -(D + R), "distortion": D, "rate": R, "beta": weight, **metrics}
-        return D + weight * paid, metrics
+        value = D + weight * paid
+        return value, {"elbo": -(D + R), "distortion": D, "rate": R, "beta": weight, **more}
 
     return loss
 

@@ -19,12 +19,12 @@ class Averaging(NamedTuple):
     Args:
       inner: the optimizer's own state.
       average: the average of the parameters; numbers of 16 bits are averaged in float32.
-      count: the updates that are in it, int32 `()`.
+      updates: how many are in it, int32 `()`.
     """
 
     inner: Any
     average: Params
-    count: Array
+    updates: Array
 
 
 def averaging(
@@ -91,7 +91,7 @@ def averaging(
             fix = "optimizer.update(grads, state, params)"
             raise wrong("averaging: update", "no parameters", "them beside the gradient", fix)
         updates, inner = own.update(updates, state.inner, params, **extra)
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.updates)
         share = _share(decay, count)
         new = optax.apply_updates(params, updates)
         average = jax.tree.map(
@@ -148,6 +148,7 @@ def _wide(leaf: Any) -> Any:
 
 def _share(decay: Any, count: Array) -> Array:
     """(1 - d) / (1 - d^t), of the newest parameters, without the cancellation of d near 1."""
+    log: Any
     if concrete(decay) and not isinstance(decay, jax.Array):
         log = math.log(decay) if decay > 0 else -math.inf
     else:

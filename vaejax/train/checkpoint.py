@@ -384,7 +384,7 @@ def latest(store: Store | None) -> Path | None:
 
 def _digests(record: Record) -> dict[str, str]:
     """Digests of what `load` reads: parameters, and averages of them by their places."""
-    found = {}
+    found: dict[str, str] = {}
     for which, state in (("state", record.state), ("best", record.best)):
         averages = named_averages(state)
         found |= {which: digest(state.params)}
