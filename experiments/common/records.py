@@ -20,20 +20,39 @@ Log = Callable[[dict[str, Any]], None]
 
 
 @contextlib.contextmanager
-def logs(config: Options, folder: Path) -> Iterator[Log]:
-    """What takes an epoch's numbers while a run goes on: metrics.jsonl, and what options add."""
+def logs(config: Options, folder: Path) -> Iterator[tuple[Log, Log | None]]:
+    """What takes an epoch's numbers while a run goes on: metrics.jsonl, and what options add.
+
+    And what takes those of a step, where that is asked for: steps.jsonl, and event files, in which
+    their names begin with `each/`.
+    """
     with contextlib.ExitStack() as stack:
         takers = [logger(folder)]
+        of_steps = [logger(folder, "steps.jsonl", "step")] if config.log_steps else []
         if config.tensorboard and first():
-            takers.append(stack.enter_context(event_files(folder)))
+            events = stack.enter_context(event_files(folder))
+            takers.append(events)
+            if config.log_steps:
+                of_steps.append(lambda row: events(_of_step(row)))
         if config.profile and first():
             takers.append(stack.enter_context(profiler(folder / "profile", config.profile)))
+        yield _to_all(takers), _to_all(of_steps) if config.log_steps else None
 
-        def log(row: dict[str, Any]) -> None:
-            for take in takers:
-                take(row)
 
-        yield log
+def _to_all(takers: list[Log]) -> Log:
+    """One taker of numbers for all."""
+
+    def log(row: dict[str, Any]) -> None:
+        for take in takers:
+            take(row)
+
+    return log
+
+
+def _of_step(row: dict[str, Any]) -> dict[str, Any]:
+    """A step's numbers by names that are not those of an epoch's."""
+    own = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+    return {"step": row["step"], **{f"each/{name}": value for name, value in own.items()}}
 
 
 def logger(folder: Path, file: str = "metrics.jsonl", by: str = "epoch") -> Log:

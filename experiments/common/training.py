@@ -12,7 +12,7 @@ import optax
 
 from experiments.common.options import Options
 from experiments.common.processes import local, mesh
-from experiments.common.records import logger, logs
+from experiments.common.records import logs
 from vaejax import checkpoint, train
 from vaejax.arrays import on_host
 from vaejax.errors import wrong
@@ -162,14 +162,14 @@ def _kept(config: Options, folder: Path) -> Iterator[dict[str, Any]]:
     """The options of a `fit` whose records and checkpoints are in `folder`, which is made."""
     over = mesh(config.devices)
     folder.mkdir(exist_ok=True)
-    with logs(config, folder) as log:
+    with logs(config, folder) as (log, log_step):
         yield {
             "directory": folder / "checkpoints",
             "resume": config.resume,
             "mesh": over,
             "norms": config.norms,
             "log": log,
-            "log_step": logger(folder, "steps.jsonl", "step") if config.log_steps else None,
+            "log_step": log_step,
             "progress": config.progress,
         }
 

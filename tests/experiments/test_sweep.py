@@ -83,7 +83,7 @@ def test_averages_of_members_are_evaluated_and_measured_too(swept):
 
 def test_a_sweep_can_be_looked_at_with_tensorboard(swept):
     (events,) = swept[0].glob("events.out.tfevents.*")
-    assert b"eval/loss/7" in events.read_bytes()
+    assert b"eval/loss/7" in events.read_bytes() and b"each/loss/7" in events.read_bytes()
 
 
 def test_a_member_of_a_resumed_sweep_says_what_its_own_run_says(swept, tmp_path, monkeypatch):
