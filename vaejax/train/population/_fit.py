@@ -14,11 +14,11 @@ from jax import lax
 from jax.sharding import Mesh
 
 from vaejax.arrays import digest, finite, on_host
-from vaejax.batch import as_batch, mean_weight_of, size_of
+from vaejax.batch import as_batch, mean_weight_of
 from vaejax.compiling import kept
 from vaejax.data.examples import as_examples
 from vaejax.data.sources import in_arrays
-from vaejax.errors import at_least_one, check_parameters, is_key, takes, wrong
+from vaejax.errors import check_parameters, wrong
 from vaejax.train import _callbacks as callbacks
 from vaejax.train import _faults as faults
 from vaejax.train import _identity as identity
@@ -30,6 +30,7 @@ from vaejax.train._averaging import average, named_averages, with_average
 from vaejax.train._bookkeeping import Bookkeeping, check_direction
 from vaejax.train._order import order_of
 from vaejax.train._state import TrainState
+from vaejax.train.population._arguments import check_functions, members_of
 from vaejax.types import (
     Array,
     Batch,
@@ -311,8 +312,8 @@ def fit(
       ValueError: where an argument has no value for each member.
       Exception: else as `train.fit`.
     """
-    _check_functions(make, transform, evaluate, log, log_step)
-    members = _members(hyper, params, keys)
+    check_functions(make, transform, evaluate, log, log_step)
+    members = members_of(hyper, params, keys)
     examples = as_examples("population.fit", in_arrays("population.fit", data), transform)
     check_parameters("population.fit: params", params)
     order_key = train.key_for(jax.random.clone(keys)[0], "order")
@@ -431,43 +432,6 @@ def _member_init(make: Make) -> Callable[[Any, Key, Params], TrainState]:
         return train.make_step(*made)[0](key, params)
 
     return init
-
-
-def _check_functions(make: Any, transform: Any, evaluate: Any, log: Any, log_step: Any) -> None:
-    """Raise TypeError unless these are functions of the right arguments."""
-    fix = (
-        "for instance lambda hyper: (objectives.elbo(model, beta=hyper['beta']), optax.adam(1e-3))"
-    )
-    takes("population.fit: make", make, "hyper", fix)
-    callbacks.check_transform_and_logs("population.fit", transform, log, log_step)
-    if evaluate is not None:
-        fix = "for instance population.mean_loss(make, data)"
-        takes("population.fit: evaluate", evaluate, "hyper, params, key", fix)
-
-
-def _members(hyper: Any, params: Params, keys: Key) -> int:
-    """How many members there are, which all arguments have to agree on."""
-    if not is_key(keys):
-        fix = "make them: jax.random.split(jax.random.key(0), members)"
-        raise wrong("population.fit: keys", describe(keys), "an array of keys", fix, TypeError)
-    members = size_of(jax.random.key_data(keys)) if jnp.ndim(keys) else 0
-    at_least_one("population.fit", keys=members)
-    if (kind := str(jax.random.key_impl(keys))) != "threefry2x32":
-        # Mapped over, the others draw other numbers for a member than for its run alone.
-        fix = 'make them by jax.random.key(seed, impl="threefry2x32")'
-        raise wrong("population.fit: keys", f"{kind} keys", "threefry2x32 keys", fix)
-    for name, tree in (("hyper", hyper), ("params", params)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if np.shape(leaf)[:1] != (members,):
-                where = f"population.fit: {name}{jax.tree_util.keystr(path)}"
-                expected = f"a leading axis of {members}, the keys"
-                fix = (
-                    "make it with jax.vmap(model.init, (0, None))(keys, x)"
-                    if name == "params"
-                    else "give one value for each member: population.grid"
-                )
-                raise wrong(where, f"shape {np.shape(leaf)}", expected, fix)
-    return members
 
 
 def _inspect(
