@@ -17,10 +17,10 @@ from experiments.common import sweep
 from experiments.common.folder import finish, open_folder, write_json, write_text
 from experiments.common.options import Options, shrunk
 from experiments.common.records import seconds
-from experiments.common.training import Row, average, fit, fit_many
+from experiments.common.training import Row, apart, fit, fit_many
 from vaejax import evaluate
 from vaejax.errors import wrong
-from vaejax.train.population import Population, mean_loss
+from vaejax.train.population import mean_loss
 from vaejax.types import Key, Loss, Params, Transform
 
 __all__ = ["Recipe", "Trained", "Trial", "main", "train_trial"]
@@ -73,14 +73,14 @@ class Trained(NamedTuple):
       params: parameters after the last step.
       history: the metrics of every epoch, arrays `[epochs]`; those of `test` begin with `eval/`.
       seconds: of the training, in all legs of a run that was resumed.
-      average: the average of the parameters that `--ema` keeps; None without it.
+      average: the same of the average of the parameters that `--ema` keeps; None without it.
     """
 
     model: Any
     params: Params
     history: Mapping[str, np.ndarray]
     seconds: float
-    average: Params | None = None
+    average: Any = None
 
 
 class Recipe(NamedTuple):
@@ -171,8 +171,12 @@ def train_trial(config: Options, folder: Path, trial: Trial) -> Trained:
         **_how(config, trial),
         **trial.more,
     )
-    mean = average(config, fitted)
-    return Trained(trial.model, fitted.params, fitted.history, seconds(folder), mean)
+    own, mean = apart(config, fitted)
+
+    def trained(one: Any, average: Trained | None = None) -> Trained:
+        return Trained(trial.model, one.params, one.history, seconds(folder), average)
+
+    return trained(own, None if mean is None else trained(mean))
 
 
 def _measured(recipe: Recipe, config: Any, data: Any, trained: Any) -> tuple[dict[str, Any], Any]:
@@ -180,12 +184,10 @@ def _measured(recipe: Recipe, config: Any, data: Any, trained: Any) -> tuple[dic
     numbers, kept = recipe.measure(config, data, trained)
     if not config.ema:
         return numbers, kept
-
-    def averaged(one: Trained) -> Trained:
-        return one if one.average is None else one._replace(params=one.average)
-
     several = not isinstance(trained, Trained)
-    means = {n: averaged(t) for n, t in trained.items()} if several else averaged(trained)
+    each = trained if several else {"": trained}
+    averages = {name: one.average or one for name, one in each.items()}
+    means = averages if several else averages[""]
     return {**numbers, "average": recipe.measure(config, data, means)[0]}, kept
 
 
@@ -214,7 +216,9 @@ def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
         fix = "leave one of the two out"
         raise wrong("--seeds, --sweep", "a run that was trained before", "runs to train", fix)
     folder = open_folder(config, name=_name(recipe, config, "sweep"), free=recipe.free)
-    found = {name: _population(config, folder / name, trials, name, hyper) for name in first}
+    fitted = {name: _population(config, folder / name, trials, name, hyper) for name in first}
+    of_both = {name: apart(config, one) for name, one in fitted.items()}
+    found = {name: own for name, (own, _) in of_both.items()}
     models: dict[Any, dict[str, Trial]] = {}  # a new model would be compiled anew
 
     def measure(hyper: Row, params: Mapping[str, Any], history: Any) -> Row:
@@ -231,7 +235,7 @@ def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
 
     members = sweep.measured(hyper, found, measure)
     if config.ema:
-        means = {name: _of_average(config, one) for name, one in found.items()}
+        means = {name: mean for name, (_, mean) in of_both.items()}
         of_means = sweep.measured(hyper, means, measure)
         members = [
             row | {f"average_{name}": value for name, value in mean.items()}
@@ -247,11 +251,6 @@ def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
         labels=recipe.labels,
         note=_note(recipe, config, numbers),
     )
-
-
-def _of_average(config: Any, one: Population) -> Population:
-    """A population with the averages of its parameters in their place."""
-    return one._replace(state=one.state._replace(params=average(config, one)))
 
 
 def _population(

@@ -23,7 +23,7 @@ from vaejax.types import Key, Loss, Metrics, Params
 __all__ = [
     "LABELS",
     "Row",
-    "average",
+    "apart",
     "falling_adam",
     "fit",
     "fit_many",
@@ -174,9 +174,26 @@ def _kept(config: Options, folder: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def average(config: Options, fitted: Any) -> Params | None:
-    """The average of the parameters that `--ema` keeps, whole on one device; None without it."""
-    return local(fitted.average) if config.ema else None
+def apart(config: Options, fitted: Any) -> tuple[Any, Any]:
+    """What `fit` or `fit_many` returned, as of the parameters alone; and as of their average.
+
+    That one has the average, whole on one device, for its parameters, and what it was evaluated to
+    for its history; it is None without `--ema`.
+    """
+    if not config.ema:
+        return fitted, None
+    start = "eval/average/"
+    own = {name: v for name, v in fitted.history.items() if not name.startswith(start)}
+    evaluated = {
+        f"eval/{name.removeprefix(start)}": v
+        for name, v in fitted.history.items()
+        if name.startswith(start)
+    }
+    state = fitted.state._replace(params=local(fitted.average))
+    return (
+        fitted._replace(history=own),
+        fitted._replace(history=own | evaluated, state=state),
+    )
 
 
 def _averaging(

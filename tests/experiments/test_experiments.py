@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import optax
 import pytest
 
 from experiments import common, vae
-from experiments.common import figures, image_vae, options
+from experiments.common import figures, image_vae, options, training
 from vaejax import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,3 +260,17 @@ def test_a_run_with_an_average_norms_steps_cycles_and_free_bits(tmp_path, monkey
     ):
         with pytest.raises(ValueError, match=message):
             vae.main(replace(config, out=tmp_path / "other", **changes))
+
+
+def test_the_numbers_of_an_average_are_told_apart_from_those_of_the_parameters():
+    optimizer = train.averaging(optax.sgd(0.5), 0.5)
+    state = train.make_step(lambda p, k, b, s: (p.sum(), {}), optimizer)[0](0, np.zeros(2))
+    kept = state.opt_state._replace(average=np.ones(2))
+    state = state._replace(opt_state=kept)
+    history = {"loss": 1, "eval/loss": 2, "eval/rate": 3, "eval/average/loss": 4}
+    fitted = train.Fitted(state, state, {**history, "eval/average/rate": 5}, "epochs")
+    own, mean = training.apart(replace(vae.DIGITS, ema=0.5), fitted)
+    assert own.history == {"loss": 1, "eval/loss": 2, "eval/rate": 3}
+    assert mean.history == {"loss": 1, "eval/loss": 4, "eval/rate": 5}
+    assert own.params.tolist() == [0, 0] and mean.params.tolist() == [1, 1]
+    assert training.apart(vae.DIGITS, fitted) == (fitted, None)
