@@ -162,10 +162,10 @@ def test_what_has_no_rate_per_dimension_is_refused():
 
 @pytest.mark.parametrize(("steps", "cycles", "rising"), [(40, 4, 0.5), (30, 4, 1.0), (7, 1, 0.25)])
 def test_the_cyclical_beta_is_that_of_its_paper(steps, cycles, rising):
-    """tau = mod(t - 1, ceil(T / M)) / ceil(T / M), beta = tau / R up to 1 (t counts from 1)."""
+    """tau = mod(t - 1, ceil(T / M)) / (T / M), beta = tau / R up to 1 (t counts from 1)."""
     beta = objectives.cyclical(3.0, steps=steps, cycles=cycles, rising=rising)
-    length = math.ceil(steps / cycles)
-    expected = [3 * min(1, ((t - 1) % length) / length / rising) for t in range(1, steps + 1)]
+    length, T = math.ceil(steps / cycles), range(1, steps + 1)
+    expected = [3 * min(1, ((t - 1) % length) / (steps / cycles) / rising) for t in T]
     found = jax.jit(jax.vmap(beta))(np.arange(steps + 5))
     np.testing.assert_allclose(found, expected + [3.0] * 5, rtol=1e-6)
     assert found[0] == 0 and float(beta(2**30)) == 3  # where losses are evaluated

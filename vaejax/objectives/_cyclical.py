@@ -14,14 +14,15 @@ def cyclical(
 ) -> Callable[[Any], Array]:
     """A schedule of beta in cycles: in each it rises from 0 to its peak, then stays there.
 
-    `beta(step) = peak min(1, t / rising)`, with `t` in [0, 1) the part of its cycle that is over.
-    One cycle of `rising=1` is a linear warm-up. A run of fewer steps ends before the peak; from
+    `beta(step) = peak min(1, t / rising)`, with `t` from 0 to 1 the part of its cycle that is over,
+    `t = (step mod ceil(S / M)) / (S / M)` for S steps in M cycles. One cycle of `rising=1` is a
+    linear warm-up. A run of fewer steps ends before the peak; from
     `steps` on the weight is `peak`, also where a loss is evaluated.
 
     Args:
       peak: the highest weight; 1 is the bound.
       steps: all cycles together, such as epochs times steps of an epoch.
-      cycles: how many; each has `ceil(steps / cycles)` steps.
+      cycles: how many.
       rising: the part of a cycle in which the weight rises, above 0 and at most 1.
     Returns:
       `step -> beta`, a schedule as losses take them.
@@ -45,7 +46,7 @@ def cyclical(
 
     def beta(step: Any) -> Array:
         step = jnp.asarray(step)
-        part = jnp.where(step < steps, step % length / length, 1.0)
+        part = jnp.where(step < steps, step % length / (steps / cycles), 1.0)
         return peak * jnp.minimum(1.0, part / rising)
 
     return beta
