@@ -16,8 +16,7 @@ def cyclical(
 
     `beta(step) = peak min(1, t / rising)`, with `t` from 0 to 1 the part of its cycle that is over,
     `t = (step mod ceil(S / M)) / (S / M)` for S steps in M cycles. One cycle of `rising=1` is a
-    linear warm-up. A run of fewer steps ends before the peak; from
-    `steps` on the weight is `peak`, also where a loss is evaluated.
+    linear warm-up. From `steps` on the weight is `peak`, also where a loss is evaluated.
 
     Args:
       peak: the highest weight; 1 is the bound.
