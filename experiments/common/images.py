@@ -21,6 +21,7 @@ __all__ = [
     "check_unit_interval",
     "drawable",
     "drawn_labels",
+    "levels_of",
     "mean_of",
     "scaled",
     "split_of",
@@ -120,6 +121,23 @@ def scaled(images: Batch) -> np.ndarray:
 def mean_of(images: Any) -> np.ndarray:
     """The mean image, in [0, 1]: where the biases of a decoder's pixels start."""
     return images.mean(axis=0) / (255 if images.dtype == np.uint8 else 1)
+
+
+def levels_of(*images: Any) -> int | None:
+    """How many levels, spread evenly over black to white, all these images have.
+
+    The fewest that hold every value: 17 of digits, whose scans count 0 to 16; 256 of photographs.
+    None for floats that are on no grid of up to 256 levels.
+    """
+    found = np.unique(np.concatenate([np.unique(part) for part in images])).astype(float)
+    whole = all(part.dtype == np.uint8 for part in images)
+    values = found if whole else found * 255
+    for levels in range(2, 257):
+        at = np.rint(values * ((levels - 1) / 255)) * (255 / (levels - 1))
+        near = 0.5 if whole else 255e-4 / (levels - 1)  # uint8 are themselves rounded
+        if np.all(np.abs(at - values) <= near):
+            return levels
+    return None
 
 
 def drawable(images: Any) -> bool:

@@ -120,11 +120,8 @@ def measured(config: Any, one: Trained, x: Any) -> Measured:
 
 def margin(better: Any, base: Any) -> dict[str, float]:
     """Mean of the paired differences `[n]`, nats per image, and its standard error."""
-    difference = np.asarray(better, float) - np.asarray(base, float)
-    return {
-        "margin_nats": difference.mean(),
-        "margin_error_nats": difference.std(ddof=1) / len(difference) ** 0.5,
-    }
+    found = evaluate.compare(better, base)
+    return {"margin_nats": found.difference, "margin_error_nats": found.se}
 
 
 def by_objective(
