@@ -11,7 +11,7 @@ import numpy as np
 from vaejax.arrays import numbers
 from vaejax.batch import as_batch, check_unweighted
 from vaejax.data.sources import Source
-from vaejax.errors import at_least_one, sizes, takes, wrong
+from vaejax.errors import at_least_one, sizes, wrong
 from vaejax.evaluate._each import likelihood_of
 from vaejax.model import Model
 from vaejax.types import Key, Transform, describe, describe_fields
@@ -139,7 +139,9 @@ def compare_models(
       >>> found.n
       9
     """
-    takes("compare_models: measure", measure, "model, params, key, data", "log_likelihood, say")
+    if not callable(measure):
+        fix = "such as evaluate.log_likelihood"
+        raise wrong("compare_models: measure", describe(measure), "a measure", fix, TypeError)
     for name, pair in (("a", a), ("b", b)):
         if not isinstance(pair, tuple) or isinstance(pair, Model) or len(pair) != 2:
             fix = "give (model, params)"

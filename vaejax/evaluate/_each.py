@@ -27,7 +27,7 @@ from vaejax.batch import as_batch, check_some_weight, example_at, over_data, siz
 from vaejax.data.sources import Source
 from vaejax.distributions import Categorical
 from vaejax.errors import at_least_one, check_key, check_parameters, finite_values, takes, wrong
-from vaejax.evaluate._progress import bar, in_parts, is_shown, progress
+from vaejax.evaluate._progress import bar, called, in_parts, is_shown, progress
 from vaejax.model import Model, check_model
 from vaejax.types import Array, Batch, Key, Params, PerExample, Transform, describe
 
@@ -75,7 +75,8 @@ def measure(function: Function) -> Function:
                 (head.x, head.c),
             )
             check_example(f"{name}: data", model, params, transform, *one)
-        return function(*bound.args, **bound.kwargs)
+        with called(name):
+            return function(*bound.args, **bound.kwargs)
 
     return checked  # type: ignore[return-value]
 
@@ -140,7 +141,7 @@ def measure_each(
     def part(start: Any, count: int, width: int) -> Any:
         return _part(program, count, width, params, key, x, c, first, start)
 
-    return in_parts(measure.__name__.strip("_"), part, size_of(x), batch_size)
+    return in_parts("", part, size_of(x), batch_size)
 
 
 def checked_each(
@@ -185,7 +186,7 @@ def checked_each(
     at_least_one(function, **counts, examples=data.size)
     check_key(function, key)
     parts = []
-    with bar(function, data.size) as move, progress(False):
+    with bar("", data.size) as move, progress(False):
         for rows in rows_of_parts(data, batch_size):
             found = found_of(as_batch(data.read(rows)), int(rows[0]))
             parts.append(jax.tree.map(np.asarray, found))

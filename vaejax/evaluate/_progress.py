@@ -12,6 +12,7 @@ import numpy as np
 PARTS = 100  # a bar moves this often, at most
 
 _shown: ContextVar[bool] = ContextVar("shown", default=False)
+_calls: ContextVar[tuple[str, ...]] = ContextVar("calls", default=())
 
 
 @contextmanager
@@ -24,8 +25,8 @@ def progress(show: bool = True) -> Iterator[None]:
 
     Args:
       show: False shows none, also inside of another `progress`.
-    Yields:
-      Nothing. Measures inside the `with` return their arrays as numpy's.
+    Returns:
+      What `with` takes. Measures inside return their arrays as numpy's.
     Example:
       >>> import jax
       >>> from vaejax import evaluate, linear
@@ -42,21 +43,35 @@ def progress(show: bool = True) -> Iterator[None]:
         _shown.reset(before)
 
 
+@contextmanager
+def called(name: str) -> Iterator[None]:
+    """What the bars inside are named after: a measure, and the one that calls it."""
+    before = _calls.set((*_calls.get(), name))
+    try:
+        yield
+    finally:
+        _calls.reset(before)
+
+
 def is_shown() -> bool:
     """Whether a `progress` is open here."""
     return _shown.get()
 
 
 @contextmanager
-def bar(name: str, total: int) -> Iterator[Callable[[int], Any]]:
-    """A bar of examples, of one measure; yields what moves it on by so many."""
+def bar(part: str, total: int) -> Iterator[Callable[[int], Any]]:
+    """A bar of examples, of the measure that was called; yields what moves it on by so many.
+
+    `part`: of the measure, or its name where it was not called by one.
+    """
     from tqdm import tqdm  # lazily: importing the library stays light
 
     # A terminal redraws the line; a log file or a notebook gets a line now and then.
     often = 0.1 if sys.stderr.isatty() else 10.0
     hidden = not is_shown() or jax.process_index() != 0
     how = {"unit": "example", "mininterval": often, "delay": 1.0, "disable": hidden}
-    with tqdm(desc=name, total=total, **how) as shown:
+    name = ": ".join(_calls.get())
+    with tqdm(desc=", ".join(filter(None, (name, part))), total=total, **how) as shown:
         yield shown.update
 
 
@@ -64,7 +79,7 @@ def in_parts(name: str, part: Callable[[Any, int, int], Any], size: int, batch_s
     """A loop over examples in parts, with a bar: `[size]` on every leaf, numpy's.
 
     Args:
-      name: what the bar says.
+      name: as of a `bar`.
       part: `part(start, count, width)`: what is found of the examples from `start` on, `[count]`,
         `width` of them at a time; past the last example, of the last.
       size: how many examples there are.

@@ -132,14 +132,13 @@ def run(
     seen = x, batch.c, scale
     steps = jnp.full((n, len(betas) - 2), step_size)
     shared = params, betas, GAIN
-    pilots_of = f"{function}, pilot chains"
-    steps = walk(shared, (*seen, pilot_keys, pilot, steps), pilots_of)[2][:, :-1]
+    steps = walk(shared, (*seen, pilot_keys, pilot, steps), "pilot chains")[2][:, :-1]
     if posterior is None:
-        sums, acceptance, _ = walk((params, betas, 0.0), (*seen, keys, z, steps), function)
+        sums, acceptance, _ = walk((params, betas, 0.0), (*seen, keys, z, steps), "chains")
     else:
         shared = params, betas[::-1], 0.0
         own = *seen, keys, posterior, steps[:, ::-1]
-        sums, acceptance, _ = walk(shared, own, function)
+        sums, acceptance, _ = walk(shared, own, "chains")
     # log w going up, and -log w coming down, where the differences of b are negative.
     signed, accepted, moved_by = (np.asarray(v) for v in (sums, acceptance[:, :-1], steps))
     log_mean, ess = _log_mean_exp(signed)
