@@ -131,11 +131,12 @@ def levels_of(*images: Any) -> int | None:
     """
     found = np.unique(np.concatenate([np.unique(part) for part in images])).astype(float)
     whole = all(part.dtype == np.uint8 for part in images)
-    values = found if whole else found * 255
+    values = found / 255 if whole else found
     for levels in range(2, 257):
-        at = np.rint(values * ((levels - 1) / 255)) * (255 / (levels - 1))
-        near = 0.5 if whole else 255e-4 / (levels - 1)  # uint8 are themselves rounded
-        if np.all(np.abs(at - values) <= near):
+        at = np.rint(values * (levels - 1)) / (levels - 1)
+        if whole and np.array_equal(np.rint(at * 255), found):  # they are themselves rounded
+            return levels
+        if not whole and np.all(np.abs(at - values) * (levels - 1) <= 1e-4):
             return levels
     return None
 

@@ -80,7 +80,7 @@ def test_levels_of_images_are_counted(levels):
         assert common.levels_of(stored[:2], stored[2:]) == levels
         seen = data.quantize(jax.random.key(0), stored, levels=levels)
         np.testing.assert_allclose(seen, x, atol=1e-6)
-    assert common.levels_of(x + 0.01 / levels) is None
+    assert common.levels_of(0.9 * x + np.e / 100) is None
 
 
 def test_vectors_train_without_pictures(tmp_path):

@@ -117,7 +117,7 @@ def interpolations(x: Any, *, originals: tuple[Any, Any] | None = None) -> "Figu
             got, fix = [end[:, 0].shape for end in ends], "give the examples that x leads between"
             wanted = f"two arrays of shape {(len(x), *x.shape[2:])}"
             raise wrong("interpolations: originals", got, wanted, fix)
-        x, names = np.concatenate([ends[0], x, ends[1]], axis=1), ["first", *names, "second"]
+        x, names = np.concatenate([ends[0], x, ends[1]], axis=1), ["original", *names, "original"]
     figure, axis = mosaic(x, xlabel=label, title="interpolations in the latent space")
     name_ticks(axis, [f"pair {i + 1}" for i in range(len(x))], names, both_ends=True)
     return figure
