@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from experiments.common import figures
+from experiments.common import figures, measures
 from experiments.common.images import (
     both_splits,
     check_unit_interval,
@@ -267,8 +267,7 @@ def in_bits(config: Any, images: Images, nats: float) -> dict[str, float]:
     """-log p(x) in bits per dimension, where p is a probability, and the levels it counts."""
     if "normal" in config.likelihood:
         return {}
-    bits = float(evaluate.bits_per_dim(-nats, images.test.x.shape[1:]))
-    return {"test_nll_bits_per_dim": bits, "levels": images.levels or 2}
+    return {**measures.bits(nats, images.test.x), "levels": images.levels or 2}
 
 
 def note(config: Any, numbers: Mapping[str, Any]) -> str:

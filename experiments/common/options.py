@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 
@@ -43,6 +43,7 @@ class Options:
     devices: int | None = None  # devices to split batches over; by default one, or all processes'
     distributed: bool = False  # join the other processes of the run (cluster, or JAX_... variables)
     tensorboard: bool = False  # write event files for TensorBoard beside metrics.jsonl
+    print_figures: tuple[Literal["pdf", "svg"], ...] = ()  # also for print, without titles
     profile: int = 0  # epochs after the first to trace with JAX's profiler, into profile/; 0: none
 
 
@@ -60,6 +61,7 @@ class SweepOptions(Options):
 
 
 FREE = {"out", "resume", "progress", "devices", "distributed", "tensorboard", "profile"}
+FREE |= {"print_figures"}
 """The options that may differ between a run and its continuation."""
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import common, vae
 from experiments.common import image_vae, options
-from vaejax import data, train
+from vaejax import data, plot, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +70,17 @@ def test_the_first_run_reports_a_probability_and_says_what_to_do_next(finished):
     assert summary["test_nll_bits_per_dim"] == pytest.approx(bits, rel=1e-6)
     last = printed.splitlines()[-1]
     assert last.startswith(f"next: look at {folder}") and "python -m experiments." in last
+
+
+def test_figures_are_written_for_print_where_that_is_asked_for(tmp_path):
+    figure = plot.curves({"loss": [3.0, 2.0]})
+    (tmp_path / "figures").mkdir()
+    for options in ({}, {"print_figures": ["svg", "pdf"]}):
+        common.write_json(tmp_path / "config.json", {"options": options})
+        common.save_figures(tmp_path, {"curves": figure})
+        endings = {path.suffix for path in (tmp_path / "figures").iterdir()}
+        assert endings == {".png", *(f".{kind}" for kind in options.get("print_figures", []))}
+    assert "training curves" not in (tmp_path / "figures" / "curves.svg").read_text()
 
 
 @pytest.mark.parametrize("levels", [2, 17, 100, 256])
