@@ -82,7 +82,7 @@ def measured(
     """
     stopped = frozen(found)
     rows: list[Row] = []
-    bar = tqdm(settings(hyper), desc="measuring", unit="member", delay=1.0, disable=not progress)
+    bar = tqdm(settings(hyper), desc="measuring", unit=" members", delay=1.0, disable=not progress)
     for i, setting in enumerate(bar):
         params = {name: _member(one.params, i) for name, one in found.items()}
         history = {name: _history(one, i) for name, one in found.items()}

@@ -69,7 +69,7 @@ def bar(part: str, total: int) -> Iterator[Callable[[int], Any]]:
     # A terminal redraws the line; a log file or a notebook gets a line now and then.
     often = 0.1 if sys.stderr.isatty() else 10.0
     hidden = not is_shown() or jax.process_index() != 0
-    how = {"unit": "example", "mininterval": often, "delay": 1.0, "disable": hidden}
+    how = {"unit": " examples", "mininterval": often, "delay": 1.0, "disable": hidden}
     name = ": ".join(_calls.get())
     with tqdm(desc=", ".join(filter(None, (name, part))), total=total, **how) as shown:
         yield shown.update
