@@ -142,11 +142,11 @@ def _plain(config: Any) -> dict[str, Any]:
 def save_figures(folder: Path, figures: Mapping[str, Any]) -> None:
     """Write each Figure as figures/NAME.png, and as `--print-figures` asks for."""
     stored = folder / "config.json"
-    printed = _record(stored)["options"].get("print_figures", ()) if stored.exists() else ()
+    kind = _record(stored)["options"].get("print_figures", "no") if stored.exists() else "no"
     for name, figure in figures.items() if first() else ():
         path = folder / "figures" / f"{name}.png"
         figure.savefig(path, dpi=110, bbox_inches="tight")
-        for kind in printed:
+        if kind != "no":
             plot.save(figure, path.with_suffix(f".{kind}"), title=False)
 
 

@@ -43,7 +43,7 @@ class Options:
     devices: int | None = None  # devices to split batches over; by default one, or all processes'
     distributed: bool = False  # join the other processes of the run (cluster, or JAX_... variables)
     tensorboard: bool = False  # write event files for TensorBoard beside metrics.jsonl
-    print_figures: tuple[Literal["pdf", "svg"], ...] = ()  # also for print, without titles
+    print_figures: Literal["no", "pdf", "svg"] = "no"  # figures for print, too, without titles
     profile: int = 0  # epochs after the first to trace with JAX's profiler, into profile/; 0: none
 
 
