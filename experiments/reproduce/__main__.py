@@ -50,7 +50,10 @@ def main(config: Config) -> dict[str, Any]:
         bar.set_description(f"{name}, seed {seed}")
         if runs.summary_of(ROWS[name], seed, config.out) is None:
             given = str(config.text) if ROWS[name].file else ""
-            runs.run(ROWS[name], seed, config.out, given=given, smoke=config.smoke)
+            try:
+                runs.run(ROWS[name], seed, config.out, given=given, smoke=config.smoke)
+            except RuntimeError as error:  # the other rows can still be run
+                waiting[name] = str(error)
         _written(config, waiting)
     table = _written(config, waiting)
     print((config.out / "table.md").read_text())
