@@ -29,7 +29,9 @@ def main(words: list[str] | None = None) -> Path | None:
     about.add_argument("--out", type=Path, help="the file; by default explorer.html in RUN")
     about.add_argument("--part", default="", help="which of several models that the run trained")
     about.add_argument("--member", type=int, help="which run of a sweep, from 0")
-    about.add_argument("--experiment", default="", help="whose run it is, for one of an old version")
+    about.add_argument(
+        "--experiment", default="", help="whose run it is, for one of an old version"
+    )
     about.add_argument("--serve", action="store_true", help="a local page; Python decodes")
     about.add_argument("--port", type=int, default=8000, help="of that page")
     said = about.parse_args(words)

@@ -90,12 +90,12 @@ def opened(
         raise wrong(f"explorer: {folder}", got, "numbers to move", "take a run with real codes")
     labels = np.asarray(test.y) if np.ndim(test.y) == 1 else None
     sizes, measure = _used(trial, params, again, test, codes)
+    conditions = _conditions(folder, test.c)
+    if labels is None and conditions is not None:
+        labels = np.argmax(test.c, axis=1)
     name = getattr(config, recipe.dataset, "")
     title = " ".join([recipe.name, *inner.split("/"), Path(str(name)).stem]).replace("  ", " ")
-    conditions = _conditions(folder, test.c)
-    return Opened(
-        title, trial.model, params, codes, labels, conditions, shape, sizes, measure
-    )
+    return Opened(title, trial.model, params, codes, labels, conditions, shape, sizes, measure)
 
 
 def _recipe_of(folder: Path, experiment: str) -> tuple[Recipe, Any]:

@@ -209,6 +209,7 @@
     const [, y, i] = under(event);
     if (i >= 0) z = codes.slice(i * latent, (i + 1) * latent);
     z.level = i >= 0 && one ? vertical(i) : y;
+    if (i >= 0 && facts.classes) $("class").value = +facts.labels[i];
     stop();
     end(next, z, z.level);
   });
@@ -262,6 +263,7 @@
   const last = other < 1 ? Math.min(1, n - 1) : other;
   end("B", codes.slice(last * latent, (last + 1) * latent), vertical(last));
   z = codes.slice(0, latent);
+  if (facts.classes && facts.labels) $("class").value = +facts.labels[0];
 
   // file.html#decode=BASE64 of float32 codes: their images, in base64, in the element `decoded`.
   const asked = /^#decode=(.*)$/.exec(location.hash), theme = /^#theme=(light|dark)$/.exec(location.hash);

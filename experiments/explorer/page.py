@@ -49,7 +49,7 @@ def page(run: Opened, program: dict[str, Any] | None) -> str:
         "classes": 0 if run.conditions is None else len(run.conditions),
         "program": program,
     }
-    data = json.dumps(facts).replace("<", "\\u003c")
+    data = json.dumps(facts, default=int).replace("<", "\\u003c")
     style = (HERE / "page.css").read_text(encoding="utf-8")
     script = "\n".join(
         (HERE / name).read_text(encoding="utf-8") for name in ("interpreter.js", "page.js")

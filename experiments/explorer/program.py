@@ -1,7 +1,7 @@
 """A function of arrays as a list of steps with its numbers, which interpreter.js runs.
 
-The function is traced once. Calls inside it are written out, a choice by platform takes its default,
-and what the result does not need is left out. All values are float32: truth is 0 or 1.
+The function is traced once. Calls inside it are written out, a choice by platform takes its
+default, and what the result does not need is left out. All values are float32: truth is 0 or 1.
 """
 
 import base64
@@ -121,7 +121,10 @@ class _Writer:
 
     def one(self, equation: Any, name: str, shape: Any, given: list[int], settings: Any) -> int:
         """The step of an operation with one result."""
-        whole = np.issubdtype(equation.outvars[0].aval.dtype, np.integer)
+        kind = equation.outvars[0].aval.dtype
+        if name.startswith("random") or jax.dtypes.issubdtype(kind, jax.dtypes.prng_key):
+            raise _no(name)
+        whole = np.issubdtype(kind, np.integer)
         if name == "add_any":
             name = "add"
         if name in ("and", "or", "xor") and whole:
@@ -140,11 +143,9 @@ class _Writer:
                 power = self.constant(np.float32(settings["y"]))
                 return self.step("pow", shape, [*given, power])
             case "convert_element_type":
-                kind = np.dtype(settings["new_dtype"]).kind if whole else ""
-                truth = equation.outvars[0].aval.dtype == np.bool_
-                return self.step("truth" if truth else "trunc", shape, given) if (
-                    truth or kind
-                ) else given[0]
+                if kind == np.bool_:
+                    return self.step("truth", shape, given)
+                return self.step("trunc", shape, given) if whole else given[0]
             case "reshape" | "squeeze" | "expand_dims":
                 return self.step("reshape", shape, given)
             case "select_n" | "clamp":
