@@ -206,8 +206,9 @@ def _test_of(data: Any) -> Batch:
 
 def _image_shape(folder: Path, x: Any) -> tuple[int, int, int]:
     """Height, width and channels of the images."""
-    if np.ndim(x) == 4 and np.shape(x)[3] in (1, 3):
-        return tuple(np.shape(x)[1:])  # type: ignore[return-value]
+    if np.ndim(x) == 4 and np.shape(x)[-1] in (1, 3):
+        _, height, width, channels = np.shape(x)
+        return height, width, channels
     fix = "give images [n, height, width, 1 or 3]; plot.latent draws the codes of other data"
     shape = list(np.shape(x)) if hasattr(x, "shape") else type(x).__name__
     raise wrong(f"explorer: {folder}", f"data {shape}", "images", fix)
@@ -217,7 +218,7 @@ def _conditions(folder: Path, c: Any) -> np.ndarray | None:
     """One row per class where the condition is a class; None without one."""
     if isinstance(c, tuple) and not c:
         return None
-    rows = np.asarray(c) if hasattr(c, "shape") else np.zeros(0)
+    rows: Any = np.asarray(c) if hasattr(c, "shape") else np.zeros(0)
     if rows.ndim == 2 and np.isin(rows, (0, 1)).all() and (rows.sum(axis=1) == 1).all():
         return np.eye(rows.shape[1], dtype=np.float32)
     fix = "take a run whose condition is a class: python -m experiments.cvae --condition class"

@@ -159,6 +159,16 @@ class _Writer:
                 return self.step("rev", shape, given, axes=list(settings["dimensions"]))
             case "concatenate":
                 return self.step("concatenate", shape, given, axis=settings["dimension"])
+            case "stack":
+                axis = settings["axis"]
+                rows = [*shape[:axis], 1, *shape[axis + 1 :]]
+                parts = [self.step("reshape", rows, [one]) for one in given]
+                return self.step("concatenate", shape, parts, axis=axis)
+            case "tile":
+                own = self.shapes[given[0]]
+                both = [n for pair in zip(settings["reps"], own, strict=True) for n in pair]
+                axes = list(range(1, len(both), 2))
+                return self.step("reshape", shape, [self.step("broadcast", both, given, axes=axes)])
             case "iota":
                 return self.step("iota", shape, [], axis=settings["dimension"])
             case "cumsum":
@@ -285,6 +295,6 @@ def _default_of(platforms: Sequence[Any]) -> int:
     return next(i for i, names in enumerate(platforms) if "cpu" in names)
 
 
-def _no(name: str) -> Unsupported:
+def _no(name: str) -> Exception:
     fix = "add --serve: a local page then, for which Python decodes"
     return wrong("explorer: the decoder", name, "operations that the page has", fix, Unsupported)
