@@ -1,5 +1,6 @@
 """The page for a decoder that a browser cannot run: Python decodes, on this machine alone."""
 
+import contextlib
 import json
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,14 +24,18 @@ def server(run: Opened, html: str, port: int) -> ThreadingHTTPServer:
       html: its page.
       port: where; 0 for any that is free.
     """
-    return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, run, html))
+    given = [run.codes[0].ravel()] + ([] if run.conditions is None else [run.conditions[0]])
+    decode = jax.jit(run.decode)
+    decode(*given).block_until_ready()  # compiled before the first page waits for it
+    shapes = [one.shape for one in given]
+    return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, decode, shapes, html))
 
 
 class _Handler(BaseHTTPRequestHandler):
     """Answers `GET /` with the page, and `POST /decode` of codes with images in float32."""
 
-    def __init__(self, run: Opened, html: str, *rest: Any) -> None:
-        self.run, self.html = run, html
+    def __init__(self, decode: Any, shapes: list[Any], html: str, *rest: Any) -> None:
+        self.decode, self.shapes, self.html = decode, shapes, html
         super().__init__(*rest)
 
     def do_GET(self) -> None:
@@ -44,14 +49,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         try:
             given = [np.asarray(one, np.float32) for one in json.loads(self.rfile.read(length))]
-            sizes = [self.run.codes[0].size]
-            sizes += [] if self.run.conditions is None else [len(self.run.conditions)]
-            right = [one.shape for one in given] == [(size,) for size in sizes]
+            right = [one.shape for one in given] == self.shapes
         except (ValueError, TypeError):
             right = False
         if not right:
             return self.send_error(400)
-        image = np.asarray(_decoded(self.run)(*given), "<f4")
+        image = np.asarray(self.decode(*given), "<f4")
         self._answer(image.tobytes(), "application/octet-stream")
 
     def _answer(self, content: bytes, kind: str) -> None:
@@ -59,17 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        with contextlib.suppress(ConnectionError):  # the page was closed meanwhile
+            self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
         """Nothing: each move of the mouse would be a line."""
-
-
-_PROGRAMS: dict[int, tuple[Opened, Any]] = {}
-
-
-def _decoded(run: Opened) -> Any:
-    """The decoder of a run, compiled once."""
-    if id(run) not in _PROGRAMS:
-        _PROGRAMS[id(run)] = run, jax.jit(run.decode)
-    return _PROGRAMS[id(run)][1]
