@@ -171,7 +171,8 @@
         for (const { d, slider, value } of sliders) { slider.value = z[d]; value.textContent = z[d].toFixed(2); }
         $("where").textContent = order.slice(0, 6).map((d) => `${name(d)} = ${z[d].toFixed(2)}`).join("   ");
         paint($("image"), await decode(z));
-      } else {
+      }
+      if (stale && !dirty) {
         stale = false;
         for (let i = 0; i < 11; i++) paint(strip[i], await decode(mix(i / 10)));
       }
