@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -103,8 +104,15 @@ def _begin(config: Any, folder: Path, free: Collection[str]) -> None:
         )
     else:
         _make(folder)
-        write_json(stored, {"options": options, **circumstances()})
+        write_json(stored, {"experiment": _of(config), "options": options, **circumstances()})
     (folder / "figures").mkdir(exist_ok=True)
+
+
+def _of(config: Any) -> str:
+    """The module of the experiment, whichever way it was started."""
+    module = type(config).__module__
+    spec = getattr(sys.modules[module], "__spec__", None)
+    return module if spec is None else spec.name
 
 
 def _record(stored: Path) -> dict[str, Any]:
