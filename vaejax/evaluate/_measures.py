@@ -28,7 +28,7 @@ from vaejax.model import (
     reconstruct,
     terms,
 )
-from vaejax.networks import check_module
+from vaejax.networks import functional
 from vaejax.types import (
     Array,
     Key,
@@ -320,8 +320,9 @@ def _distortion(found: Array) -> dict[str, Array]:
 
 
 def _log_prob(network: Any, params: Params, key: Key, x: Any, c: Any) -> Array:
-    check_module("log_prob: network", network, ("apply",))
-    return network.apply(params, *present(c)).log_prob(x)
+    return (
+        functional(network, "log_prob: network", ("apply",)).apply(params, *present(c)).log_prob(x)
+    )
 
 
 def _code(

@@ -36,7 +36,7 @@ from vaejax.batch import batch_mean, over_batch, present
 from vaejax.distributions import Distribution, Normal, pathwise
 from vaejax.errors import wrong
 from vaejax.model import Draw, Model, autoencoder, compiled, draw, terms
-from vaejax.networks import Network
+from vaejax.networks import Network, functional
 from vaejax.objectives import Schedule, players, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -140,6 +140,8 @@ def implicit(generator: Any, prior: Distribution) -> Model:
         fix = "give distributions.Normal(jnp.zeros(n), jnp.ones(n))"
         raise wrong("implicit: prior", prior, "a Distribution over z", fix, TypeError)
 
+    generator = functional(generator, "implicit: generator")
+
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         z = jax.eval_shape(lambda: prior.sample(jax.random.key(0)))
         return {"decoder": generator.init(key, jnp.zeros(z.shape, z.dtype), *present(c))}
@@ -183,6 +185,8 @@ def adversarial_autoencoder(
     References:
       Makhzani, Shlens, Jaitly, Goodfellow and Frey, 2015, arXiv:1511.05644.
     """
+
+    critic = functional(critic, "adversarial_autoencoder: critic")
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
         draw_key, prior_key, critic_key = jax.random.split(key, 3)
@@ -238,6 +242,8 @@ def vae_gan(
       Larsen, Sonderby, Larochelle and Winther, 2016, arXiv:1512.09300.
     """
 
+    critic = functional(critic, "vae_gan: critic")
+
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
         draw_key, prior_key, decode_key, critic_key = jax.random.split(key, 4)
         d = draw(model, params, draw_key, x, c)
@@ -280,6 +286,8 @@ def gan(model: Model, critic: Any, *, fooling: Callable[[Array], Array] = non_sa
     References:
       Goodfellow et al., 2014, arXiv:1406.2661.
     """
+
+    critic = functional(critic, "gan: critic")
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
         prior_key, decode_key, critic_key = jax.random.split(key, 3)

@@ -22,6 +22,7 @@ from vaejax.distributions import Normal
 from vaejax.errors import wrong
 from vaejax.evaluate.decomposition import dimensions_of
 from vaejax.model import Draw, Model, draw, terms
+from vaejax.networks import functional
 from vaejax.objectives import Schedule, players, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -157,6 +158,8 @@ def factor_vae(
     References:
       Kim and Mnih, 2018, arXiv:1802.05983.
     """
+
+    critic = functional(critic, "factor_vae: critic")
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array, Array]:
         d = draw(model, params, key, x, c)

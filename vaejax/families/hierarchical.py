@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from vaejax.batch import check_unweighted, present, size_of
 from vaejax.distributions import Distribution, distribution
@@ -27,6 +26,7 @@ from vaejax.errors import finite_values, wrong
 from vaejax.evaluate import checked_batch, measure, measure_each
 from vaejax.evaluate.diagnostics import ActiveUnits
 from vaejax.model import Model, compiled, deterministic
+from vaejax.networks import functional
 from vaejax.types import Array, Key, Params, Transform
 
 
@@ -147,9 +147,9 @@ class Chain(Distribution):
 def layers(
     bottom: Model,
     *,
-    encoders: Sequence[nn.Module],
-    decoders: Sequence[nn.Module],
-    prior: Distribution | nn.Module,
+    encoders: Sequence[Any],
+    decoders: Sequence[Any],
+    prior: Any,
 ) -> Model:
     """A hierarchy of L layers above the model of the lowest: a Model over z = (h_1, ..., h_L).
 
@@ -193,6 +193,10 @@ def layers(
         got = f"{len(encoders)} encoders and {len(decoders)} decoders"
         fix = "give q(h_{l+1}|h_l) and p(h_l|h_{l+1}) for every l; for one layer take bottom itself"
         raise wrong("layers", got, "as many of both, at least one", fix)
+    encoders = [functional(network, "layers: encoders") for network in encoders]
+    decoders = [functional(network, "layers: decoders") for network in decoders]
+    if not isinstance(prior, Distribution):
+        prior = functional(prior, "layers: prior")
     up, down = [_Link(network) for network in encoders], [_Link(network) for network in decoders]
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
@@ -288,9 +292,9 @@ def _means(
 
 def _init(
     bottom: Model,
-    encoders: Sequence[nn.Module],
-    decoders: Sequence[nn.Module],
-    prior: Distribution | nn.Module,
+    encoders: Sequence[Any],
+    decoders: Sequence[Any],
+    prior: Any,
     key: Key,
     x: Any,
     c: Any,
@@ -318,7 +322,7 @@ def _init(
     return params
 
 
-def _top(prior: Distribution | nn.Module, params: Params, c: Any) -> Any:
+def _top(prior: Any, params: Params, c: Any) -> Any:
     """p(h_L)."""
     if isinstance(prior, Distribution):
         return prior

@@ -9,17 +9,16 @@ encoder with `heads.FullNormal`.)
 from typing import Any
 
 import jax
-from flax import linen as nn
 
 from vaejax.distributions import Distribution
 from vaejax.errors import wrong
 from vaejax.model import Model, check_model, compiled
-from vaejax.networks import check_module, flows, join
-from vaejax.networks.flows import Stack, Transformed
+from vaejax.networks import flows, functional, join
+from vaejax.networks.flows import Transformed
 from vaejax.types import Array, Key, Params
 
 
-def flow_posterior(model: Model, flow: Stack | nn.Module) -> Model:
+def flow_posterior(model: Model, flow: Any) -> Model:
     """The model whose posterior q(z|x) is the law of f(z_0; h(x)), with z_0 ~ q_0(z|x).
 
     q_0(z|x) is the posterior that the model has, and h(x) are the parameters of it as one vector:
@@ -41,7 +40,7 @@ def flow_posterior(model: Model, flow: Stack | nn.Module) -> Model:
       Rezende and Mohamed, 2015, arXiv:1505.05770.
     """
     check_model("flow_posterior", model)
-    check_module("flow_posterior: flow", flow)
+    flow = functional(flow, "flow_posterior: flow")
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         model_key, flow_key = jax.random.split(key)

@@ -25,7 +25,7 @@ from vaejax.batch import batch_mean, labels_of, mean_over, over_batch, size_of
 from vaejax.distributions import Categorical, Delta, kl
 from vaejax.errors import check_key, concrete, wrong
 from vaejax.model import Draw, Model, check_model, compiled, draw, terms
-from vaejax.networks import check_module
+from vaejax.networks import check_module, functional
 from vaejax.objectives import Schedule, schedule
 from vaejax.train import shuffled
 from vaejax.types import (
@@ -41,7 +41,13 @@ from vaejax.types import (
 )
 
 
-class Joint(NamedTuple):
+class _Joint(NamedTuple):
+    model: Model
+    classifier: Any
+    py: Categorical
+
+
+class Joint(_Joint):
     """A joint model of images and classes, and its inference networks.
 
     Args:
@@ -53,9 +59,11 @@ class Joint(NamedTuple):
         `Categorical(jnp.zeros(10))` is uniform.
     """
 
-    model: Model
-    classifier: Any
-    py: Categorical
+    __slots__ = ()
+
+    def __new__(cls, model: Model, classifier: Any, py: Categorical) -> "Joint":
+        """The fields, of which the classifier becomes `init` and `apply`."""
+        return super().__new__(cls, model, functional(classifier, "m2: classifier"), py)
 
     def init(self, key: Key, x: Any) -> Params:
         """The parameters of both parts.
@@ -278,6 +286,7 @@ def discriminative(classifier: Any) -> Model:
     Returns:
       the Model.
     """
+    classifier = functional(classifier, "discriminative: classifier")
 
     def encode(params: Params, x: Any, c: Any = (), *, key: Key | None = None) -> Delta:
         return Delta(x)

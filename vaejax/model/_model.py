@@ -19,7 +19,7 @@ from vaejax.arrays import examples
 from vaejax.batch import present
 from vaejax.distributions import Distribution
 from vaejax.errors import check_key, wrong
-from vaejax.networks import check_module, kernels
+from vaejax.networks import check_state, functional, kernels
 from vaejax.types import Decode, Encode, Init, Key, Module, Params, Prior, describe, describe_fields
 
 
@@ -57,14 +57,13 @@ class Model(NamedTuple):
     decode: Decode
 
 
-def autoencoder(
-    encoder: Module, decoder: Module, prior: Distribution | Module | None = None
-) -> Model:
-    """A Model from two Linen modules that return Distributions, and a prior.
+def autoencoder(encoder: Any, decoder: Any, prior: Any = None) -> Model:
+    """A Model from two networks that return Distributions, and a prior.
 
-    Any object with `.init(key, *inputs) -> params`, of any structure, and `.apply(params, *inputs,
-    rngs=None)` serves as a module. `rngs` is `{"dropout": key}` where encode or decode got a key,
-    as in every training step.
+    A network is a Linen, an NNX or an Equinox module, a pair `(init, apply)`, or any object with
+    `.init(key, *inputs) -> params`, of any structure, and `.apply(params, *inputs, rngs=None)`:
+    see `networks.functional`. `rngs` is `{"dropout": key}` where encode or decode got a key, as in
+    every training step. `networks.sequential` puts a head behind a network of any kind.
 
     The parameters are `{"encoder": ..., "decoder": ..., "prior": ...}`, the last only for a module.
     `init` is compiled. Inputs of another shape than at `init`, and a prior over events of another
@@ -73,7 +72,7 @@ def autoencoder(
     Args:
       encoder: `encoder(x)` or `encoder(x, c)` gives q(z|x, c).
       decoder: `decoder(z)` or `decoder(z, c)` gives p(x|z, c).
-      prior: a Distribution over z; or a module called with c, a learned p(z|c); or None, the
+      prior: a Distribution over z; or a network called with c, a learned p(z|c); or None, the
         default, for a deterministic autoencoder.
     Returns:
       The model.
@@ -97,11 +96,11 @@ def autoencoder(
     References:
       Kingma and Welling, 2014, Auto-encoding variational Bayes, arXiv:1312.6114.
     """
-    check_module("autoencoder: encoder", encoder)
-    check_module("autoencoder: decoder", decoder)
+    encoder = functional(encoder, "autoencoder: encoder")
+    decoder = functional(decoder, "autoencoder: decoder")
     learned = None if prior is None or isinstance(prior, Distribution) else prior
     if learned is not None:
-        check_module("autoencoder: prior", learned)
+        learned = functional(learned, "autoencoder: prior")
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         _check_some("init", x)
@@ -420,11 +419,5 @@ def _init(name: str, module: Module, key: Key, *inputs: Any) -> Params:
     except TypeError as error:
         _check_condition(f"init, {name}", error, inputs[1:] if name != "prior" else inputs)
         raise
-    # Linen sorts its state into collections; a network written by hand names what it likes.
-    extra = set(variables) - {"params"} if isinstance(module, nn.Module) else set()
-    if extra:
-        raise ValueError(
-            f"autoencoder: the {name} keeps state outside its parameters ({sorted(extra)}); "
-            "use LayerNorm or GroupNorm instead of BatchNorm"
-        )
+    check_state(f"autoencoder: the {name}", module, variables)
     return variables

@@ -1,6 +1,7 @@
 """Networks: layers, heads that return distributions, flows, causal and autoregressive networks."""
 
 from vaejax.networks import autoregressive, causal, flows, heads
+from vaejax.networks._door import check_state, functional, sequential
 from vaejax.networks._layers import (
     MLP,
     Conv,
@@ -25,13 +26,16 @@ __all__ = [
     "autoregressive",
     "causal",
     "check_module",
+    "check_state",
     "conv",
     "conv_as_product",
     "conv_native",
     "depth_to_space",
     "flows",
+    "functional",
     "has_condition",
     "heads",
     "join",
     "kernels",
+    "sequential",
 ]

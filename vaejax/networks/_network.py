@@ -73,21 +73,20 @@ def check_module(where: str, module: Any, needs: tuple[str, ...] = ("init", "app
     """
     expected = "a network with init and apply (types.Module)"
     if isinstance(module, type):
-        fix = f"make one of it: {module.__name__}(...)"
+        name = module.__name__
+        fix = f"make one of it: {name}(...)"
+        for home, noise in (("flax.nnx", "rngs"), ("equinox", "key")):
+            if any(base.__module__.startswith(home) for base in module.__mro__):
+                fix = f"give a function of {noise}: lambda {noise}: {name}(..., {noise}={noise})"
         raise wrong(where, f"the class {module.__name__}", expected, fix, TypeError)
     if all(callable(getattr(module, name, None)) for name in needs):
         return
-    homes = {base.__module__.split(".")[0] + "." for base in type(module).__mro__}
-    homes |= {base.__module__ for base in type(module).__mro__}
-    if any(home.startswith("flax.nnx") for home in homes):
-        got = f"the NNX module {type(module).__name__}"
-        fix = "wrap its class: nnx.bridge.to_linen(Class, ...), or write it in Linen"
-    elif any(home.startswith("equinox") for home in homes):
-        got = f"the Equinox module {type(module).__name__}"
-        fix = "give a class of your own init (eqx.partition) and apply (eqx.combine)"
-    elif callable(module) and not hasattr(module, "sample"):
+    if callable(module) and not hasattr(module, "sample"):
         got = describe(module)
-        fix = "make it a layer: nn.Sequential([function, heads.Normal(10)])"
+        fix = (
+            "make it a layer: nn.Sequential([function, heads.Normal(10)]); what makes a module has "
+            "one argument, `rngs` for NNX or `key` for Equinox"
+        )
     else:
         got, fix = (
             describe(module),

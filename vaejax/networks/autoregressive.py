@@ -21,6 +21,7 @@ from jax import lax
 
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import check_key, check_parameters, concrete, sizes, wrong
+from vaejax.networks._door import functional
 from vaejax.networks._network import check_module, of_this_network
 from vaejax.types import Array, Key, Params, describe_fields
 
@@ -144,9 +145,16 @@ class Autoregressive(Distribution):
         return jax.eval_shape(lambda f, x: f(x), self.conditionals, x).discrete
 
 
+class _Causal(NamedTuple):
+    net: Any
+    shape: tuple[int, ...]
+    dtype: Any = jnp.float32
+    order: tuple[int, ...] = ()
+
+
 @describe_fields
-class Causal(NamedTuple):
-    """A causal Linen module, as a network that returns an `Autoregressive` distribution.
+class Causal(_Causal):
+    """A causal network of any kind, as a network that returns an `Autoregressive` distribution.
 
     `init(key, *given) -> params` and `apply(params, *given, rngs=None) -> Autoregressive`, so that
     it serves as a density of its own (`objectives.maximum_likelihood`), and as the decoder or the
@@ -171,10 +179,13 @@ class Causal(NamedTuple):
       ()
     """
 
-    net: Any
-    shape: tuple[int, ...]
-    dtype: Any = jnp.float32
-    order: tuple[int, ...] = ()
+    __slots__ = ()
+
+    def __new__(
+        cls, net: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, order: Any = ()
+    ) -> "Causal":
+        """The fields, of which the network becomes `init` and `apply`."""
+        return super().__new__(cls, functional(net, "Causal: net"), shape, dtype, order)
 
     def init(self, key: Key, *given: Any) -> Params:
         """New parameters of the network.

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from vaejax.batch import batch_mean, over_batch, present
-from vaejax.networks import check_module
+from vaejax.networks import functional
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
 
@@ -19,15 +19,15 @@ def maximum_likelihood(network: Density) -> Loss:
 
     Args:
       network: any object with `.init(key, *c) -> params` and `.apply(params, *c, rngs=None)`, the
-        Distribution of one example: a Linen module that returns one (a flow, a mixture), or
-        `autoregressive.Causal`.
+        Distribution of one example: a module that returns one (a flow, a mixture), or
+        `autoregressive.Causal`. `networks.functional` gives an NNX or Equinox module its `init`.
     Returns:
       A Loss. Its metric is `log_px`.
     Raises:
       TypeError: for what has no `apply`.
     """
 
-    check_module("maximum_likelihood: network", network, ("apply",))
+    network = functional(network, "maximum_likelihood: network", ("apply",))
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Array:
         return network.apply(params, *present(c), rngs={"dropout": key}).log_prob(x)

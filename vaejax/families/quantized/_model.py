@@ -11,6 +11,7 @@ from vaejax.batch import present
 from vaejax.distributions import Delta, Distribution, distribution
 from vaejax.errors import concrete, wrong
 from vaejax.model import Model, compiled
+from vaejax.networks import functional
 from vaejax.types import Array, Key, Params, describe
 
 
@@ -169,6 +170,8 @@ def with_prior(model: Model, network: Any) -> Model:
     References:
       Van den Oord et al., 2017, arXiv:1711.00937, section 3.3.
     """
+
+    network = functional(network, "with_prior: network")
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
         model_key, prior_key = jax.random.split(key)

@@ -14,7 +14,7 @@ from vaejax.batch import present
 from vaejax.distributions import Steps
 from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.model import Draw, Generated, Model, check_model, compiled
-from vaejax.networks import check_module
+from vaejax.networks import functional
 from vaejax.types import Array, Key, Params, describe
 
 
@@ -85,7 +85,7 @@ def vrnn(model: Model, cell: Any, *, features: int) -> Recurrent:
       networks here).
     """
     check_model("vrnn", model)
-    check_module("vrnn: cell", cell)
+    cell = functional(cell, "vrnn: cell")
     at_least_one("vrnn", features=features)
 
     def init(key: Key, x: Any, c: Any = ()) -> Params:
