@@ -32,6 +32,8 @@ class Config(image_vae.Network, common.SweepOptions):
     test_split: str = "test"  # images to report on
     beta: float = 1.0  # weight of the KL; 1 is the bound
     warmup_epochs: int = 0  # epochs over which that weight rises from 0
+    cycles: int = 1  # how often it rises so, staying up for as many epochs each time
+    free_nats: float = 0.0  # nats that each latent dimension may cost for nothing (free bits)
     epochs: int = 500  # passes over the training images
     batch_size: int = 64  # images per step
     learning_rate: float = 2e-3  # Adam's step size
@@ -76,6 +78,7 @@ def keys_of(config: Config) -> Key:
 
 def load(config: Config) -> Images:
     """The images, checked."""
+    image_vae.check_weighing(config)
     return image_vae.load(config, "vae", keys_of(config)[0])
 
 
@@ -87,8 +90,7 @@ def objective(config: Config, model: Model, steps: int) -> tuple[Loss, Any]:
     adam = optax.adam(
         rate if config.decay_epochs else config.learning_rate, eps=config.adam_epsilon
     )
-    warmup = optax.linear_schedule(0.0, config.beta, config.warmup_epochs * steps)
-    return objectives.elbo(model, beta=warmup if config.warmup_epochs else config.beta), adam
+    return image_vae.weighed(config, model, steps), adam
 
 
 def trial(config: Config, images: Images) -> Trial:

@@ -121,4 +121,6 @@ def is_prepared(name: str) -> bool:
 @pytest.fixture
 def mnist_prepared():
     if not is_prepared("mnist"):
-        pytest.skip("left out: MNIST is not prepared under TFDS_DATA_DIR (see README, Data)")
+        pytest.skip(
+            "left out: MNIST is not prepared under TFDS_DATA_DIR (see README, Installation)"
+        )

@@ -20,16 +20,17 @@ import functools
 import math
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import numpy as np
 
-Array: TypeAlias = jax.Array
-Key: TypeAlias = jax.Array
-PerExample: TypeAlias = np.ndarray
+# Annotated: a class would bring its own pages of help into that of each module that names it.
+Array: TypeAlias = Annotated[jax.Array, "numbers"]
+Key: TypeAlias = Annotated[jax.Array, "a key of randomness"]
+PerExample: TypeAlias = Annotated[np.ndarray, "[n]"]
 """A number for each example, `[n]`, in the memory of the host."""
-PerUnit: TypeAlias = np.ndarray
+PerUnit: TypeAlias = Annotated[np.ndarray, "[latent]"]
 """A number for each dimension of the code, `[latent]`, in the memory of the host."""
 Params: TypeAlias = Any
 Metrics: TypeAlias = dict[str, Any]

@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 
 from experiments import vae
-from experiments.benchmarks import contractive, paired
+from experiments.benchmarks import contractive, modules, paired
 from experiments.benchmarks.suite import Burst, Sizes, levels
 from experiments.common import image_vae
 from vaejax import (
@@ -29,6 +29,7 @@ from vaejax.model import Model, autoencoder
 from vaejax.train.precision import mixed_precision
 from vaejax.types import Array, Loss
 
+OTHERS = {"vaejax_nnx": modules.nnx_layers, "vaejax_equinox": modules.equinox_layers}
 Update = Callable[[train.TrainState, Array], tuple[train.TrainState, Any]]
 
 
@@ -96,7 +97,10 @@ def loss_of(model: Model, sizes: Sizes) -> Loss:
 
 def _training(variant: str, sizes: Sizes) -> Burst:
     """A burst is one program. It chooses and gathers its batches, and binarises or scales them."""
-    model = model_of(sizes)
+    if variant in OTHERS:
+        model = modules.model(OTHERS[variant], sizes.side, sizes.hidden, sizes.latent)
+    else:
+        model = model_of(sizes)
     if variant == "vaejax_bfloat16":
         model = mixed_precision(model)
     grey = levels(sizes)

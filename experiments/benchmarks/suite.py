@@ -93,7 +93,14 @@ WORKLOADS = {
 TRAINING = ("vaejax", "torch_eager", "torch_loader", "torch_tuned", "torch_compile", "flax_step")
 ON_ACCELERATORS = ("torch_cuda_graphs", "torch_bfloat16", "vaejax_bfloat16")
 VARIANTS = {
-    "W1": (*TRAINING, "pythae", *ON_ACCELERATORS, "vaejax_population"),
+    "W1": (
+        *TRAINING,
+        "pythae",
+        "vaejax_nnx",
+        "vaejax_equinox",
+        *ON_ACCELERATORS,
+        "vaejax_population",
+    ),
     "W1-binary": (*TRAINING, "pythae", *ON_ACCELERATORS, "vaejax_population"),
     "W2": (*TRAINING, "pythae", *ON_ACCELERATORS),
     "W2-100": (*TRAINING, "pythae", *ON_ACCELERATORS),
@@ -120,9 +127,9 @@ MEMORY_BAR = 1.5  # vaejax's peak of anonymous memory, in PyTorch's, at most
 EPOCH_BARS = {"cold": 1.0, "warm": 0.75}  # seconds of a whole process, in PyTorch's, at most
 
 INSTALL = {
+    "equinox": 'pip install -e ".[equinox]"',
     "torch": 'pip install "torch>=2"',
     "pythae": "pip install pythae",
-    "vaejax.precision": "a vaejax that has it",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 
 from experiments.common import figures
@@ -17,11 +18,11 @@ from experiments.common.images import (
     warn_of_colours,
 )
 from experiments.common.recipe import Trained
-from vaejax import data, evaluate, heads, networks, plot
+from vaejax import data, evaluate, heads, networks, objectives, plot
 from vaejax.distributions import Normal
 from vaejax.errors import wrong
-from vaejax.model import Model, autoencoder
-from vaejax.types import Batch, Key, Transform
+from vaejax.model import Model, autoencoder, terms
+from vaejax.types import Batch, Key, Loss, Transform
 
 __all__ = [
     "LABELS",
@@ -30,6 +31,7 @@ __all__ = [
     "Network",
     "build",
     "check_images",
+    "check_weighing",
     "load",
     "measured",
     "note",
@@ -38,6 +40,7 @@ __all__ = [
     "seen_by",
     "standard_normal",
     "transform_for",
+    "weighed",
 ]
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -133,6 +136,30 @@ def build(config: Any, shape: tuple[int, ...], mean: Any) -> Model:
         nn.Sequential([decoder, likelihood]),
         standard_normal(config.latent),
     )
+
+
+def check_weighing(config: Any) -> None:
+    """Raise ValueError for options of the rate that would do nothing."""
+    if config.cycles > 1 and not config.warmup_epochs:
+        fix = "add --warmup-epochs 10"
+        raise wrong("--cycles", config.cycles, "--warmup-epochs beside it", fix)
+    if config.free_nats and config.posterior != "diagonal":
+        fix = "leave --free-nats out"
+        raise wrong("--free-nats", config.free_nats, "--posterior diagonal beside it", fix)
+
+
+def weighed(config: Any, model: Model, steps: int) -> Loss:
+    """The negative ELBO, its rate weighed as the options say; `steps`: of an epoch."""
+    beta, rising = config.beta, config.warmup_epochs * steps
+    if config.cycles > 1:
+        length = 2 * rising * config.cycles
+        beta = objectives.cyclical(beta, steps=length, cycles=config.cycles)
+    elif rising:
+        beta = optax.linear_schedule(0.0, beta, rising)
+    if not config.free_nats:
+        return objectives.elbo(model, beta=beta)
+    rate, free = terms.rate_per_dimension, config.free_nats
+    return objectives.elbo(model, beta=beta, rate=rate, free_nats=free)
 
 
 def standard_normal(latent: int) -> Normal:

@@ -17,7 +17,7 @@ MAY_BE_ZERO = {"seed", "profile", "order", "warmup_epochs", "decay_epochs", "cla
 ABOVE_ZERO = {"scale", "spacing", "width", "share"}
 """The numbers that 0 would make nonsense of; so it would of step sizes, which are called rates."""
 
-SHARES = {"dropout", "word_dropout", "masked", "momentum", "nu", "share"}
+SHARES = {"dropout", "word_dropout", "masked", "momentum", "nu", "share", "ema"}
 """The numbers that are probabilities or parts of a whole."""
 
 LAYERS = {"hidden", "iaf_hidden", "critic", "features"}

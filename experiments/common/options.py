@@ -44,6 +44,9 @@ class Options:
     distributed: bool = False  # join the other processes of the run (cluster, or JAX_... variables)
     tensorboard: bool = False  # write event files for TensorBoard beside metrics.jsonl
     profile: int = 0  # epochs after the first to trace with JAX's profiler, into profile/; 0: none
+    ema: float = 0.0  # decay of a moving average of the parameters, such as 0.999; 0: none is kept
+    norms: bool = False  # record the norms of the gradient and of the update
+    log_steps: bool = False  # write the numbers of each step, too, to steps.jsonl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,10 @@ class SweepOptions(Options):
         return self.seeds > 1 or bool(self.sweep)
 
 
-FREE = {"out", "resume", "progress", "devices", "distributed", "tensorboard", "profile"}
+FREE = {
+    *("out", "resume", "progress", "devices", "distributed", "tensorboard", "profile"),
+    *("norms", "log_steps"),
+}
 """The options that may differ between a run and its continuation."""
 
 

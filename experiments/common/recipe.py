@@ -17,7 +17,7 @@ from experiments.common import sweep
 from experiments.common.folder import finish, open_folder, write_json, write_text
 from experiments.common.options import Options, shrunk
 from experiments.common.records import seconds
-from experiments.common.training import Row, fit, fit_many
+from experiments.common.training import Row, apart, fit, fit_many
 from vaejax import evaluate
 from vaejax.errors import wrong
 from vaejax.train.population import mean_loss
@@ -73,12 +73,14 @@ class Trained(NamedTuple):
       params: parameters after the last step.
       history: the metrics of every epoch, arrays `[epochs]`; those of `test` begin with `eval/`.
       seconds: of the training, in all legs of a run that was resumed.
+      average: the same of the average of the parameters that `--ema` keeps; None without it.
     """
 
     model: Any
     params: Params
     history: Mapping[str, np.ndarray]
     seconds: float
+    average: Any = None
 
 
 class Recipe(NamedTuple):
@@ -139,7 +141,7 @@ def main(recipe: Recipe, config: Any) -> dict[str, Any]:
     else:
         trained = {n: train_trial(config, folder / n, trial) for n, trial in trials.items()}
     print("trained; now what is measured, and the figures")
-    numbers, kept = recipe.measure(config, data, trained)
+    numbers, kept = _measured(recipe, config, data, trained)
     numbers = {**numbers, **alone}
     write_json(folder / "summary.json", numbers)  # whatever becomes of the pictures
     figures = recipe.draw(config, data, trained, kept)
@@ -169,7 +171,24 @@ def train_trial(config: Options, folder: Path, trial: Trial) -> Trained:
         **_how(config, trial),
         **trial.more,
     )
-    return Trained(trial.model, fitted.params, fitted.history, seconds(folder))
+    own, mean = apart(config, fitted)
+
+    def trained(one: Any, average: Trained | None = None) -> Trained:
+        return Trained(trial.model, one.params, one.history, seconds(folder), average)
+
+    return trained(own, None if mean is None else trained(mean))
+
+
+def _measured(recipe: Recipe, config: Any, data: Any, trained: Any) -> tuple[dict[str, Any], Any]:
+    """What `measure` finds of the parameters; under `average`, what it finds of their average."""
+    numbers, kept = recipe.measure(config, data, trained)
+    if not config.ema:
+        return numbers, kept
+    several = not isinstance(trained, Trained)
+    each = trained if several else {"": trained}
+    averages = {name: one.average or one for name, one in each.items()}
+    means = averages if several else averages[""]
+    return {**numbers, "average": recipe.measure(config, data, means)[0]}, kept
 
 
 def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
@@ -197,7 +216,9 @@ def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
         fix = "leave one of the two out"
         raise wrong("--seeds, --sweep", "a run that was trained before", "runs to train", fix)
     folder = open_folder(config, name=_name(recipe, config, "sweep"), free=recipe.free)
-    found = {name: _population(config, folder / name, trials, name, hyper) for name in first}
+    fitted = {name: _population(config, folder / name, trials, name, hyper) for name in first}
+    of_both = {name: apart(config, one) for name, one in fitted.items()}
+    found = {name: own for name, (own, _) in of_both.items()}
     models: dict[Any, dict[str, Trial]] = {}  # a new model would be compiled anew
 
     def measure(hyper: Row, params: Mapping[str, Any], history: Any) -> Row:
@@ -213,6 +234,13 @@ def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
         return recipe.measure(member, loaded(hyper["seed"]), alone)[0]
 
     members = sweep.measured(hyper, found, measure)
+    if config.ema:
+        means = {name: mean for name, (_, mean) in of_both.items()}
+        of_means = sweep.measured(hyper, means, measure)
+        members = [
+            row | {f"average_{name}": value for name, value in mean.items()}
+            for row, mean in zip(members, of_means, strict=True)
+        ]
     numbers = dict(members[0])
     return sweep.report(
         folder,

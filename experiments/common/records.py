@@ -20,36 +20,56 @@ Log = Callable[[dict[str, Any]], None]
 
 
 @contextlib.contextmanager
-def logs(config: Options, folder: Path) -> Iterator[Log]:
-    """What takes an epoch's numbers while a run goes on: metrics.jsonl, and what options add."""
+def logs(config: Options, folder: Path) -> Iterator[tuple[Log, Log | None]]:
+    """What takes an epoch's numbers while a run goes on: metrics.jsonl, and what options add.
+
+    And what takes those of a step, where that is asked for: steps.jsonl, and event files, in which
+    their names begin with `each/`.
+    """
     with contextlib.ExitStack() as stack:
         takers = [logger(folder)]
+        of_steps = [logger(folder, "steps.jsonl", "step")] if config.log_steps else []
         if config.tensorboard and first():
-            takers.append(stack.enter_context(event_files(folder)))
+            events = stack.enter_context(event_files(folder))
+            takers.append(events)
+            if config.log_steps:
+                of_steps.append(lambda row: events(_of_step(row)))
         if config.profile and first():
             takers.append(stack.enter_context(profiler(folder / "profile", config.profile)))
-
-        def log(row: dict[str, Any]) -> None:
-            for take in takers:
-                take(row)
-
-        yield log
+        yield _to_all(takers), _to_all(of_steps) if config.log_steps else None
 
 
-def logger(folder: Path) -> Log:
+def _to_all(takers: list[Log]) -> Log:
+    """One taker of numbers for all."""
+
+    def log(row: dict[str, Any]) -> None:
+        for take in takers:
+            take(row)
+
+    return log
+
+
+def _of_step(row: dict[str, Any]) -> dict[str, Any]:
+    """A step's numbers by names that are not those of an epoch's."""
+    own = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+    return {"step": row["step"], **{f"each/{name}": value for name, value in own.items()}}
+
+
+def logger(folder: Path, file: str = "metrics.jsonl", by: str = "epoch") -> Log:
     """A function that appends an epoch's numbers, and the seconds so far, to metrics.jsonl.
 
     A resumed run repeats the epochs since its last checkpoint: their old lines give way, and so
-    does a line that a kill cut short.
+    does a line that a kill cut short. `file`, `by`: another file, whose lines are in the order of
+    that number.
     """
-    path, found = folder / "metrics.jsonl", rows(folder)
+    path, found = folder / file, rows(folder, file)
     began = time.perf_counter()
     before: float | None = None  # seconds of the legs before this one, known at the first row
 
     def log(row: dict[str, Any]) -> None:
         nonlocal before
         if before is None:
-            kept = [old for old in found if old["epoch"] < row["epoch"]]
+            kept = [old for old in found if old[by] < row[by]]
             part = path.with_suffix(".part")
             part.write_text("".join(json.dumps(old) + "\n" for old in kept))
             part.replace(path)
@@ -123,9 +143,9 @@ def seconds(folder: Path) -> float:
     return found[-1]["seconds"] if found else math.nan
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
+def rows(folder: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """The complete lines of metrics.jsonl; ValueError for one that is no epoch's numbers."""
-    path = folder / "metrics.jsonl"
+    path = folder / file
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     found = []
     for number, line in enumerate(lines[:-1], 1):  # behind the last end of a line: cut by a kill

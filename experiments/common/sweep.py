@@ -134,6 +134,7 @@ def report(
         **labels,
         **{f"{m}_{n}": f"{m}: {label}" for m in found for n, label in labels.items()},
     }
+    labels |= {f"average_{n}": f"average of parameters: {label}" for n, label in labels.items()}
     members, facts = compared(hyper, rows, labels)
     numbers = [name for name in members[0] if name not in hyper]
     table = population.summarize(hyper, {n: [member[n] for member in members] for n in numbers})

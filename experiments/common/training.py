@@ -23,6 +23,7 @@ from vaejax.types import Key, Loss, Metrics, Params
 __all__ = [
     "LABELS",
     "Row",
+    "apart",
     "falling_adam",
     "fit",
     "fit_many",
@@ -111,9 +112,11 @@ def fit(
 
     Over several devices, too, `evaluate` gets parameters that lie whole on one of this process's
     own, and so do those returned: what is done with them needs no other device or process.
+    With `--ema` their average is kept, too.
     `how`: the other keyword arguments of `train.fit`: key, epochs, batch_size, transform, ...
     """
     over = mesh(config.devices)
+    optimizer = _averaging(config, optimizer)
     measure = evaluate
     if over is not None and evaluate is not None:
 
@@ -140,10 +143,15 @@ def fit_many(
     returned lies on one device of this process. `how`: the other keyword arguments of
     `population.fit`: epochs, batch_size, transform, evaluate, ...
     """
+
+    def averaging(hyper: Any) -> tuple[Loss, optax.GradientTransformation]:
+        loss, optimizer = make(hyper)
+        return loss, _averaging(config, optimizer)
+
     starts = [init(setting) for setting in settings(hyper)]
     params, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     with _kept(config, folder) as kept:
-        found = population.fit(make, dict(hyper), params, data, keys=keys, **kept, **how)
+        found = population.fit(averaging, dict(hyper), params, data, keys=keys, **kept, **how)
     if kept["mesh"] is None:
         return found
     return _on_one_device(found)._replace(hyper=on_host(found.hyper))
@@ -154,14 +162,45 @@ def _kept(config: Options, folder: Path) -> Iterator[dict[str, Any]]:
     """The options of a `fit` whose records and checkpoints are in `folder`, which is made."""
     over = mesh(config.devices)
     folder.mkdir(exist_ok=True)
-    with logs(config, folder) as log:
+    with logs(config, folder) as (log, log_step):
         yield {
             "directory": folder / "checkpoints",
             "resume": config.resume,
             "mesh": over,
+            "norms": config.norms,
             "log": log,
+            "log_step": log_step,
             "progress": config.progress,
         }
+
+
+def apart(config: Options, fitted: Any) -> tuple[Any, Any]:
+    """What `fit` or `fit_many` returned, as of the parameters alone; and as of their average.
+
+    That one has the average, whole on one device, for its parameters, and what it was evaluated to
+    for its history; it is None without `--ema`.
+    """
+    if not config.ema:
+        return fitted, None
+    start = "eval/average/"
+    own = {name: v for name, v in fitted.history.items() if not name.startswith(start)}
+    evaluated = {
+        f"eval/{name.removeprefix(start)}": v
+        for name, v in fitted.history.items()
+        if name.startswith(start)
+    }
+    state = fitted.state._replace(params=local(fitted.average))
+    return (
+        fitted._replace(history=own),
+        fitted._replace(history=own | evaluated, state=state),
+    )
+
+
+def _averaging(
+    config: Options, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimizer, which keeps an average of the parameters where `--ema` asks for one."""
+    return train.averaging(optimizer, config.ema) if config.ema else optimizer
 
 
 def _on_one_device(fitted: Any) -> Any:

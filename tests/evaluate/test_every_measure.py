@@ -1,4 +1,6 @@
-"""Every measure takes every kind of model, or refuses it in one line: the table in README.
+"""Every measure takes every kind of model, or refuses it in one line.
+
+The table is in docs/explanation/compatibility.md.
 
 Only shapes are computed: the compiled loop that measures share stops where it has been traced.
 """

@@ -265,6 +265,9 @@ def test_a_burst_by_torch_does_its_work(workload, variant):
     ("workload", "variant", "work"),
     [
         ("W1", "vaejax_population", 2 * 2 * 5),
+        ("W1", "vaejax_bfloat16", 2 * 5),
+        ("W1", "vaejax_nnx", 2 * 5),
+        ("W1", "vaejax_equinox", 2 * 5),
         ("W2", "flax_step", 2 * 5),
         ("W3", "vaejax", 2 * 5),
         ("W4", "vaejax", 2 * 40 * 4),

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import optax
 import pytest
 
 from experiments import common, vae
-from experiments.common import image_vae, options
+from experiments.common import figures, image_vae, options, training
 from vaejax import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,3 +236,41 @@ def test_images_that_would_train_on_nonsense_are_refused(tmp_path):
         np.save(tmp_path / "own.npy", images.astype(np.float32))
         with pytest.raises(ValueError, match=message):
             vae.main(replace(vae.Config(), dataset=str(tmp_path / "own.npy"), **option))
+
+
+def test_a_run_with_an_average_norms_steps_cycles_and_free_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "vae", lambda *_: {})
+    rate = {"warmup_epochs": 1, "cycles": 2, "free_nats": 0.3}
+    asked = {"ema": 0.9, "norms": True, "log_steps": True, **rate}
+    small = {"smoke": True, "progress": False, "hidden": (8,), "latent": 2}
+    config = replace(vae.DIGITS, out=tmp_path / "run", **small, **asked)
+    summary = vae.main(config)
+    average, rows = summary["average"], common.rows(tmp_path / "run")
+    assert set(average) == set(summary) - {"average", "epochs", "seconds_train"}
+    assert np.isfinite(average["test_nll_nats"])
+    assert average["test_elbo_nats"] != summary["test_elbo_nats"]
+    assert {"eval/average/elbo", "gradient_norm", "free_groups"} <= set(rows[-1])
+    steps = common.rows(tmp_path / "run", "steps.jsonl")
+    assert [row["step"] for row in steps] == list(range(1, int(rows[-1]["step"]) + 1))
+    assert steps[0]["beta"] == 0 and max(row["beta"] for row in steps) == 1
+    for changes, message in (
+        ({"warmup_epochs": 0}, "--cycles: got 2, expected --warmup-epochs beside it"),
+        ({"posterior": "full_covariance"}, "--free-nats: got 0.3, expected --posterior diagonal"),
+        ({"ema": 1.0}, r"--ema: got 1.0, expected a share in \[0, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vae.main(replace(config, out=tmp_path / "other", **changes))
+
+
+def test_the_numbers_of_an_average_are_told_apart_from_those_of_the_parameters():
+    optimizer = train.averaging(optax.sgd(0.5), 0.5)
+    state = train.make_step(lambda p, k, b, s: (p.sum(), {}), optimizer)[0](0, np.zeros(2))
+    kept = state.opt_state._replace(average=np.ones(2))
+    state = state._replace(opt_state=kept)
+    history = {"loss": 1, "eval/loss": 2, "eval/rate": 3, "eval/average/loss": 4}
+    fitted = train.Fitted(state, state, {**history, "eval/average/rate": 5}, "epochs")
+    own, mean = training.apart(replace(vae.DIGITS, ema=0.5), fitted)
+    assert own.history == {"loss": 1, "eval/loss": 2, "eval/rate": 3}
+    assert mean.history == {"loss": 1, "eval/loss": 4, "eval/rate": 5}
+    assert own.params.tolist() == [0, 0] and mean.params.tolist() == [1, 1]
+    assert training.apart(vae.DIGITS, fitted) == (fitted, None)

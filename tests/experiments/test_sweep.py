@@ -23,7 +23,7 @@ SMALL = replace(
     evaluate_every=1,
     checkpoint_every=1,
 )
-SWEPT = replace(SMALL, seeds=2, sweep=("beta=1,4", "scale=0.2,0.3"))
+SWEPT = replace(SMALL, ema=0.5, log_steps=True, seeds=2, sweep=("beta=1,4", "scale=0.2,0.3"))
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,21 @@ def test_a_sweep_leaves_what_it_promises(swept):
     assert list((folder / "checkpoints").iterdir())
 
 
+def test_averages_of_members_are_evaluated_and_measured_too(swept):
+    folder, summary, printed = swept
+    last = common.rows(folder)[-1]
+    for i, member in enumerate(summary["members"]):
+        for elbo in (member["average_test_elbo_nats"], last["eval/average/elbo"][i]):
+            assert np.isfinite(elbo) and elbo != member["test_elbo_nats"]
+    assert "average_test_nll_nats" in printed
+    steps = common.rows(folder, "steps.jsonl")
+    assert [row["step"] for row in steps] == list(range(1, int(last["step"]) + 1))
+    assert len(steps[0]["loss"]) == 8
+
+
 def test_a_sweep_can_be_looked_at_with_tensorboard(swept):
     (events,) = swept[0].glob("events.out.tfevents.*")
-    assert b"eval/loss/7" in events.read_bytes()
+    assert b"eval/loss/7" in events.read_bytes() and b"each/loss/7" in events.read_bytes()
 
 
 def test_a_member_of_a_resumed_sweep_says_what_its_own_run_says(swept, tmp_path, monkeypatch):

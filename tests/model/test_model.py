@@ -294,7 +294,7 @@ def test_what_are_no_parameters_is_said_so(model, params, wrong, said):
 @pytest.mark.parametrize(
     "module, said",
     [
-        (nnx.Linear(4, 2, rngs=nnx.Rngs(0)), "NNX module Linear.*nnx.bridge.to_linen"),
+        (nnx.Linear, "the class Linear.*lambda rngs: Linear"),
         (networks.MLP, "the class MLP.*make one of it: MLP"),
         (jnp.tanh, "make it a layer: nn.Sequential"),
         (None, "for instance nn.Sequential"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from vaejax import causal, heads, networks
+from vaejax import causal, heads, networks, types
 
 
 @pytest.mark.parametrize("size", [(8, 7), (1, 5)])
@@ -146,7 +146,8 @@ def test_stored_pixels_and_double_precision_are_taken(dtype, x64, key):
 
 
 @pytest.mark.parametrize(
-    ("thing", "most"), [(heads, 400), (networks, 300), (causal, 300), (networks.MLP, 40)]
+    ("thing", "most"),
+    [(heads, 400), (networks, 340), (types, 1150), (causal, 300), (networks.MLP, 40)],
 )
 def test_help_shows_what_a_network_adds_and_not_what_linen_does(thing, most):
     lines = pydoc.plain(pydoc.render_doc(thing)).splitlines()

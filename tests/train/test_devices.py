@@ -26,6 +26,7 @@ MODEL = autoencoder(
     PRIOR,
 )
 LOSS = elbo(MODEL)
+ADAM = optax.adam(1e-3)
 EPOCHS = 19  # of 11 steps: 209
 
 
@@ -33,14 +34,14 @@ def start_of_digits():
     return jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((8, 8, 1)))
 
 
-def digits_fit(epochs=EPOCHS, *, loss=LOSS, smallest=None, images=None, **options):
+def digits_fit(epochs=EPOCHS, *, loss=LOSS, optimizer=ADAM, smallest=None, images=None, **options):
     params = start_of_digits()
     if smallest is not None:
         params = devices.sharded(params, options["mesh"], smallest=smallest)
     settings = {"batch_size": 128, "transform": data.binarize, **options}
     return train.fit(
         loss,
-        optax.adam(1e-3),
+        optimizer,
         params,
         data.load("digits").x if images is None else images,
         key=jax.random.key(1),
@@ -93,10 +94,18 @@ def on_eight(folder):
     assert kernel.sharding.is_fully_replicated and len(kernel.sharding.device_set) == 8
     found["shard of a batch"] = seen[0]
 
-    sharded = digits_fit(3, mesh=eight, smallest=64)
+    last = train.averaging(ADAM, 0.0)  # of which the average is the parameters themselves
+    sharded = digits_fit(3, mesh=eight, smallest=64, optimizer=last, norms=True)
     found["loss sharded"] = sharded.history["loss"].tolist()
-    moments = sharded.state.opt_state[0].mu["encoder"]["params"]["layers_0"]["Dense_0"]["kernel"]
-    found["shard of the moments"] = moments.sharding.shard_shape(moments.shape)
+    found["norms sharded"] = sharded.history["update_norm"].tolist()
+    for what, tree in (
+        ("moments", sharded.state.opt_state.inner[0].mu),
+        ("average", sharded.average),
+    ):
+        kernel = tree["encoder"]["params"]["layers_0"]["Dense_0"]["kernel"]
+        found[f"shard of the {what}"] = kernel.sharding.shard_shape(kernel.shape)
+    pairs = zip(*map(jax.tree.leaves, (sharded.average, sharded.params)), strict=True)
+    found["average from params"] = max(float(jnp.abs(a - b).max()) for a, b in pairs)
     streamed = digits_fit(2, mesh=eight, images=sources.open("digits"))
     found["loss streamed"] = streamed.history["loss"].tolist()
 
@@ -188,6 +197,8 @@ def test_200_steps_on_eight_virtual_devices_have_the_losses_of_one(eight, single
 
 def test_parameters_that_are_sharded_have_the_losses_of_whole_ones(eight, single):
     agrees(eight["loss sharded"], single[:3])
+    assert all(0 < norm < 1 for norm in eight["norms sharded"])
+    assert eight["average from params"] < 1e-6
 
 
 def test_batches_that_are_streamed_are_split_too(eight, single):
@@ -197,6 +208,7 @@ def test_batches_that_are_streamed_are_split_too(eight, single):
 def test_work_and_memory_are_split(eight):
     assert eight["shard of a batch"] == [16, 8, 8, 1]
     assert eight["shard of the moments"] in ([8, 64], [64, 8])
+    assert eight["shard of the average"] == eight["shard of the moments"]
     assert eight["shard of the members"] == [1, 8, 8, 1]
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from tests.whole import modules
 from vaejax import (
     Batch,
     Model,
@@ -329,14 +330,14 @@ def drawn(model: Model, objective: Any) -> Member:
     )
 
 
-def recurrent_vae() -> Member:
+def recurrent_vae(cell: Any = recurrent.Cell(8)) -> Member:  # noqa: B008
     """Rows of an image as steps, two of them masked at the ends of some sequences."""
     step = autoencoder(
         nn.Sequential([networks.MLP((8,)), heads.Normal(2)]),
         nn.Sequential([networks.MLP((8,)), heads.FixedNormal((4,), 0.5)]),
         nn.Sequential([networks.MLP((8,)), heads.Normal(2)]),
     )
-    vrnn = recurrent.vrnn(step, recurrent.Cell(8), features=8)
+    vrnn = recurrent.vrnn(step, cell, features=8)
     key = jax.random.key(5)
     mask = jnp.arange(4)[None] < jnp.where(jnp.arange(EXAMPLES) % 2, 4, 2)[:, None]
     return Member(
@@ -346,6 +347,25 @@ def recurrent_vae() -> Member:
         lambda params, key: vrnn.generate(params, key, steps=4).x,
         Batch((X[..., 0], mask)),
     )
+
+
+def with_features(features: Any, noise: str) -> Member:
+    """A VAE whose encoder and decoder are of NNX or Equinox, under heads of the library."""
+
+    def net(inputs: int, outputs: int) -> Any:
+        if noise == "rngs":
+            return lambda rngs: features(inputs, outputs, rngs)
+        return lambda key: features(inputs, outputs, key)
+
+    encoder = networks.sequential(net(16, 8), heads.Normal(LATENT))
+    decoder = networks.sequential(net(LATENT, 8), heads.Bernoulli(SHAPE))
+    return with_model(autoencoder(encoder, decoder, PRIOR), objectives.elbo)
+
+
+def with_convolution(features: Any) -> Member:
+    decoder = nn.Sequential([networks.MLP((16,)), heads.Bernoulli(SHAPE)])
+    encoder = networks.sequential(features, heads.Normal(LATENT))
+    return with_model(autoencoder(encoder, decoder, PRIOR), objectives.elbo)
 
 
 def sentences() -> Member:
@@ -421,5 +441,13 @@ MEMBERS |= {
     "language": lambda: density(text(), BINARY.reshape(EXAMPLES, 16).astype(jnp.int32)),
     "vrnn": recurrent_vae,
     "sentence_vae": sentences,
+    "nnx_vae": lambda: with_features(modules.NNXFeatures, "rngs"),
+    "nnx_convolution": lambda: with_convolution(modules.NNXConvolution),
+    "nnx_vrnn": lambda: recurrent_vae(lambda rngs: modules.NNXCell(6, 8, rngs)),
+    "nnx_causal": lambda: density(autoregressive.Causal(modules.NNXCausal, SHAPE)),
+    "equinox_vae": lambda: with_features(modules.EquinoxFeatures, "key"),
+    "equinox_convolution": lambda: with_convolution(modules.EquinoxConvolution),
+    "equinox_vrnn": lambda: recurrent_vae(lambda key: modules.EquinoxCell(6, 8, key)),
+    "equinox_causal": lambda: density(autoregressive.Causal(modules.EquinoxCausal, SHAPE)),
     "vector_quantised": quantised,
 }

@@ -270,7 +270,7 @@ KINDS: dict[str, list[Wrong]] = {
     ],
     "module": [
         *ANYTHING,
-        Wrong("an NNX module", nnx.Linear(4, 2, rngs=nnx.Rngs(0))),
+        Wrong("an NNX class", nnx.Linear),
         Wrong("a class", networks.MLP),
         Wrong("parameters", PARAMS),
         Wrong("no head", networks.MLP((3,))),

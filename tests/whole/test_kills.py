@@ -23,6 +23,7 @@ from vaejax import autoencoder, data, heads, population, sources, train
 from vaejax.distributions import Normal
 from vaejax.objectives import elbo
 
+ADAM = train.averaging(optax.adam(1e-2), 0.9)
 KILLS = int(os.environ.get("VAEJAX_KILLS", "2"))
 
 
@@ -38,6 +39,10 @@ def run(folder, epochs, pause=0.0, dies=0):
         if len(seen) == dies:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(pause)
+
+    def log_step(row):
+        with (folder / "steps.txt").open("a") as file:
+            file.write(f"{row['step']:.0f} {row['loss']!r}\n")
 
     prior = Normal(jnp.zeros(2), jnp.ones(2))
     model = autoencoder(heads.Normal(2), heads.Bernoulli((4, 3, 1)), prior)
@@ -55,17 +60,18 @@ def run(folder, epochs, pause=0.0, dies=0):
     params = model.init(jax.random.key(7), jnp.zeros((4, 3, 1)))
     streamed = train.fit(
         elbo(model),
-        optax.adam(1e-2),
+        ADAM,
         params,
         images,
         key=jax.random.key(3),
         evaluate=lambda p, key: {"loss": jnp.abs(p["decoder"]["params"]["logits"]["bias"]).sum()},
         directory=folder / "streamed",
+        log_step=log_step,
         **options,
     )
 
     def make(hyper):
-        return elbo(model, beta=hyper["beta"]), optax.adam(1e-2)
+        return elbo(model, beta=hyper["beta"]), ADAM
 
     hyper = population.grid(beta=[1.0, 4.0], seed=range(2))
     keys = jax.vmap(jax.random.key)(hyper["seed"])
@@ -80,7 +86,7 @@ def run(folder, epochs, pause=0.0, dies=0):
         directory=folder / "population",
         **options,
     )
-    found = {}
+    found = {"steps": logged(folder / "steps.txt", epochs)}
     for name, fitted in (("streamed", streamed), ("population", members)):
         fitted.history.pop("waiting", None)  # seconds are no part of it
         parts = fitted.params, fitted.state.opt_state, fitted.best.params, fitted.history
@@ -88,6 +94,13 @@ def run(folder, epochs, pause=0.0, dies=0):
             found[f"{name} {i}"] = np.asarray(leaf)
     np.savez(folder / "part.npz", **found)
     (folder / "part.npz").replace(folder / "result.npz")
+
+
+def logged(path, epochs):
+    """The loss of each step as it was logged, and each time the same one."""
+    pairs = sorted({tuple(map(float, line.split())) for line in path.read_text().splitlines()})
+    assert [step for step, _ in pairs] == list(range(1, 3 * epochs + 1)), pairs
+    return np.array([loss for _, loss in pairs])
 
 
 def start(folder, *options):

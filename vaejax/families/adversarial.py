@@ -186,7 +186,7 @@ def adversarial_autoencoder(
       Makhzani, Shlens, Jaitly, Goodfellow and Frey, 2015, arXiv:1511.05644.
     """
 
-    critic = functional(critic, "adversarial_autoencoder: critic")
+    critic = functional(critic, "adversarial_autoencoder: critic", ("apply",))
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
         draw_key, prior_key, critic_key = jax.random.split(key, 3)
@@ -242,7 +242,7 @@ def vae_gan(
       Larsen, Sonderby, Larochelle and Winther, 2016, arXiv:1512.09300.
     """
 
-    critic = functional(critic, "vae_gan: critic")
+    critic = functional(critic, "vae_gan: critic", ("apply",))
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
         draw_key, prior_key, decode_key, critic_key = jax.random.split(key, 4)
@@ -287,7 +287,7 @@ def gan(model: Model, critic: Any, *, fooling: Callable[[Array], Array] = non_sa
       Goodfellow et al., 2014, arXiv:1406.2661.
     """
 
-    critic = functional(critic, "gan: critic")
+    critic = functional(critic, "gan: critic", ("apply",))
 
     def example(params: Params, key: Key, x: Any, c: Any) -> Metrics:
         prior_key, decode_key, critic_key = jax.random.split(key, 3)

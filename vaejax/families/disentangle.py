@@ -49,8 +49,8 @@ def total_correlation(
 
     Args:
       z: draws of the posteriors, `[batch, latent]`.
-      loc, scale: means and standard deviations of the posteriors, diagonal Normals, `[batch,
-      latent]`.
+      loc, scale: means and standard deviations of the posteriors, diagonal Normals, both
+        `[batch, latent]`.
       weight: how much each example counts, `[batch]`; by default all count alike.
       size: the number of examples that the batch comes from, or None; see above.
     Returns:
@@ -159,7 +159,7 @@ def factor_vae(
       Kim and Mnih, 2018, arXiv:1802.05983.
     """
 
-    critic = functional(critic, "factor_vae: critic")
+    critic = functional(critic, "factor_vae: critic", ("apply",))
 
     def example(params: Params, key: Key, x: Any, c: Any) -> tuple[Array, Array, Array]:
         d = draw(model, params, key, x, c)

@@ -75,8 +75,9 @@ def linear_gaussian(size: int, latent: int, *, scale: float = 1.0) -> Model:
 def linear_gaussian_log_px(params: Params, data: Any) -> Array:
     """Exact log p(x) of every example under `linear_gaussian`, in its low-rank form.
 
-    `log p(x) = log N(x; loc, W W^T + s^2 I)
-             = -1/2 [d log 2 pi + (d - q) log s^2 + log det M + |r - W m|^2 / s^2 + |m|^2]`
+        log p(x) = log N(x; loc, W W^T + s^2 I)
+                 = -1/2 [d log 2 pi + (d - q) log s^2 + log det M + |r - W m|^2 / s^2 + |m|^2]
+
     with r = x - loc, m = M^-1 W^T r the posterior's mean and M = W^T W + s^2 I. So the cost is
     linear in d and nothing cancels.
 

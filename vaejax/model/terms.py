@@ -7,9 +7,21 @@ derivative by what is learned, a Term that depends on z refuses it (see `distrib
 import jax
 import jax.numpy as jnp
 
-from vaejax.distributions import check_comparable, kl, pathwise
+from vaejax.distributions import (
+    Bernoulli,
+    Distribution,
+    Laplace,
+    Normal,
+    Uniform,
+    check_comparable,
+    kl,
+    pathwise,
+)
+from vaejax.errors import wrong
 from vaejax.model._draws import Draw
 from vaejax.types import Array
+
+_FACTORIAL = Normal, Laplace, Bernoulli, Uniform
 
 
 def distortion(d: Draw) -> Array:
@@ -37,6 +49,33 @@ def rate(d: Draw) -> Array:
     """
     _has_prior("rate", d)
     return kl(d.q, d.pz, sample=(d.z, d.log_q))
+
+
+def rate_per_dimension(d: Draw) -> Array:
+    """R_j = KL(q(z_j|x) || p(z_j)) of each latent dimension, whose sum is the rate.
+
+    Args:
+      d: one Draw, whose posterior and prior are two diagonal Normals, or both Laplace, Bernoulli or
+        Uniform.
+    Returns:
+      R_j, nats, `[latent]`.
+    Raises:
+      ValueError: for a deterministic autoencoder, which has no prior.
+      TypeError: for any other pair, whose rate is no sum over dimensions.
+    """
+    _has_prior("rate_per_dimension", d)
+    if type(d.q) is not type(d.pz) or not isinstance(d.q, _FACTORIAL):
+        got = f"{type(d.q).__name__} and {type(d.pz).__name__}"
+        fix = "rate=terms.rate takes the rate as a whole"
+        expected = "a posterior and a prior that are both diagonal Normals"
+        raise wrong("rate_per_dimension", got, expected, fix, TypeError)
+    check_comparable("rate_per_dimension", d.q, d.pz)
+
+    def dimensions(p: Distribution) -> Distribution:
+        """One distribution per dimension, to be mapped over: leaves `[latent]`."""
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, p.event_shape).ravel(), p)
+
+    return jax.vmap(kl)(dimensions(d.q), dimensions(d.pz))
 
 
 def sampled_rate(d: Draw) -> Array:
@@ -105,5 +144,6 @@ __all__ = [
     "log_mean_exp",
     "log_weight",
     "rate",
+    "rate_per_dimension",
     "sampled_rate",
 ]

@@ -87,13 +87,14 @@ def sequential(*parts: Any) -> Module:
     """Networks one after the other, of whatever kind each is, as one network.
 
     `y = f_n(... f_2(f_1(x, c)))`. The first takes all inputs, the others what the one before
-    returned. So a head of the library ends a network of your own, without a Linen module around
-    both.
+    returned. So a head of the library ends a network of your own, of whatever kind. A function
+    without parameters, such as `jnp.tanh` or `lambda x: x / 16`, is a part too.
 
     Args:
-      *parts: networks, each as `functional` takes them.
+      parts: networks, each as `functional` takes them, and functions.
     Returns:
-      The network; its parameters are `{"part_0": ..., "part_1": ...}`.
+      The network; its parameters are `{"part_0": ..., "part_1": ...}`, without those that have
+      none.
     Raises:
       TypeError: for no part, or for what is no network.
     Example:
@@ -110,8 +111,9 @@ def sequential(*parts: Any) -> Module:
     if not parts:
         fix = "for instance networks.sequential(network, heads.Normal(10))"
         raise wrong("networks.sequential", "no part", "one network or more", fix, TypeError)
-    named = [functional(part, f"networks.sequential: part {i}") for i, part in enumerate(parts)]
-    return _Sequential(named)
+    return _Sequential(
+        [_part(part, f"networks.sequential: part {i}") for i, part in enumerate(parts)]
+    )
 
 
 def check_state(where: str, module: Any, params: Params) -> None:
@@ -144,6 +146,15 @@ class _Pair:
         return self._apply(params, *inputs, **{name: noise[name] for name in self._takes})
 
 
+def _part(part: Any, where: str) -> Module:
+    """A part of `sequential`: a network, or a function without parameters."""
+    is_object = any(hasattr(part, name) for name in ("init", "apply", "sample"))
+    is_module = isinstance(part, type) or _is_nnx(part) or _is_equinox(part)
+    if callable(part) and not is_object and not is_module and _maker(where, part) is None:
+        return _Pair(lambda key, *inputs: {}, lambda params, *inputs: part(*inputs))
+    return functional(part, where)
+
+
 class _Sequential:
     """What `sequential` makes."""
 
@@ -156,7 +167,8 @@ class _Sequential:
             # The key is folded inside, so that one part gets what it gets alone in another place.
             own = part.init(jax.random.fold_in(key, i), *inputs)
             check_state(f"networks.sequential: part {i}", part, own)
-            params[f"part_{i}"] = own
+            if own:
+                params[f"part_{i}"] = own
             if i + 1 < len(self._parts):
                 made = jax.eval_shape(partial(part.apply, own), *inputs)
                 inputs = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), made),)
@@ -166,7 +178,7 @@ class _Sequential:
         key = _dropout_key(rngs)
         for i, part in enumerate(self._parts):
             noise = {} if key is None else {"rngs": {"dropout": jax.random.fold_in(key, i)}}
-            inputs = (part.apply(params[f"part_{i}"], *inputs, **noise),)
+            inputs = (part.apply(params.get(f"part_{i}", {}), *inputs, **noise),)
         return inputs[0]
 
 
@@ -240,7 +252,8 @@ def _nnx_module(where: str, make: Callable[..., Any], instance: Any) -> _Object:
 
     kinds = (nnx.Param, nnx.RngKey, nnx.RngCount, ...)
     module = nnx.eval_shape(lambda: _of_kind(where, make(nnx.Rngs(0)), _is_nnx))
-    training, weights, keys, counts, rest = nnx.split(module, *kinds)
+    parts: Any = nnx.split(module, *kinds)
+    training, weights, keys, counts, rest = parts
     module.eval()
     evaluation = nnx.split(module, *kinds)[0]
     _refuse(f"{where}: {type(module).__name__}", rest)
@@ -302,10 +315,12 @@ def _maker(where: str, network: Any) -> tuple[str, Callable[..., Any]] | None:
     """Whether it takes `rngs` or `key`, and a function of it; None for what makes no network."""
     if not callable(network) or hasattr(network, "sample"):
         return None
-    try:
-        arguments = inspect.signature(network).parameters.values()
+    try:  # what NNX and Equinox put before `__init__` takes anything
+        is_class = isinstance(network, type)
+        signature = inspect.signature(network.__init__ if is_class else network)
     except (TypeError, ValueError):  # a function that is not written in Python
         return None
+    arguments = list(signature.parameters.values())[is_class:]
     needed = [one.name for one in arguments if one.default is one.empty and one.kind not in (2, 4)]
     names = needed or [one.name for one in arguments if one.name in ("rngs", "key")]
     if names not in (["rngs"], ["key"]):

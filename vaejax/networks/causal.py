@@ -284,7 +284,7 @@ class _ValidConv(Network):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
-        # See networks.conv: on CPU XLA runs a native convolution inside `scan` many times slower.
+        # As networks.conv does it: on CPU the product is faster.
         y = lax.platform_dependent(x, kernel, cpu=_as_product, default=_native)
         return y + bias[None, None]
 

@@ -43,6 +43,7 @@ that a Distribution of your own has nothing to declare (`Distribution.without_de
 `players` joins the losses of several networks into one, and each moves its own parameters.
 """
 
+from vaejax.objectives._cyclical import cyclical
 from vaejax.objectives._elbo import elbo
 from vaejax.objectives._games import players
 from vaejax.objectives._importance_weighted import ciwae, dreg, iwae, miwae, piwae, renyi, stl
@@ -58,6 +59,7 @@ from vaejax.objectives._score_function import (
 __all__ = [
     "Schedule",
     "ciwae",
+    "cyclical",
     "dreg",
     "elbo",
     "iwae",

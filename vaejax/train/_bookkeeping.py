@@ -27,6 +27,7 @@ class Bookkeeping:
       resume: whether to go on from the newest checkpoint in the directory.
       hook: changes the state after each epoch; None for no change.
       log: takes the numbers of each epoch; None for nobody.
+      log_step: takes the numbers of each step; None for nobody.
       progress: whether to show a progress bar.
     """
 
@@ -43,6 +44,7 @@ class Bookkeeping:
     resume: bool
     hook: Callable[[Any], Any] | None
     log: Callable[[dict[str, Any]], None] | None
+    log_step: Callable[[dict[str, Any]], None] | None
     progress: bool
 
     def check(self, evaluate: Any) -> None:

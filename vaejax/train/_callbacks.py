@@ -18,11 +18,18 @@ _EVALUATE = "return a dictionary such as {'loss': value}"
 
 
 def check_functions(
-    loss: Any, optimizer: Any, transform: Any, evaluate: Any, hook: Any, log: Any, key: Any
+    loss: Any,
+    optimizer: Any,
+    transform: Any,
+    evaluate: Any,
+    hook: Any,
+    log: Any,
+    log_step: Any,
+    key: Any,
 ) -> None:
     """Raise TypeError unless `fit` was given functions, an optimizer and a key."""
     check_loss("fit", loss, optimizer)
-    check_transform_and_log("fit", transform, log)
+    check_transform_and_logs("fit", transform, log, log_step)
     if evaluate is not None:
         fix = "for instance lambda params, key: evaluate.mean_loss(loss, params, key, data)"
         takes("fit: evaluate", evaluate, "params, key", fix)
@@ -49,12 +56,13 @@ def check_loss(function: str, loss: Any, optimizer: Any) -> None:
         raise wrong(f"{function}: optimizer", got, "an Optax optimizer", fix, TypeError)
 
 
-def check_transform_and_log(function: str, transform: Any, log: Any) -> None:
+def check_transform_and_logs(function: str, transform: Any, log: Any, log_step: Any) -> None:
     """Raise TypeError unless these are functions of the right arguments, or None."""
     if transform is not None:
         takes(f"{function}: transform", transform, "key, x", "for instance data.scale")
-    if log is not None:
-        takes(f"{function}: log", log, "row", "for instance print")
+    for name, one in (("log", log), ("log_step", log_step)):
+        if one is not None:
+            takes(f"{function}: {name}", one, "row", "for instance print")
 
 
 def hooked(

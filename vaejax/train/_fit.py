@@ -21,7 +21,9 @@ from vaejax.train import _identity as identity
 from vaejax.train import _loop as loop
 from vaejax.train import checkpoint, devices
 from vaejax.train._advance import advancing
+from vaejax.train._averaging import average, named_averages, with_average
 from vaejax.train._bookkeeping import Bookkeeping
+from vaejax.train._history import OF_STEPS
 from vaejax.train._loop import Fitted
 from vaejax.train._order import order_of
 from vaejax.train._state import TrainState
@@ -50,10 +52,12 @@ def fit(
     checkpoint_every: int = 1,
     resume: bool = False,
     skip: int = 0,
+    norms: bool = False,
     chunk: int = 500,
     mesh: Mesh | None = None,
     hook: Callable[[TrainState], TrainState] | None = None,
     log: Callable[[dict[str, float]], None] | None = None,
+    log_step: Callable[[dict[str, float]], None] | None = None,
     progress: bool = True,
 ) -> Fitted:
     """Train with a progress bar, evaluation, early stopping, checkpoints and exact resume.
@@ -67,7 +71,8 @@ def fit(
 
     Args:
       loss: what is minimised, for instance `objectives.elbo(model)`.
-      optimizer: an Optax optimizer.
+      optimizer: an Optax optimizer; with `averaging` around it an average of the parameters is
+        kept, evaluated and saved beside them.
       params: the parameters to start from; they stay as they are.
       data: a Batch, or the x of one, `[n, ...]`, which is kept on the device. Or a Source of data
         that need not fit memory (`sources.open`; the extra `streaming`), with the same result bit
@@ -81,7 +86,8 @@ def fit(
       transform: `transform(key, x)`, of one example, is applied in each step, anew; by default the
         loss sees the data as they are stored.
       evaluate: `evaluate(params, key) -> {name: number}`, with the same key each time; by default
-        nothing is evaluated. Numbers that are not monitored may be NaN.
+        nothing is evaluated. Numbers that are not monitored may be NaN. An average of the
+        parameters is evaluated too, as `average/NAME`.
       evaluate_every: epochs between two evaluations. The last epoch is always evaluated. If it
         is no multiple of `evaluate_every`, it does not count for `best` or `patience`.
       monitor: the name of the evaluated number by which the best state is kept as `best`: the
@@ -96,11 +102,13 @@ def fit(
         warning, for the one before. A directory that is missing or empty starts a run anew. The
         data, batch size, key, loss, optimizer, transform and order have to be those of the run:
         what they compute is compared, for which they are traced once more. Nobody compares what
-        `hook`, `evaluate`, `log` and functions that JAX calls back do, and of `params` only types
-        and shapes count.
+        `hook`, `evaluate`, the logs and functions that JAX calls back do, and of `params` only
+        types and shapes count.
       skip: how many steps of the run may be left out because their loss or gradient is not finite,
         or the optimizer's state would not be; `history` counts them as `skipped`. By default the
         first such step ends the run.
+      norms: whether each step's metrics have the norms `gradient_norm` and `update_norm`, as for
+        `make_step`.
       chunk: steps of one compiled call, at most; signals are heeded between calls.
       mesh: several devices (`devices.mesh()`), which must divide the batch: each batch is split
         over them. Parameters are copied, or stay as `devices.sharded` has laid them. None is one
@@ -108,6 +116,9 @@ def fit(
       hook: `hook(state) -> state` runs after each epoch, before it is evaluated. It changes
         values of parameters and of the optimizer's state, no shapes or types, key or step.
       log: `log(row)` gets each epoch's numbers.
+      log_step: `log_step(row)` gets each step's metrics, with `step`, the steps done, and `epoch`,
+        the epochs done, a fraction: after each compiled call those of its steps, before `log`
+        gets an epoch's. A resumed run logs the steps after its checkpoint.
       progress: whether to show a progress bar.
     Returns:
       Fitted: the last state and the best one, and `history`, arrays `[epochs]`, nats per example.
@@ -125,7 +136,7 @@ def fit(
         not this run's.
       BlockingIOError: where another run goes on in the directory.
       OSError: where a checkpoint cannot be written.
-      Exception: whatever reading a Source, `hook`, `evaluate` or `log` raises. The steps before the
+      Exception: whatever reading a Source, `hook`, `evaluate` or a log raises. The steps before the
         error are saved first (not in a run of several processes). Resuming repeats the call that
         failed.
     Example:
@@ -146,7 +157,7 @@ def fit(
       >>> float(fitted.params["mean"]), int(fitted.state.step), fitted.history["loss"].tolist()
       (3.0, 6, [3.0, 0.0])
     """
-    callbacks.check_functions(loss, optimizer, transform, evaluate, hook, log, key)
+    callbacks.check_functions(loss, optimizer, transform, evaluate, hook, log, log_step, key)
     check_parameters("fit: params", params)
     at_least(0, "fit", skip=skip)
     at_least_one("fit", epochs=epochs)  # before it is multiplied
@@ -167,11 +178,12 @@ def fit(
         resume=resume,
         hook=hook,
         log=log,
+        log_step=log_step,
         progress=progress,
     )
     steps = examples.size // batch_size
     mean_weight = examples.source.mean_weight
-    how: dict[str, Any] = {"transform": transform, "mean_weight": mean_weight}
+    how: dict[str, Any] = {"transform": transform, "mean_weight": mean_weight, "norms": norms}
     init, exact = make_step(loss, optimizer, **how)
     step = skipping(exact) if skip else exact
     quick = step if skip else quick_step(loss, optimizer, **how)
@@ -226,7 +238,11 @@ def fit(
 
 def _evaluated(evaluate: Callable[[Params, Key], Metrics], key: Key, state: TrainState) -> Metrics:
     # The same noise at every evaluation: they differ by the parameters alone.
-    return evaluate(state.params, key_for(key, "evaluation"))
+    found = evaluate(state.params, key_for(key, "evaluation"))
+    if not named_averages(state):
+        return found
+    both = found, evaluate(average(state), key_for(key, "evaluation"))
+    return with_average(*(callbacks.numbers("fit", one, ()) for one in both))
 
 
 def _inspect(
@@ -259,7 +275,7 @@ def _inspect(
         return
     first = int(np.argmax(bad))
     step = start + first
-    terms = {n: float(v[first]) for n, v in history.items() if n not in ("skipped", "waiting")}
+    terms = {n: float(v[first]) for n, v in history.items() if n not in OF_STEPS}
     chosen, stored = rows(step)
     # Where steps are skipped the run has gone on.
     host = on_host(run.state._replace(key=(), step=()))

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from vaejax.train._step import BATCH_WEIGHT
+from vaejax.train._step import BATCH_WEIGHT, NORMS
 from vaejax.types import Metrics, Weighted
 
-_OF_STEPS = ("skipped", "waiting")  # what is said of a step, whatever its batch weighs
+COUNTED = "skipped", "waiting"  # of which there is nothing where it is not counted
+OF_STEPS = *COUNTED, *NORMS
+"""What is said of a step, whatever its batch weighs, and is no term of its loss."""
 
 
 def separated(history: Metrics) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -26,7 +28,7 @@ def separated(history: Metrics) -> tuple[dict[str, np.ndarray], dict[str, np.nda
             continue
         weighted = isinstance(metric, Weighted)
         values[name] = np.asarray(metric.value if weighted else metric)
-        if name in _OF_STEPS or (whole is None and not weighted):
+        if name in OF_STEPS or (whole is None and not weighted):
             continue
         share = metric.weight if weighted else 1.0
         weights[name] = np.asarray(share) * (1.0 if whole is None else np.asarray(whole))
@@ -49,3 +51,16 @@ def mean_of_steps(values: np.ndarray, weight: np.ndarray | None) -> Any:
         summed = (weight * values).sum(axis=0)
         mean = np.where(total > 0, summed / np.where(total > 0, total, 1.0), math.nan)
     return mean.tolist()
+
+
+def unmeasured(name: str, steps: int, like: Any) -> list[Any]:
+    """What the history has of steps at which a metric was not measured, by another leg of the run.
+
+    Args:
+      name: of the metric.
+      steps: how many.
+      like: its value at another step, a number or a list with one for each member.
+    Returns:
+      A value for each step: NaN, or 0 of what is counted.
+    """
+    return np.full((steps, *np.shape(like)), 0.0 if name in COUNTED else math.nan).tolist()

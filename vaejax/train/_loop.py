@@ -25,8 +25,9 @@ from vaejax.train import _callbacks as callbacks
 from vaejax.train import _faults as faults
 from vaejax.train import _signals as signals
 from vaejax.train import checkpoint
+from vaejax.train._averaging import average
 from vaejax.train._bookkeeping import Bookkeeping
-from vaejax.train._history import mean_of_steps, separated
+from vaejax.train._history import mean_of_steps, separated, unmeasured
 from vaejax.types import describe, numbers_in
 
 
@@ -50,6 +51,11 @@ class Fitted(NamedTuple):
     def params(self) -> Any:
         """Parameters after the last step."""
         return self.state.params
+
+    @property
+    def average(self) -> Any:
+        """The average of the parameters after the last step, of an optimizer by `averaging`."""
+        return average(self.state)
 
     def __repr__(self) -> str:
         epochs = len(next(iter(self.history.values()), ()))
@@ -93,6 +99,7 @@ class Run:
       epoch: epochs done.
       partial: each step's metrics of the epoch under way.
       weights: what each of them counts, of the metrics whose steps do not count alike.
+      logged: steps of the epoch under way that the log of steps has had.
       rows: the numbers of the epochs before.
       lowest: the lowest monitored value, of its negative where it is maximised.
       waited: evaluations since then.
@@ -106,6 +113,7 @@ class Run:
     epoch: int = 0
     partial: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     weights: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    logged: int = 0
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     lowest: Any = math.inf
     waited: Any = 0
@@ -126,11 +134,21 @@ class Run:
             alike = np.ones((done, *counts.shape[1:])).tolist()
             self.weights.setdefault(name, alike).extend(counts.tolist())
         for name, values in history.items():
-            # A resumed run may count what it did not before: its steps so far were not skipped.
-            before = self.partial.setdefault(name, [0.0] * done)
+            # A resumed run may measure what it did not before, or no longer.
+            before = self.partial.setdefault(name, unmeasured(name, done, values[0]))
             before.extend(np.asarray(values, float).tolist())
-        for so_far in self.partial.values():
-            so_far.extend([0.0] * (done + count - len(so_far)))
+        for name, so_far in self.partial.items():
+            so_far.extend(unmeasured(name, done + count - len(so_far), so_far[0]))
+
+    def step_row(self, index: int) -> dict[str, Any]:
+        """The metrics of a step of the epoch under way; NaN of one that no example of it has."""
+        row = {}
+        for name, values in self.partial.items():
+            value = np.asarray(values[index])
+            if name in self.weights:
+                value = np.where(np.asarray(self.weights[name][index]) > 0, value, math.nan)
+            row[name] = value.tolist()
+        return row
 
     def close_epoch(self) -> dict[str, Any]:
         """The means over the epoch's steps, which are no longer needed."""
@@ -145,7 +163,7 @@ class Run:
             if counted.ndim and not counted.all():
                 array = array[counted]
             row[name] = mean_of_steps(array, self.weight_of(name, counted))
-        self.partial, self.weights = {}, {}
+        self.partial, self.weights, self.logged = {}, {}, 0
         self.epoch += 1
         return row
 
@@ -244,6 +262,7 @@ def drive(state: Any, program: Program, book: Bookkeeping) -> Fitted:
         try:
             while run.epoch < book.epochs and not run.stopped:
                 step = loop.advance()
+                loop.log_steps(step)
                 epoch_is_over = run.done == program.steps
                 if epoch_is_over:
                     shown = loop.end_epoch(step)
@@ -284,9 +303,32 @@ class _Loop(NamedTuple):
         with self.rescued(step):
             run.state, found = self.program.advance(run.state, step, count)
         history, _ = separated(found)
-        self.program.inspect(run, history, step, self.last)
+        try:
+            self.program.inspect(run, history, step, self.last)
+        except faults.NonFiniteError as error:
+            made = max(error.step - step, 0)
+            if self.book.log_step is not None and made:
+                run.gather(jax.tree.map(lambda values: values[:made], found))
+                self.log_steps(None)
+            raise
         run.gather(found)
         return step + len(next(iter(history.values())))
+
+    def log_steps(self, step: int | None) -> None:
+        """Tell the log of steps of those that it has not had, so that a resume goes on there.
+
+        `step`: the number of steps done, at which the run is saved where the log fails; None for a
+        run that is not saved.
+        """
+        run, log, steps = self.run, self.book.log_step, self.program.steps
+        if log is None or jax.process_index() != 0:
+            return
+        while run.logged < run.done:
+            number = run.epoch * steps + run.logged + 1
+            row = {"epoch": number / steps, "step": float(number)} | run.step_row(run.logged)
+            with contextlib.nullcontext() if step is None else self.rescued(step):
+                log(row)
+            run.logged += 1
 
     def end_epoch(self, step: int) -> dict[str, str]:
         """The hook, the evaluation and the log; returns what the progress bar shows."""

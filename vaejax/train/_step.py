@@ -36,6 +36,9 @@ Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 BATCH_WEIGHT = "batch_weight"
 """The metric that a step on a batch with weights has beside those of its loss."""
 
+NORMS = "gradient_norm", "update_norm"
+"""The metrics that a step has where `norms` are asked for."""
+
 
 def make_step(
     loss: Loss,
@@ -43,6 +46,7 @@ def make_step(
     *,
     transform: Transform | None = None,
     mean_weight: Any = None,
+    norms: bool = False,
 ) -> tuple[Callable[[Key, Params], TrainState], Step]:
     """One update as two pure functions: `init` makes the first state, `step` the next one.
 
@@ -61,12 +65,15 @@ def make_step(
         gradient is then multiplied by (mean weight of the batch) / mean_weight, and so minimises
         the weighted mean over the data. By default it is that of each batch's own mean, as masks
         of ragged ends want.
+      norms: whether the metrics have `gradient_norm`, the Euclidean norm of the gradient that the
+        optimizer gets, and `update_norm`, that of what the update changes the parameters by.
     Returns:
       `init(key, params) -> TrainState` and `step(state, batch) -> (state, metrics)`. The metrics
       are the loss and its named parts before the update, nats per example; of a batch with weights
       also `batch_weight`, their mean, by which means over steps are weighed.
     Raises:
       TypeError: for what is no loss, optimizer or transform.
+      ValueError: when it is traced, for a loss that has metrics by the names of the norms.
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> from vaejax import train
@@ -91,7 +98,7 @@ def make_step(
         params, key = jax.tree.map(jnp.array, params), jnp.copy(key)
         return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
 
-    return init, _guarded(loss, optimizer, transform, mean_weight, holds)
+    return init, _guarded(loss, optimizer, transform, mean_weight, norms, holds)
 
 
 def quick_step(
@@ -100,6 +107,7 @@ def quick_step(
     *,
     transform: Transform | None = None,
     mean_weight: Any = None,
+    norms: bool = False,
 ) -> Step:
     """A step as `make_step` makes it, which does not make an update of a steep gradient either.
 
@@ -107,7 +115,7 @@ def quick_step(
     no second update, on trial; a run of such steps goes on with the other one where it stood still.
 
     Args:
-      loss, optimizer, transform, mean_weight: as for `make_step`.
+      loss, optimizer, transform, mean_weight, norms: as for `make_step`.
     Returns:
       `step(state, batch) -> (state, metrics)`.
     """
@@ -115,7 +123,7 @@ def quick_step(
     def gentle(_: Any, state: TrainState, grads: Params) -> Array:
         return moderate(grads, state.opt_state)
 
-    return _guarded(loss, optimizer, transform, mean_weight, gentle)
+    return _guarded(loss, optimizer, transform, mean_weight, norms, gentle)
 
 
 def _guarded(
@@ -123,6 +131,7 @@ def _guarded(
     optimizer: optax.GradientTransformation,
     transform: Transform | None,
     mean_weight: Any,
+    norms: bool,
     sound: Callable[[optax.GradientTransformation, TrainState, Params], Array],
 ) -> Step:
     """A step whose update is made where the metrics are finite and the gradient is `sound`."""
@@ -137,9 +146,42 @@ def _guarded(
             lambda state: state,
             old,
         )
+        if norms:
+            metrics = with_norms(metrics, grads, state.params, new.params)
         return new._replace(key=state.key), metrics
 
     return step
+
+
+def with_norms(metrics: Metrics, grads: Params, before: Params, after: Params) -> Metrics:
+    """Metrics, and with them the norms of the gradient and of the change of the parameters.
+
+    Args:
+      metrics: of a step.
+      grads: the gradient, as the optimizer gets it.
+      before, after: the parameters.
+    Returns:
+      The metrics of both.
+    Raises:
+      ValueError: where the loss has metrics by these names.
+    """
+    if taken := sorted(set(NORMS) & set(metrics)):
+        got, fix = f"a loss with the metrics {taken}", "rename them"
+        raise wrong("fit: norms", got, "these names to be free", fix)
+    moved = jax.tree.map(lambda new, old: jnp.subtract(*map(_wide, (new, old))), after, before)
+    return {**metrics, **dict(zip(NORMS, map(norm, (grads, moved)), strict=True))}
+
+
+def norm(tree: Any) -> Array:
+    """The root of the sum of squares of all numbers of a tree, `()`; no square overflows."""
+    leaves = [_wide(leaf) for leaf in jax.tree.leaves(tree)]
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]))
+    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return unit * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / unit)) for leaf in leaves))
+
+
+def _wide(leaf: Any) -> Array:
+    return jnp.asarray(leaf, jnp.result_type(leaf, jnp.float32))
 
 
 def gradient(
@@ -286,6 +328,7 @@ def make_scan(
     steps: int,
     indices: StepOrder,
     transform: Transform | None = None,
+    norms: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Some updates as one pure program.
 
@@ -297,7 +340,7 @@ def make_scan(
       steps: how many updates.
       indices: `indices(key, step) -> [batch]` chooses the examples of a step, for instance
         `shuffled(n, batch_size)`.
-      transform: as for `make_step`.
+      transform, norms: as for `make_step`.
     Returns:
       `(state, data) -> (state, history)`. `data` is a Batch, or the x of one, on the device as it
       is stored (uint8 stays uint8 until inside the step). `history` holds each metric for every
@@ -308,7 +351,8 @@ def make_scan(
     def scan(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         data = as_batch(data)
         mean_weight = mean_weight_of(data)
-        step = make_step(loss, optimizer, transform=transform, mean_weight=mean_weight)[1]
+        how: dict[str, Any] = {"transform": transform, "mean_weight": mean_weight}
+        step = make_step(loss, optimizer, norms=norms, **how)[1]
         state, history = scan_of(step, indices, steps)(state, data)
         return state, values_of(history)
 
@@ -323,6 +367,7 @@ def make_train(
     batch_size: int = 128,
     indices: StepOrder | None = None,
     transform: Transform | None = None,
+    norms: bool = False,
 ) -> Callable[[Key, Params, Any], tuple[TrainState, Metrics]]:
     """A whole run as one pure program. Jit it, `vmap` it over keys, or shard it.
 
@@ -332,7 +377,7 @@ def make_train(
       steps: how many updates.
       batch_size: examples of a step, where `indices` is not given.
       indices: as for `make_scan`; by default `shuffled(n, batch_size)`.
-      transform: as for `make_step`.
+      transform, norms: as for `make_step`.
     Returns:
       `(key, params, data) -> (state, history)`, with `data` and `history` as for `make_scan`.
     """
@@ -344,7 +389,8 @@ def make_train(
         check_parameters("make_train: params", params)
         data = as_batch(data, "make_train")
         chosen = indices or shuffled(size_of(data), batch_size)
-        scan = make_scan(loss, optimizer, steps=steps, indices=chosen, transform=transform)
+        how: dict[str, Any] = {"transform": transform, "norms": norms}
+        scan = make_scan(loss, optimizer, steps=steps, indices=chosen, **how)
         return scan(init(key, params), data)
 
     return train

@@ -23,6 +23,7 @@ import numpy as np
 from vaejax.arrays import differences, digest
 from vaejax.errors import as_path, wrong
 from vaejax.train import _identity as identity
+from vaejax.train._averaging import named_averages
 from vaejax.train._description import (
     by_name,
     checksum,
@@ -170,7 +171,7 @@ def save(store: Store, step: int, record: Record, *, again: bool = False) -> Non
         "signature": signature(arrays),
         "names": list(by_name(arrays["state"])),
         "sha256": digest(arrays),
-        "params": {"state": digest(record.state.params), "best": digest(record.best.params)},
+        "params": _digests(record),
         "progress": record.progress,
     }
     meta["checksum"] = checksum(meta)
@@ -281,7 +282,7 @@ def _restored(store: Store, step: int, like: Record) -> Record:
     return Record(state, best, meta["progress"])
 
 
-def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
+def load(path: str | Path, *, like: Any, best: bool = False, average: bool = False) -> Any:
     """Parameters from the newest checkpoint in a run's directory, for use without the run.
 
     Args:
@@ -289,22 +290,31 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
       like: parameters of the model that they are for (`model.init(...)`), whose structure, shapes
         and types must agree.
       best: whether those with the best monitored value are meant instead of the last.
+      average: whether the average is meant that `train.averaging` kept of them.
     Returns:
       Parameters in the structure of `like`.
     Raises:
       FileNotFoundError: where there is no checkpoint.
-      ValueError: for a checkpoint of another model, and for one whose arrays do not match their
-        checksum.
+      ValueError: for a checkpoint of another model, for one without an average, and for one whose
+        arrays do not match their checksum.
     """
     path = as_path("checkpoint.load: path", path).resolve()
     step, restored = _newest(path)
     which = "best" if best else "state"
+    kinds = jax.tree.map(_averaged_kind, like) if average else like
     try:
         is_whole(restored["meta"], step)
-        found, expected = _params(restored, which), by_name(like)
-        wanted = restored["meta"]["params"][which]
+        digests = restored["meta"]["params"]
+        averages = [name for name in digests if average and name.startswith(f"{which}/")]
+        named = next(iter(averages), which)
+        place = named.partition("/")[2] or "params"
+        found, expected = _params(restored, which, place), by_name(kinds)
+        wanted = digests[named]
     except Exception as error:
         raise _unloadable(path / str(step), _short(error)) from error
+    if average and len(averages) != 1:
+        got, fix = f"{len(averages)} averages in {path / str(step)}", "leave out average=True"
+        raise wrong("checkpoint.load: average", got, "one, of train.averaging", fix)
     types = [{name: kind(leaf) for name, leaf in one.items()} for one in (found, expected)]
     if lines := differences(*types, there="checkpoint"):
         raise ValueError(
@@ -314,7 +324,13 @@ def load(path: str | Path, *, like: Any, best: bool = False) -> Any:
     leaves = [found[name] for name in expected]
     if digest(leaves) != wanted:
         raise _unloadable(path / str(step), "its arrays do not match their checksum")
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    tree = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, like) if average else tree
+
+
+def _averaged_kind(leaf: Any) -> Any:
+    """How the average of such an array is kept."""
+    return jax.ShapeDtypeStruct(leaf.shape, jax.numpy.promote_types(leaf.dtype, np.float32))
 
 
 def _newest(path: Path) -> tuple[int, Any]:
@@ -343,15 +359,15 @@ def _newest(path: Path) -> tuple[int, Any]:
         # The run has written a newer one meanwhile, and removed this one.
 
 
-def _params(restored: Any, which: str) -> dict[str, Any]:
-    """The parameters of a checkpoint by names that say nothing of what holds them."""
+def _params(restored: Any, which: str, place: str) -> dict[str, Any]:
+    """What is at a place of a checkpoint, by names that say nothing of what holds it."""
     tree = restored["arrays"][which]
     if "names" not in restored["meta"]:
         # Without a target Orbax gives dicts of strings for named tuples and keys of other types.
         return by_name(tree["params"])
     named = zip(restored["meta"]["names"], tree, strict=True)
-    inside = {name: leaf for name, leaf in named if f"{name}/".startswith("params/")}
-    return {name.removeprefix("params").removeprefix("/"): a for name, a in inside.items()}
+    inside = {name: leaf for name, leaf in named if f"{name}/".startswith(f"{place}/")}
+    return {name.removeprefix(place).removeprefix("/"): a for name, a in inside.items()}
 
 
 def latest(store: Store | None) -> Path | None:
@@ -364,6 +380,16 @@ def latest(store: Store | None) -> Path | None:
     """
     step = None if store is None else store.manager.latest_step()
     return None if store is None or step is None else store.path / str(step)
+
+
+def _digests(record: Record) -> dict[str, str]:
+    """Digests of what `load` reads: parameters, and averages of them by their places."""
+    found: dict[str, str] = {}
+    for which, state in (("state", record.state), ("best", record.best)):
+        averages = named_averages(state)
+        found |= {which: digest(state.params)}
+        found |= {f"{which}/{place}": digest(tree) for place, tree in averages.items()}
+    return found
 
 
 def _arrays(record: Record) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from jax import lax
 from jax.sharding import Mesh
 
 from vaejax.arrays import digest, finite, on_host
-from vaejax.batch import as_batch, mean_weight_of, size_of
+from vaejax.batch import as_batch, mean_weight_of
 from vaejax.compiling import kept
 from vaejax.data.examples import as_examples
 from vaejax.data.sources import in_arrays
-from vaejax.errors import at_least_one, check_parameters, is_key, takes, wrong
+from vaejax.errors import check_parameters, wrong
 from vaejax.train import _callbacks as callbacks
 from vaejax.train import _faults as faults
 from vaejax.train import _identity as identity
@@ -26,9 +26,11 @@ from vaejax.train import _loop as loop
 from vaejax.train import _step as train
 from vaejax.train import devices
 from vaejax.train._advance import Advance
+from vaejax.train._averaging import average, named_averages, with_average
 from vaejax.train._bookkeeping import Bookkeeping, check_direction
 from vaejax.train._order import order_of
 from vaejax.train._state import TrainState
+from vaejax.train.population._arguments import check_functions, members_of
 from vaejax.types import (
     Array,
     Batch,
@@ -74,6 +76,11 @@ class Population(NamedTuple):
     def params(self) -> Params:
         """Parameters of all members after the last step."""
         return self.state.params
+
+    @property
+    def average(self) -> Params:
+        """The averages of all members' parameters, of optimizers by `train.averaging`."""
+        return average(self.state)
 
     def __repr__(self) -> str:
         return (
@@ -163,7 +170,12 @@ class Population(NamedTuple):
 
 
 def make_scan(
-    make: Make, *, steps: int, indices: StepOrder, transform: Transform | None = None
+    make: Make,
+    *,
+    steps: int,
+    indices: StepOrder,
+    transform: Transform | None = None,
+    norms: bool = False,
 ) -> Callable[[TrainState, Any, Array, Any], tuple[TrainState, Metrics]]:
     """Some updates of all members as one pure program.
 
@@ -175,14 +187,14 @@ def make_scan(
       make: `make(hyper) -> (loss, optimizer)`, of one member.
       steps: how many updates.
       indices: `indices(key, step) -> [batch]` chooses the examples of a step.
-      transform: as for `train.make_step`.
+      transform, norms: as for `train.make_step`.
     Returns:
       `(state, hyper, start, data) -> (state, history)`. `state` and `hyper` have a leading axis of
       members. `start` is the number of the first step, one for all, so that what depends on it
       alone is computed once. `history` holds each metric, `[steps, members]`, nats per example,
       as in `train.make_scan`.
     """
-    members = _scan_of(make, steps=steps, indices=indices, transform=transform)
+    members = _scan_of(make, steps=steps, indices=indices, transform=transform, norms=norms)
 
     def scan(state: TrainState, hyper: Any, start: Array, data: Any) -> tuple[TrainState, Metrics]:
         state, history = members(state, hyper, start, data)
@@ -192,7 +204,7 @@ def make_scan(
 
 
 def _scan_of(
-    make: Make, *, steps: int, indices: StepOrder, transform: Transform | None
+    make: Make, *, steps: int, indices: StepOrder, transform: Transform | None, norms: bool
 ) -> Callable[[TrainState, Any, Array, Any], tuple[TrainState, Metrics]]:
     """`make_scan`, whose history keeps what share of its batch a metric is of (`Weighted`)."""
 
@@ -229,6 +241,8 @@ def _scan_of(
                 (old.params, old.opt_state),
             )
             new = loop.chosen(fine & going, new, old)
+            if norms:
+                metrics = jax.vmap(train.with_norms)(metrics, grads, old.params, new.params)
             metrics = jax.tree.map(lambda value: jnp.where(going, value, jnp.nan), metrics)
             return new._replace(key=state.key), metrics
 
@@ -257,9 +271,11 @@ def fit(
     keep: int = 2,
     checkpoint_every: int = 1,
     resume: bool = False,
+    norms: bool = False,
     chunk: int = 500,
     mesh: Mesh | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
+    log_step: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = True,
 ) -> Population:
     """Train a population with progress, evaluation, checkpoints and exact resume.
@@ -269,7 +285,8 @@ def fit(
     warning, and the others go on.
 
     Args:
-      make: `make(hyper) -> (loss, optimizer)`, of one member; it is traced.
+      make: `make(hyper) -> (loss, optimizer)`, of one member; it is traced. With `train.averaging`
+        around the optimizer each member has an average, as in `train.fit`.
       hyper: a tree of arrays `[members, ...]`, such as `grid` makes. `make` need not use all of it
         (seeds, for instance).
       params: with a leading axis of members: `jax.vmap(model.init, (0, None))(keys, x)`.
@@ -282,9 +299,10 @@ def fit(
       evaluate_every, monitor, maximize: as for `train.fit`; `best` is kept for each member.
       patience: as for `train.fit`; the run stops once all members are out of it.
       directory, keep, checkpoint_every, resume: as for `train.fit`; one checkpoint holds all.
-      chunk: as for `train.fit`.
+      norms, chunk: as for `train.fit`.
       mesh: several devices, which must divide the number of members: these are split over them.
       log: `log(row)` gets each epoch's numbers, a list with one for each member.
+      log_step: as for `train.fit`, with such lists.
       progress: as for `train.fit`.
     Returns:
       Population.
@@ -294,8 +312,8 @@ def fit(
       ValueError: where an argument has no value for each member.
       Exception: else as `train.fit`.
     """
-    _check_functions(make, transform, evaluate, log)
-    members = _members(hyper, params, keys)
+    check_functions(make, transform, evaluate, log, log_step)
+    members = members_of(hyper, params, keys)
     examples = as_examples("population.fit", in_arrays("population.fit", data), transform)
     check_parameters("population.fit: params", params)
     order_key = train.key_for(jax.random.clone(keys)[0], "order")
@@ -314,6 +332,7 @@ def fit(
         resume=resume,
         hook=None,
         log=log,
+        log_step=log_step,
         progress=progress,
     )
     hyper = jax.tree.map(jnp.asarray, hyper)
@@ -343,7 +362,7 @@ def fit(
         }
 
     program = loop.Program(
-        advance=_advance(make, hyper, order, transform, everywhere),
+        advance=_advance(make, hyper, order, transform, norms, everywhere),
         inspect=partial(_inspect, hyper, members),
         evaluate=None if evaluate is None else _measure(evaluate, hyper),
         steps=examples.size // batch_size,
@@ -356,10 +375,15 @@ def fit(
 
 
 def _advance(
-    make: Make, hyper: Any, order: StepOrder, transform: Transform | None, data: Batch
+    make: Make,
+    hyper: Any,
+    order: StepOrder,
+    transform: Transform | None,
+    norms: bool,
+    data: Batch,
 ) -> Advance:
     """Steps of all members, a chunk of them by one program."""
-    scan = partial(_scan_of, make, indices=order, transform=transform)
+    scan = partial(_scan_of, make, indices=order, transform=transform, norms=norms)
     programs: dict[int, Callable[..., Any]] = {}
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
@@ -383,6 +407,8 @@ def _measure(
 
     def measured(hyper: Any, state: TrainState) -> Metrics:
         found = jax.vmap(one)(hyper, state.params, state.key)
+        if named_averages(state):
+            found = with_average(found, jax.vmap(one)(hyper, average(state), state.key))
         going = state.step == state.step.max()  # a frozen member's numbers are not a run's
         return {name: jnp.where(going, value, jnp.nan) for name, value in found.items()}
 
@@ -406,43 +432,6 @@ def _member_init(make: Make) -> Callable[[Any, Key, Params], TrainState]:
         return train.make_step(*made)[0](key, params)
 
     return init
-
-
-def _check_functions(make: Any, transform: Any, evaluate: Any, log: Any) -> None:
-    """Raise TypeError unless these are functions of the right arguments."""
-    fix = (
-        "for instance lambda hyper: (objectives.elbo(model, beta=hyper['beta']), optax.adam(1e-3))"
-    )
-    takes("population.fit: make", make, "hyper", fix)
-    callbacks.check_transform_and_log("population.fit", transform, log)
-    if evaluate is not None:
-        fix = "for instance population.mean_loss(make, data)"
-        takes("population.fit: evaluate", evaluate, "hyper, params, key", fix)
-
-
-def _members(hyper: Any, params: Params, keys: Key) -> int:
-    """How many members there are, which all arguments have to agree on."""
-    if not is_key(keys):
-        fix = "make them: jax.random.split(jax.random.key(0), members)"
-        raise wrong("population.fit: keys", describe(keys), "an array of keys", fix, TypeError)
-    members = size_of(jax.random.key_data(keys)) if jnp.ndim(keys) else 0
-    at_least_one("population.fit", keys=members)
-    if (kind := str(jax.random.key_impl(keys))) != "threefry2x32":
-        # Mapped over, the others draw other numbers for a member than for its run alone.
-        fix = 'make them by jax.random.key(seed, impl="threefry2x32")'
-        raise wrong("population.fit: keys", f"{kind} keys", "threefry2x32 keys", fix)
-    for name, tree in (("hyper", hyper), ("params", params)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if np.shape(leaf)[:1] != (members,):
-                where = f"population.fit: {name}{jax.tree_util.keystr(path)}"
-                expected = f"a leading axis of {members}, the keys"
-                fix = (
-                    "make it with jax.vmap(model.init, (0, None))(keys, x)"
-                    if name == "params"
-                    else "give one value for each member: population.grid"
-                )
-                raise wrong(where, f"shape {np.shape(leaf)}", expected, fix)
-    return members
 
 
 def _inspect(

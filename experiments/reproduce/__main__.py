@@ -1,0 +1,88 @@
+"""The table of what is reproduced: published and exact numbers beside what this library reaches.
+
+    python -m experiments.reproduce [--rows vae dreg] [--seeds 3] [--out FOLDER]
+
+Each row is the command of an experiment, or of tests of an identity. A run that is finished is not
+run again, and one that was stopped goes on, so the command may be stopped and given again. Writes
+table.md and table.json into the folder.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from experiments import common
+from experiments.reproduce import report, runs
+from experiments.reproduce.rows import ROWS
+from vaejax.errors import wrong
+
+
+@dataclass(frozen=True)
+class Config:
+    rows: tuple[str, ...] = ()  # names of rows; none: all that this machine can do
+    seeds: int = 1  # runs of each row, with the seeds 0, 1, ...
+    text: Path | None = None  # the file of tiny shakespeare, for the row `characters`
+    gpu_rows: bool = False  # run the rows that need a GPU on a CPU too: each takes hours
+    out: Path = Path("runs/reproduce")  # folder of the table and of its runs
+    smoke: bool = False  # shrink every run to seconds, to see that it runs
+    progress: bool = True  # show a bar
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run what is missing, then print and write the table; returns what table.json holds."""
+    unknown = set(config.rows) - set(ROWS)
+    if unknown:
+        raise wrong("--rows", sorted(unknown), f"some of {list(ROWS)}", "--help lists the options")
+    if config.seeds < 1:
+        raise wrong("--seeds", config.seeds, "at least 1", "--seeds 3")
+    waiting = {n: why for n in config.rows or ROWS if (why := _why_not(config, n))}
+    todo = [
+        (name, seed)
+        for name in config.rows or ROWS
+        if name not in waiting
+        for seed in range(config.seeds if ROWS[name].seeds else 1)
+    ]
+    bar = tqdm(todo, disable=not config.progress, unit="run")
+    for name, seed in bar:
+        bar.set_description(f"{name}, seed {seed}")
+        if runs.summary_of(ROWS[name], seed, config.out) is None:
+            given = str(config.text) if ROWS[name].file else ""
+            runs.run(ROWS[name], seed, config.out, given=given, smoke=config.smoke)
+        _written(config, waiting)
+    table = _written(config, waiting)
+    print((config.out / "table.md").read_text())
+    return table
+
+
+def _why_not(config: Config, name: str) -> str:
+    """Why a row is not run here, or nothing."""
+    if ROWS[name].gpu and jax.default_backend() == "cpu" and not config.gpu_rows:
+        return "needs a GPU (--gpu-rows runs it on a CPU)"
+    if ROWS[name].file and config.text is None:
+        return f"needs a file: --text FILE, passed on as {ROWS[name].file}"
+    return ""
+
+
+def _written(config: Config, waiting: dict[str, str]) -> dict[str, Any]:
+    """table.json and table.md of all the runs that are finished, also by an earlier call."""
+    rows: dict[str, Any] = {}
+    for name, row in ROWS.items():
+        paths = sorted(runs.folder_of(row, 0, config.out).parent.glob("seed-*/summary.json"))
+        seeds = sorted(int(path.parent.name.removeprefix("seed-")) for path in paths)
+        found = {seed: runs.summary_of(row, seed, config.out) for seed in seeds}
+        if found:
+            rows[name] = report.entry(row, {k: v for k, v in found.items() if v is not None})
+    open_rows = {name: why for name, why in waiting.items() if name not in rows}
+    table = {"rows": rows, "waiting": open_rows, **common.circumstances()}
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    (config.out / "table.md").write_text(report.markdown(rows, open_rows))
+    return table
+
+
+if __name__ == "__main__":
+    common.command_line(main, {"all": Config()}, __doc__)
