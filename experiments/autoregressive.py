@@ -101,7 +101,8 @@ def measure(config: Config, images: tuple[Batch, Batch], one: Trained) -> tuple[
     )
     seen = [pixels.seen(config.levels, keys[3 + i], part.x) for i, part in enumerate(images)]
     numbers = {
-        "test_nll_nats": float(-log_px.mean()),
+        "test_nll_nats": (nats := float(-log_px.mean())),
+        **common.measures.bits(nats, test),
         "test_nll_standard_error": float(log_px.std() / math.sqrt(len(test))),
         "train_nll_nats": -float(one.history["log_px"][-1]),
         "independent_pixels_nats": pixels.independent(config.levels, *seen),

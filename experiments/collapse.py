@@ -25,7 +25,9 @@ from vaejax import diagnostics, objectives
 @dataclass(frozen=True)
 class Config(common.Options):
     # preset of experiments.vae: network, likelihood, batch and step size
-    model: Literal["digits", "mnist", "burda", "conv", "gaussian"] = "digits"
+    model: Literal["digits_density", "digits", "mnist", "burda", "conv", "gaussian"] = (
+        "digits_density"
+    )
     dataset: str = "digits"  # digits, mnist, fashion_mnist, tfds:NAME, or a .npz or .npy FILE
     betas: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0, 5.0, 20.0)  # weights of the KL
     epochs: int = 200  # passes over the training images, for each beta
@@ -58,7 +60,7 @@ def trials(config: Config, images: image_vae.Images) -> dict[str, Trial]:
     """One VAE for each beta, with the same start, noise and draws: they differ by beta alone."""
     base, x = network_of(config), images.train.x
     _, start_key, train_key, *_ = common.keys(config, 5)
-    model = image_vae.build(base, x.shape[1:], images.mean)
+    model = image_vae.build(replace(base, levels=images.levels), x.shape[1:], images.mean)
     steps = config.epochs * (len(x) // base.batch_size)
     decay = optax.cosine_decay_schedule(base.learning_rate, steps)
     return {

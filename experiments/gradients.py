@@ -57,7 +57,7 @@ def load(config: Config) -> tuple[vae.Config, Any] | None:
     """The VAE's options and the images to train it on, checked; None for the toy."""
     if config.dataset == "toy":
         return None
-    preset = vae.PRESETS["digits" if config.dataset == "digits" else "burda"]
+    preset = vae.PRESETS["digits_density" if config.dataset == "digits" else "burda"]
     network = replace(preset, hidden=config.hidden, latent=config.latent)
     images = split_of(config, "train[:640]" if config.smoke else "train").x
     image_vae.check_images(network, images)

@@ -8,7 +8,7 @@ the training images with the largest and the smallest measure of their class), a
 test images and decoded. `--seeds N` trains many at once. Expected numbers: experiments/README.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ UNITS = {"thickness": "pixels", "slant": "degrees"}
 
 @dataclass(frozen=True)
 class Config(common.SweepOptions):
-    preset: str = "digits"  # of experiments.vae: network, likelihood, batch size, Adam
+    preset: str = "digits_density"  # of experiments.vae: network, likelihood, batch size, Adam
     dataset: str = "digits"  # as for experiments.vae; grey images
     train_split: str = "train"  # images to train and to fit probes and directions on
     test_split: str = "test"  # images to report on
@@ -68,7 +68,7 @@ def trial(config: Config, loaded: Any) -> Trial:
     images, preset = loaded[0], vae.PRESETS[config.preset]
     _, init_key, fit_key = common.keys(config, 3)
     x = images.train.x
-    model = image_vae.build(preset, x.shape[1:], images.mean)
+    model = image_vae.build(replace(preset, levels=images.levels), x.shape[1:], images.mean)
     steps = config.epochs * (len(x) // preset.batch_size)
     falling = optax.cosine_decay_schedule(preset.learning_rate, steps or 1)
     return Trial(

@@ -46,7 +46,9 @@ class Config(image_vae.Network, common.SweepOptions):
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
-DIGITS = Config()
+DENSITY = Config()
+# The scans count 0 to 16: a probability of their 17 levels.
+DIGITS = Config(likelihood="discretized_logistic", hidden=(100,), epochs=300, decay_epochs=300)
 MNIST = Config(
     dataset="mnist",
     likelihood="bernoulli",
@@ -62,6 +64,7 @@ MNIST = Config(
 BURDA = replace(MNIST, hidden=(200, 200), activation="tanh", latent=50, batch_size=20, epochs=80)
 PRESETS = {
     "digits": DIGITS,
+    "digits_density": DENSITY,
     "mnist": MNIST,
     "burda": replace(BURDA, decay_epochs=80, adam_epsilon=1e-4, evaluate_every=5),
     "manifold": replace(MNIST, hidden=(500, 500), latent=2, epochs=50, decay_epochs=50),
@@ -96,7 +99,7 @@ def objective(config: Config, model: Model, steps: int) -> tuple[Loss, Any]:
 def trial(config: Config, images: Images) -> Trial:
     """The VAE, ready to be trained."""
     x, keys = images.train.x, keys_of(config)
-    model = image_vae.build(config, x.shape[1:], images.mean)
+    model = image_vae.build(replace(config, levels=images.levels), x.shape[1:], images.mean)
     start = partial(model.init, keys[1], images.first)
     loss, adam = objective(config, model, len(x) // config.batch_size)
     # What is compared on the test images is the bound, whatever weight the KL has in training.
@@ -108,7 +111,8 @@ def trial(config: Config, images: Images) -> Trial:
 def measure(config: Config, images: Images, vae: Trained) -> tuple[dict[str, Any], None]:
     """The bound, its parts and -log p(x) of the test images."""
     keys, x = keys_of(config)[3:5], images.test.x
-    return image_vae.measured(vae, keys, x, config.particles, images.transform), None
+    numbers = image_vae.measured(vae, keys, x, config.particles, images.transform)
+    return numbers | image_vae.in_bits(config, images, numbers["test_nll_nats"]), None
 
 
 def draw(config: Config, images: Images, vae: Trained, _: None) -> dict[str, Any]:
@@ -128,13 +132,14 @@ RECIPE = common.Recipe(
     trial,
     measure,
     draw,
-    lambda config, _: image_vae.note(config),
+    image_vae.note,
     smoke={"epochs": 2, "batch_size": 16, "particles": 4, **common.FEW_IMAGES},
     free={"epochs"},
     swept=swept,
     remade={"scale"},
     curve="elbo",
     labels=image_vae.LABELS,
+    then=image_vae.then,
 )
 
 

@@ -238,3 +238,104 @@ def test_filters_are_each_scaled_to_their_own_largest_magnitude_around_grey():
     assert plot.filters(weights, columns=3).axes
     with pytest.raises(ValueError, match="filters: weights"):
         plot.filters(weights[0, 0])
+
+
+def test_originals_are_drawn_at_both_ends_of_an_interpolation():
+    x, ends = rng.random((2, 5, 4, 4, 1)), rng.random((2, 2, 4, 4, 1))
+    axis = plot.interpolations(x, originals=(ends[0], ends[1])).axes[0]
+    canvas = np.asarray(axis.images[0].get_array())
+    assert canvas.shape[1] == 7 * 4 + 6  # two more columns, and the gaps
+    np.testing.assert_allclose(canvas[:4, :4], ends[0, 0, ..., 0], atol=1e-6)
+    np.testing.assert_allclose(canvas[-4:, -4:], ends[1, 1, ..., 0], atol=1e-6)
+    said = names(axis.get_xticklabels())
+    assert said[0] == said[-1] == "original" and said[1:-1] == [
+        "0.00",
+        "0.25",
+        "0.50",
+        "0.75",
+        "1.00",
+    ]
+    long = plot.interpolations(rng.random((1, 48, 2, 2)), originals=(x[:1, 0, :2, :2],) * 2)
+    said = names(long.axes[0].get_xticklabels())
+    assert said[0] == said[-1] == "original" and len(said) <= 11
+
+
+def test_an_order_by_rate_is_told_on_the_axis():
+    x = rng.random((3, 4, 5, 5))
+    axis = plot.traversals(x, labels=["z7", "z1", "z2"], rates=[2.5, 2.0, 0.01]).axes[0]
+    assert names(axis.get_yticklabels()) == ["z7 (2.50)", "z1 (2.00)", "z2 (0.01)"]
+    assert axis.get_ylabel() == "latent dimension (its rate, nats), largest first"
+    axis = plot.traversals(x, rates=[1.0, 2.0, 0.0]).axes[0]
+    assert axis.get_ylabel() == "latent dimension (its rate, nats)"
+
+
+def test_panels_of_curves_share_whole_epochs(tmp_path):
+    history = {"ELBO": {"train": [-3.0, -2.0], "test": [np.nan, -2.5]}, "rate R": {"train": [1, 2]}}
+    figure = plot.curves(history, ylabel="nats per image")
+    drawn(figure, tmp_path)
+    assert [axis.get_title() for axis in figure.axes] == ["ELBO", "rate R"]
+    assert [len(axis.lines) for axis in figure.axes] == [2, 1]
+    for axis in figure.axes:
+        assert all(float(tick).is_integer() for tick in axis.get_xticks())
+    part = plot.curves({"loss": [3.0, 2.0]}, steps=[0.5, 1.0], xlabel="share").axes[0]
+    assert not all(float(tick).is_integer() for tick in part.get_xticks())
+
+
+def test_a_sweep_is_drawn_as_means_and_deviations_over_the_seeds(tmp_path):
+    hyper = {"beta": [1.0, 1.0, 8.0, 8.0] * 2, "rate": [0.1] * 4 + [0.2] * 4, "seed": [0, 1] * 4}
+    elbo = np.array([1.0, 3.0, 2.0, 6.0, 0.0, 1.0, np.nan, 5.0])
+    labels = {"beta": "weight", "elbo": "ELBO, nats"}
+    figure = plot.sweep(hyper, {"elbo": elbo, "loss": -elbo}, labels=labels)
+    axis = drawn(figure, tmp_path)
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_xscale()) == (
+        "weight",
+        "ELBO, nats",
+        "log",
+    )
+    assert names(axis.get_xticklabels()) == ["1", "8"]
+    first, second = axis.containers
+    np.testing.assert_allclose(first.lines[0].get_xydata(), [[1, 2], [8, 4]])
+    np.testing.assert_allclose(second.lines[0].get_xydata(), [[1, 0.5], [8, 5]])  # no mean of NaN
+    (bars,) = first.lines[2]
+    for segment, (mean, sd) in zip(bars.get_segments(), [(2, 2**0.5), (4, 8**0.5)], strict=True):
+        np.testing.assert_allclose(segment[:, 1], [mean - sd, mean + sd])
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["rate 0.1", "rate 0.2"]
+    assert figure.get_suptitle() == "mean and standard deviation over 2 seeds"
+    alone = plot.sweep({"beta": [1, 2], "seed": [0, 0]}, {"elbo": [1, 2]})
+    assert alone.get_suptitle() == "one seed" and len(alone.axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("hyper", "found", "message"),
+    [
+        ({"seed": [0, 1]}, {"a": [1, 2]}, "sweep: got no swept name"),
+        ({"beta": [0, 1]}, {}, "sweep: got no numbers"),
+        ({"beta": [0, 1]}, {"a": [1.0]}, "sweep: a: got 1 values, expected 2, one for each member"),
+        ({"beta": [0, np.nan]}, {"a": [1.0, 2.0]}, "not finite"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(hyper, found, message):
+    with pytest.raises(ValueError, match=message):
+        plot.sweep(hyper, found)
+
+
+def test_figures_for_print_are_vectors_without_a_title_and_the_same_each_time(tmp_path):
+    figure = plot.interpolations(rng.random((2, 3, 4, 4)))
+    paths = [plot.save(figure, tmp_path / f"{n}.svg", title=n == "with") for n in ("with", "out")]
+    title = "interpolations in the latent space"
+    texts = [path.read_text() for path in paths]
+    assert title in texts[0] and title not in texts[1]
+    assert all("fraction of the way" in text for text in texts), "text stays text"
+    assert figure.axes[0].get_title() == title, "the figure stays as it is"
+    assert figure.axes[0].images[0].get_interpolation() == "auto"
+    pdf = [plot.save(figure, tmp_path / f"{n}.pdf").read_bytes() for n in "ab"]
+    assert pdf[0].startswith(b"%PDF") and pdf[0] == pdf[1] and b"/FontFile2" in pdf[0]
+    panels = plot.curves({"ELBO": {"train": [1.0, 2.0]}, "rate R": {"train": [1.0, 2.0]}})
+    text = plot.save(panels, str(tmp_path / "panels.svg"), title=False).read_text()
+    assert "ELBO" in text and "rate R" in text
+    swept = plot.sweep({"beta": [1, 2]}, {"elbo": [1, 2]})
+    assert "one seed" not in plot.save(swept, tmp_path / "s.svg", title=False).read_text()
+    assert swept.get_suptitle() == "one seed"
+    for name, got in (("figure", "no ending"), ("figure.doc", "'.doc'")):
+        with pytest.raises(ValueError, match=f"save: path: got {got}, expected one of .*pdf.*svg"):
+            plot.save(figure, tmp_path / name)

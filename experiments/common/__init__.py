@@ -69,6 +69,7 @@ from experiments.common.images import (
     both_splits,
     check_unit_interval,
     drawable,
+    levels_of,
     mean_of,
     scaled,
 )
@@ -126,6 +127,7 @@ __all__ = [
     "joined",
     "judge",
     "keys",
+    "levels_of",
     "local",
     "logger",
     "logs",

@@ -21,6 +21,7 @@ import numpy as np
 from experiments.common.options import FREE, Options
 from experiments.common.processes import first, mesh
 from experiments.common.records import summary_writer
+from vaejax import plot
 from vaejax.errors import wrong
 
 __all__ = [
@@ -139,9 +140,14 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def save_figures(folder: Path, figures: Mapping[str, Any]) -> None:
-    """Write each Figure as figures/NAME.png."""
+    """Write each Figure as figures/NAME.png, and as `--print-figures` asks for."""
+    stored = folder / "config.json"
+    kind = _record(stored)["options"].get("print_figures", "no") if stored.exists() else "no"
     for name, figure in figures.items() if first() else ():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=110, bbox_inches="tight")
+        path = folder / "figures" / f"{name}.png"
+        figure.savefig(path, dpi=110, bbox_inches="tight")
+        if kind != "no":
+            plot.save(figure, path.with_suffix(f".{kind}"), title=False)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -1,7 +1,10 @@
 """The VAE of images that several recipes train: its options, its networks, what it sees."""
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,11 +13,12 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments.common import figures
+from experiments.common import figures, measures
 from experiments.common.images import (
     both_splits,
     check_unit_interval,
     drawable,
+    levels_of,
     warn_of_colours,
 )
 from experiments.common.recipe import Trained
@@ -32,6 +36,8 @@ __all__ = [
     "build",
     "check_images",
     "check_weighing",
+    "counted",
+    "in_bits",
     "load",
     "measured",
     "note",
@@ -39,6 +45,7 @@ __all__ = [
     "seen_as",
     "seen_by",
     "standard_normal",
+    "then",
     "transform_for",
     "weighed",
 ]
@@ -59,6 +66,7 @@ class Network:
         "bernoulli", "fixed_normal", "shared_normal", "normal", "discretized_logistic"
     ] = "fixed_normal"
     scale: float = 0.2  # standard deviation of fixed_normal, floor of that of normal (white = 1)
+    levels: int | None = None  # of discretized_logistic, 2 to 256; by default as the images have
     posterior: Literal["diagonal", "full_covariance"] = "diagonal"  # covariance of q(z|x)
 
 
@@ -70,6 +78,7 @@ class Images(NamedTuple):
       transform: stored images to what the likelihood sees.
       first: one image as the model sees it, from which its parameters get their shapes.
       mean: the mean image as the model sees it, where the decoder's biases start.
+      levels: of a discretized_logistic; None for any other likelihood.
     """
 
     train: Batch
@@ -77,6 +86,7 @@ class Images(NamedTuple):
     transform: Transform
     first: Any
     mean: np.ndarray
+    levels: int | None = None
 
 
 def load(config: Any, recipe: str, key: Key, network: Any = None) -> Images:
@@ -96,9 +106,24 @@ def load(config: Any, recipe: str, key: Key, network: Any = None) -> Images:
 def seen_as(network: Any, images: Batch, test: Batch, key: Key) -> Images:
     """Images of both splits, checked, as such a network sees them; `key`: of the first ones."""
     check_images(network, images.x)
+    levels = None
+    if network.likelihood == "discretized_logistic":
+        levels = network.levels or counted(images.x, test.x)
+        network = replace(network, levels=levels)
     transform = transform_for(network, images.x)
     seen = seen_by(transform, key, images.x)
-    return Images(images, test, transform, seen[0], np.asarray(seen.mean(axis=0)))
+    return Images(images, test, transform, seen[0], np.asarray(seen.mean(axis=0)), levels)
+
+
+def counted(*images: Any) -> int:
+    """The levels of these images; ValueError where they have none."""
+    levels = levels_of(*images)
+    if levels is None:
+        fix = "add --likelihood fixed_normal, or --levels 256 to round them"
+        expected = "images of up to 256 even levels"
+        got = "floats of no such levels"
+        raise wrong("vae: --likelihood discretized_logistic", got, expected, fix)
+    return levels
 
 
 def seen_by(transform: Transform, key: Key, images: Any) -> Any:
@@ -129,7 +154,7 @@ def build(config: Any, shape: tuple[int, ...], mean: Any) -> Model:
         "fixed_normal": lambda: heads.FixedNormal(shape, config.scale),
         "shared_normal": lambda: heads.SharedNormal(shape),
         "normal": lambda: heads.Normal(shape, floor=config.scale),
-        "discretized_logistic": lambda: heads.DiscretizedLogistic(shape),
+        "discretized_logistic": lambda: heads.DiscretizedLogistic(shape, config.levels or 256),
     }[config.likelihood]()
     return autoencoder(
         nn.Sequential([encoder, posterior(config.latent)]),
@@ -171,8 +196,16 @@ def transform_for(config: Any, x: Any) -> Transform:
     """Stored pixels to what the likelihood sees: binarised, on the grid, or dequantised."""
     if config.likelihood == "bernoulli":
         return data.binarize
-    smooth = config.likelihood != "discretized_logistic" and x.dtype == np.uint8
-    return data.dequantize if smooth else data.scale
+    if config.likelihood == "discretized_logistic":
+        levels = config.levels or 256
+        return data.scale if levels == 256 and x.dtype == np.uint8 else _quantized(levels)
+    return data.dequantize if x.dtype == np.uint8 else data.scale
+
+
+@cache
+def _quantized(levels: int) -> Transform:
+    """The same object for the same levels: what is compiled for it serves again."""
+    return partial(data.quantize, levels=levels)
 
 
 def check_images(config: Any, x: Any) -> None:
@@ -180,6 +213,8 @@ def check_images(config: Any, x: Any) -> None:
     if config.network == "conv" and x.ndim != 4:
         fix = "leave --network at mlp"
         raise wrong("vae: --network conv", f"vectors {x.shape}", "images", fix)
+    if config.levels is not None and not 2 <= config.levels <= 256:
+        raise wrong("--levels", config.levels, "2 to 256", "leave it out to count them")
     binary = config.likelihood == "bernoulli"
     if x.ndim == 4 or binary:
         check_unit_interval("vae", x)
@@ -244,15 +279,37 @@ def pictures(vae: Trained, keys: Key, images: Images) -> dict[str, Any]:
     if not drawable(x):
         return {}
     seen = _seen(images.transform, keys[0], x)
-    curves = {"train": vae.history["elbo"], "test": vae.history["eval/elbo"]}
+    of = {"ELBO": "elbo", "distortion D": "distortion", "rate R": "rate"}
+    curves = {
+        title: {"train": vae.history[name], "test": vae.history[f"eval/{name}"]}
+        for title, name in of.items()
+    }
     return {
         **figures.vae(vae.model, vae.params, keys[1], seen, images.test.y),
-        "curves": plot.curves(curves, ylabel=LABELS["elbo"]),
+        "curves": plot.curves(curves, ylabel="nats per image"),
     }
 
 
-def note(config: Any) -> str:
+def in_bits(config: Any, images: Images, nats: float) -> dict[str, float]:
+    """-log p(x) in bits per dimension, where p is a probability, and the levels it counts."""
+    if "normal" in config.likelihood:
+        return {}
+    return {**measures.bits(nats, images.test.x), "levels": images.levels or 2}
+
+
+def note(config: Any, numbers: Mapping[str, Any]) -> str:
     """What the numbers of `measured` are."""
-    density = "a density of pixels in [0, 1], whose nats may have either sign"
-    kind = density if "normal" in config.likelihood else "a probability"
+    if "normal" in config.likelihood:
+        kind = "a density of pixels in [0, 1], whose nats may have either sign"
+        return f"nats per test image; p(x|z) is {kind}"
+    kind = f"a probability of pixels of {numbers['levels']} levels, so ELBO <= log p(x) <= 0"
     return f"nats per test image; p(x|z) is {kind}"
+
+
+def then(config: Any, folder: Path) -> str:
+    """What to do after a run of `experiments.vae`."""
+    look = f"look at {folder / 'figures' / 'samples.png'}, then try"
+    if find_spec("experiments.explorer"):
+        return f"{look} python -m experiments.explorer {folder}"
+    more = "--latent 2" if config.latent != 2 else "--latent 10"
+    return f"{look} python -m experiments.vae {more}; --help lists what can be changed"

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from vaejax import representation
+from vaejax import evaluate, representation
 
 __all__ = [
     "EXACT",
+    "bits",
     "bound_numbers",
     "energy_distance",
     "few_entries",
@@ -25,6 +26,14 @@ __all__ = [
 
 EXACT = 60.0
 """dB: what an image counts that is better than this, for instance one left as it was."""
+
+
+def bits(nats: float, images: Any) -> dict[str, float]:
+    """-log p(x) of an image, a mean over `images` `[n, ...]`, in bits per dimension.
+
+    Of a probability alone, of discrete pixels: of a density it would be no length of a code.
+    """
+    return {"test_nll_bits_per_dim": float(evaluate.bits_per_dim(-nats, images.shape[1:]))}
 
 
 def psnr(clean: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 
@@ -43,6 +43,7 @@ class Options:
     devices: int | None = None  # devices to split batches over; by default one, or all processes'
     distributed: bool = False  # join the other processes of the run (cluster, or JAX_... variables)
     tensorboard: bool = False  # write event files for TensorBoard beside metrics.jsonl
+    print_figures: Literal["no", "pdf", "svg"] = "no"  # figures for print, too, without titles
     profile: int = 0  # epochs after the first to trace with JAX's profiler, into profile/; 0: none
     ema: float = 0.0  # decay of a moving average of the parameters, such as 0.999; 0: none is kept
     norms: bool = False  # record the norms of the gradient and of the update
@@ -64,7 +65,7 @@ class SweepOptions(Options):
 
 FREE = {
     *("out", "resume", "progress", "devices", "distributed", "tensorboard", "profile"),
-    *("norms", "log_steps"),
+    *("norms", "log_steps", "print_figures"),
 }
 """The options that may differ between a run and its continuation."""
 

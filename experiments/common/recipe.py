@@ -106,6 +106,7 @@ class Recipe(NamedTuple):
       remade: those of the swept options that the model itself holds.
       free: options that may change when a run is resumed: `epochs`, where no schedule spans them.
       dataset: the option that the folder is called by.
+      then: `then(config, folder)`: what to do next, the last line that a single run prints.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Recipe(NamedTuple):
     remade: Collection[str] = ()
     free: Collection[str] = ()
     dataset: str = "dataset"
+    then: Callable[[Any, Path], str] | None = None
 
 
 def main(recipe: Recipe, config: Any) -> dict[str, Any]:
@@ -141,14 +143,18 @@ def main(recipe: Recipe, config: Any) -> dict[str, Any]:
     else:
         trained = {n: train_trial(config, folder / n, trial) for n, trial in trials.items()}
     print("trained; now what is measured, and the figures")
-    numbers, kept = _measured(recipe, config, data, trained)
+    with evaluate.progress(config.progress):
+        numbers, kept = _measured(recipe, config, data, trained)
     numbers = {**numbers, **alone}
     write_json(folder / "summary.json", numbers)  # whatever becomes of the pictures
     figures = recipe.draw(config, data, trained, kept)
     texts = {name: figures.pop(name) for name in list(figures) if isinstance(figures[name], str)}
     for name, text in texts.items():
         write_text(folder / f"{name}.txt", text)
-    return finish(folder, numbers, figures, _note(recipe, config, numbers))
+    finish(folder, numbers, figures, _note(recipe, config, numbers))
+    if recipe.then is not None:
+        print(f"next: {recipe.then(config, folder)}")
+    return numbers
 
 
 def train_trial(config: Options, folder: Path, trial: Trial) -> Trained:
@@ -233,10 +239,10 @@ def _many(recipe: Recipe, config: Any) -> dict[str, Any]:
         alone = trained.get("", trained)
         return recipe.measure(member, loaded(hyper["seed"]), alone)[0]
 
-    members = sweep.measured(hyper, found, measure)
+    members = sweep.measured(hyper, found, measure, progress=config.progress)
     if config.ema:
         means = {name: mean for name, (_, mean) in of_both.items()}
-        of_means = sweep.measured(hyper, means, measure)
+        of_means = sweep.measured(hyper, means, measure, progress=config.progress)
         members = [
             row | {f"average_{name}": value for name, value in mean.items()}
             for row, mean in zip(members, of_means, strict=True)

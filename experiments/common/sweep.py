@@ -9,13 +9,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from experiments.common.folder import finish
 from experiments.common.limits import check, check_number
 from experiments.common.options import SweepOptions
 from experiments.common.records import seconds
-from experiments.common.sweep_figures import drawn_curves, drawn_sweep
+from experiments.common.sweep_figures import drawn_curves
 from experiments.common.training import Row, settings
+from vaejax import plot
 from vaejax.errors import wrong
 from vaejax.train import population
 from vaejax.train.population import Population
@@ -65,6 +67,8 @@ def measured(
     hyper: Mapping[str, np.ndarray],
     found: Mapping[str, Population],
     measure: Callable[[Row, Mapping[str, Any], Mapping[str, Any]], Row],
+    *,
+    progress: bool = False,
 ) -> list[Row]:
     """What `measure(hyper, params, history)` says of each member.
 
@@ -72,12 +76,14 @@ def measured(
       hyper: the hyperparameters, arrays `[members]` by name.
       found: the population of each of the recipe's models.
       measure: gets one member's hyperparameters, and its parameters and history by model.
+      progress: whether to show a bar.
     Returns:
       Each member's numbers; none of a member that was frozen.
     """
     stopped = frozen(found)
     rows: list[Row] = []
-    for i, setting in enumerate(settings(hyper)):
+    bar = tqdm(settings(hyper), desc="measuring", unit=" members", delay=1.0, disable=not progress)
+    for i, setting in enumerate(bar):
         params = {name: _member(one.params, i) for name, one in found.items()}
         history = {name: _history(one, i) for name, one in found.items()}
         rows.append({} if i in stopped else flat(measure(setting, params, history)))
@@ -156,7 +162,8 @@ def report(
     }
     swept = [name for name in hyper if name != "seed"]
     if swept:
-        figures["sweep"] = drawn_sweep(swept, table, numbers, labels)
+        each = {name: [member[name] for member in members] for name in numbers}
+        figures["sweep"] = plot.sweep(hyper, each, labels=labels)
     print(population.table(table))
     shown = {"members": len(members), "seconds_train": summary["seconds_train"]}
     if stopped:

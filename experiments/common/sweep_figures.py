@@ -1,60 +1,13 @@
-"""The figures of many runs: numbers over what was swept, and curves with a band over the seeds."""
+"""The figure of many runs in training: curves with a band over the seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.common.training import Row
 from vaejax.train.population import Population
 
-__all__ = ["drawn_curves", "drawn_sweep"]
-
-
-def drawn_sweep(
-    swept: list[str], rows: list[Row], numbers: Sequence[str], labels: Mapping[str, str]
-) -> Any:
-    """Every number against the first swept hyperparameter, one line for each setting of the rest.
-
-    Bars: standard deviation over the seeds.
-    """
-    from matplotlib.figure import Figure
-
-    name, *rest = swept
-    columns = min(len(numbers), 2)
-    height = -(-len(numbers) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * height), layout="constrained")
-    axes = figure.subplots(height, columns, squeeze=False).ravel()
-    settings = list(dict.fromkeys(tuple(row[n] for n in rest) for row in rows))
-    places = [row[name] for row in rows]
-    for axis, number in zip(axes, numbers, strict=False):
-        for setting, colour in zip(settings, _colours(len(settings)), strict=True):
-            line = [row for row in rows if tuple(row[n] for n in rest) == setting and row["finite"]]
-            line.sort(key=lambda row: row[name])
-            x, y, sd = ([row[n] for row in line] for n in (name, number, f"{number}_sd"))
-            axis.errorbar(
-                x,
-                y,
-                np.nan_to_num(sd),
-                fmt="o-",
-                ms=4,
-                capsize=3,
-                color=colour,
-                label=_named(rest, setting),
-            )
-        if min(places) > 0 and max(places) >= 5 * min(places):
-            axis.set_xscale("log")
-        axis.set_xticks(sorted(set(places)), [f"{place:g}" for place in sorted(set(places))])
-        axis.minorticks_off()
-        axis.set(xlabel=labels.get(name, name), ylabel=labels.get(number, number))
-        _plain(axis)
-    for axis in axes[len(numbers) :]:
-        axis.remove()
-    if rest:
-        axes[0].legend(frameon=False, fontsize="small")
-    most = max(row["members"] for row in rows)
-    figure.suptitle(f"mean and standard deviation over {most} seeds" if most > 1 else "one seed")
-    return figure
+__all__ = ["drawn_curves"]
 
 
 def drawn_curves(

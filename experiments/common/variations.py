@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from experiments.common import measures
 from experiments.common.image_vae import Network, build
 from experiments.common.images import FEW_IMAGES, Splits, mean_of
 from experiments.common.options import SweepOptions
@@ -115,16 +116,14 @@ def measured(config: Any, one: Trained, x: Any) -> Measured:
         "collapsed": bool(numbers["test_rate_nats"] < COLLAPSED),
         "seconds_train": one.seconds,
     }
+    numbers |= measures.bits(numbers["test_nll_nats"], x)
     return Measured(numbers, terms["elbo"], likelihood.log_px)
 
 
 def margin(better: Any, base: Any) -> dict[str, float]:
     """Mean of the paired differences `[n]`, nats per image, and its standard error."""
-    difference = np.asarray(better, float) - np.asarray(base, float)
-    return {
-        "margin_nats": difference.mean(),
-        "margin_error_nats": difference.std(ddof=1) / len(difference) ** 0.5,
-    }
+    found = evaluate.compare(better, base)
+    return {"margin_nats": found.difference, "margin_error_nats": found.se}
 
 
 def by_objective(
@@ -194,8 +193,10 @@ def bounds(config: Any, one: Trained, x: Any) -> dict[str, float]:
         particles=config.test_particles,
         transform=data.binarize,
     )
+    nats = -float(found.log_px.mean())
     return {
-        "test_nll_nats": -float(found.log_px.mean()),
+        "test_nll_nats": nats,
+        **measures.bits(nats, x),
         "test_ess_median": float(np.median(found.ess)),
         "test_bound_nats": float(one.history["eval/bound"][-1]),
         "test_elbo_nats": float(one.history["eval/elbo"][-1]),

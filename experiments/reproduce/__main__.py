@@ -24,7 +24,8 @@ from vaejax.errors import wrong
 @dataclass(frozen=True)
 class Config:
     rows: tuple[str, ...] = ()  # names of rows; none: all that this machine can do
-    seeds: int = 1  # runs of each row, with the seeds 0, 1, ...
+    seeds: int = 1  # runs of each row
+    seed: int = 0  # of the first run, from which the seeds go up
     text: Path | None = None  # the file of tiny shakespeare, for the row `characters`
     gpu_rows: bool = False  # run the rows that need a GPU on a CPU too: each takes hours
     out: Path = Path("runs/reproduce")  # folder of the table and of its runs
@@ -37,21 +38,22 @@ def main(config: Config) -> dict[str, Any]:
     unknown = set(config.rows) - set(ROWS)
     if unknown:
         raise wrong("--rows", sorted(unknown), f"some of {list(ROWS)}", "--help lists the options")
-    if config.seeds < 1:
-        raise wrong("--seeds", config.seeds, "at least 1", "--seeds 3")
     waiting = {n: why for n in config.rows or ROWS if (why := _why_not(config, n))}
     todo = [
         (name, seed)
         for name in config.rows or ROWS
         if name not in waiting
-        for seed in range(config.seeds if ROWS[name].seeds else 1)
+        for seed in range(config.seed, config.seed + (config.seeds if ROWS[name].seeds else 1))
     ]
     bar = tqdm(todo, disable=not config.progress, unit="run")
     for name, seed in bar:
         bar.set_description(f"{name}, seed {seed}")
         if runs.summary_of(ROWS[name], seed, config.out) is None:
             given = str(config.text) if ROWS[name].file else ""
-            runs.run(ROWS[name], seed, config.out, given=given, smoke=config.smoke)
+            try:
+                runs.run(ROWS[name], seed, config.out, given=given, smoke=config.smoke)
+            except RuntimeError as error:  # the other rows can still be run
+                waiting[name] = str(error)
         _written(config, waiting)
     table = _written(config, waiting)
     print((config.out / "table.md").read_text())

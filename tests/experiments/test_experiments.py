@@ -6,13 +6,14 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 import pytest
 
 from experiments import common, vae
 from experiments.common import figures, image_vae, options, training
-from vaejax import train
+from vaejax import data, plot, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,10 +63,45 @@ def test_colours_that_would_be_binarised_are_told_once(kind, recwarn):
     assert all("3 channels to binarise" in one and "--likelihood" in one for one in said)
 
 
+def test_the_first_run_reports_a_probability_and_says_what_to_do_next(finished):
+    folder, summary, printed = finished("vae", "digits")
+    assert summary["levels"] == 17 and "a probability of pixels of 17 levels" in printed
+    assert summary["test_elbo_nats"] < 0 < summary["test_nll_nats"]
+    bits = summary["test_nll_nats"] / np.log(2) / 64
+    assert summary["test_nll_bits_per_dim"] == pytest.approx(bits, rel=1e-6)
+    last = printed.splitlines()[-1]
+    assert last.startswith(f"next: look at {folder}") and "python -m experiments." in last
+
+
+def test_figures_are_written_for_print_where_that_is_asked_for(tmp_path):
+    figure = plot.curves({"loss": [3.0, 2.0]})
+    (tmp_path / "figures").mkdir()
+    for asked in ({}, {"print_figures": "no"}, {"print_figures": "svg"}):
+        common.write_json(tmp_path / "config.json", {"options": asked})
+        common.save_figures(tmp_path, {"curves": figure})
+        endings = {path.suffix for path in (tmp_path / "figures").iterdir()}
+        assert endings == ({".png", ".svg"} if "svg" in asked.values() else {".png"})
+    assert "training curves" not in (tmp_path / "figures" / "curves.svg").read_text()
+
+
+@pytest.mark.parametrize("levels", [2, 17, 100, 256])
+def test_levels_of_images_are_counted(levels):
+    grid = np.arange(levels) / (levels - 1)
+    x = np.random.default_rng(0).permutation(np.tile(grid, 3)).reshape(-1, levels)
+    for stored in (np.rint(255 * x).astype(np.uint8), x.astype(np.float32), x):
+        assert common.levels_of(stored[:2], stored[2:]) == levels
+        seen = data.quantize(jax.random.key(0), stored, levels=levels)
+        np.testing.assert_allclose(seen, x, atol=1e-6)
+    assert common.levels_of(0.9 * x + np.e / 100) is None
+
+
 def test_vectors_train_without_pictures(tmp_path):
     rows = np.random.default_rng(0).uniform(size=(400, 7)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
-    smoke("digits", tmp_path / "run", dataset=str(tmp_path / "rows.npy"))
+    own = {"dataset": str(tmp_path / "rows.npy")}
+    with pytest.raises(ValueError, match="got floats of no such levels, .*--likelihood fixed_norm"):
+        smoke("digits", tmp_path / "run", **own)
+    smoke("digits_density", tmp_path / "run", **own)
     assert not list((tmp_path / "run" / "figures").glob("*.png"))
 
 

@@ -27,7 +27,8 @@ def test_accuracies_and_ranks_are_in_their_ranges(finished):
 
 
 def test_parameters_of_another_run_are_read(finished, tmp_path):
-    one, two = (smoke(tmp_path / n, trained=finished("vae", "digits").folder) for n in "ab")
+    trained = finished("vae", "digits_density").folder
+    one, two = (smoke(tmp_path / n, trained=trained) for n in "ab")
     assert one == two
     assert not (tmp_path / "a" / "checkpoints").exists()
 

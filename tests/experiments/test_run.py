@@ -27,7 +27,7 @@ from vaejax.distributions import Normal
 from vaejax.model import Model
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = replace(vae.DIGITS, smoke=True, progress=False, hidden=(16,), latent=2)
+SMALL = replace(vae.DENSITY, smoke=True, progress=False, hidden=(16,), latent=2)
 
 
 def least_squares(config):

@@ -15,7 +15,7 @@ from vaejax.train import TrainState
 
 NUMBERS = ("test_elbo_nats", "test_nll_nats", "test_distortion_nats", "test_rate_nats")
 SMALL = replace(
-    vae.DIGITS,
+    vae.DENSITY,
     smoke=True,
     progress=False,
     hidden=(16,),

@@ -190,6 +190,7 @@ MORE_CALLS = [
         {"source": ("path", str(FOLDER / "x.npz")), "split": ("split", "all")},
     ),
     data_of(data.scale, key=("no key", fresh()), x=("example", X)),
+    data_of(data.quantize, key=("no key", fresh()), x=("example", X), levels=("count", 17)),
     data_of(data.binarize, key=("key", fresh()), x=("example", X)),
     data_of(data.dequantize, key=("key", fresh()), x=("example", IMAGES[0])),
     *(

@@ -1,9 +1,10 @@
 """Data: by name, from files, from disk while training; transforms and corruptions.
 
 `load` reads a data set into memory. `stream` reads what does not fit memory by blocks; `sources`
-opens what stays on the disk, and `feed` takes its batches to the device. `binarize`, `scale` and
-`dequantize` are for the `transform` of a training step. `corruption` holds what a denoising
-autoencoder undoes, `sprites` draws images of known factors, and `text` makes arrays of texts.
+opens what stays on the disk, and `feed` takes its batches to the device. `binarize`, `scale`,
+`quantize` and `dequantize` are for the `transform` of a training step. `corruption` holds what a
+denoising autoencoder undoes, `sprites` draws images of known factors, and `text` makes arrays of
+texts.
 `python -m vaejax.data.prepare NAME` prepares a TFDS set for first use; `tfds` reads it.
 """
 
@@ -13,7 +14,7 @@ from vaejax.data._files import NAMES, PathLike
 from vaejax.data._load import load
 from vaejax.data._splits import SPLITS
 from vaejax.data._stream import stream
-from vaejax.data._transforms import binarize, dequantize, scale
+from vaejax.data._transforms import binarize, dequantize, quantize, scale
 
 __all__ = [
     "NAMES",
@@ -25,6 +26,7 @@ __all__ = [
     "dequantize",
     "feed",
     "load",
+    "quantize",
     "scale",
     "sources",
     "sprites",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from vaejax.arrays import numbers
-from vaejax.errors import check_key, wrong
+from vaejax.errors import at_least, check_key, wrong
 from vaejax.types import Array, Key
 
 
@@ -61,6 +61,29 @@ def scale(key: Key, x: ArrayLike) -> Array:
     """
     top = 255.0 if _is_levels("scale", x) else 1.0
     return jnp.asarray(x, jnp.float32) / top
+
+
+def quantize(key: Key, x: ArrayLike, *, levels: int) -> Array:
+    """Round to the nearest of `levels` levels, k / (levels - 1) in [0, 1].
+
+    They are the grid of a DiscretizedLogistic with as many levels: 17 for the digits, whose scans
+    count 0 to 16; 32 for images of 5 bits. Stored images that have exactly so many levels, spread
+    over 0..255, lose nothing. As a transform: `functools.partial(data.quantize, levels=17)`, made
+    once.
+
+    Args:
+      key: not used.
+      x: one example `[...]`: uint8 levels 0..255, or floats in [0, 1].
+      levels: how many, 2 or more.
+    Returns:
+      float32 `[...]`.
+    Raises:
+      ValueError: for fewer than two levels.
+      TypeError: for other types of x.
+    """
+    at_least(2, "quantize", levels=levels)
+    top = 255.0 if _is_levels("quantize", x) else 1.0
+    return jnp.round(jnp.asarray(x, jnp.float32) * ((levels - 1) / top)) / (levels - 1)
 
 
 def dequantize(key: Key, x: ArrayLike) -> Array:

@@ -10,6 +10,8 @@
 - Inference and training: `inference` (refined posteriors, and the gap of the bound), `gradients`
   (bias and variance of estimators).
 - Anomaly detection: `anomaly`.
+- Two models: `compare` of their numbers, `compare_models` through a measure. `bits_per_dim` turns
+  nats into bits. Inside `with progress():` measures show a bar.
 - For a new measure: the decorator `measure`; `checked_batch`, `measure_each` and `check_counted`,
   or `checked_each`, which is all three.
 
@@ -19,6 +21,7 @@ arrays; or a Source, which is read a part at a time where each example has a num
 else whole, up to 1 GiB. Examples of another shape than p(x|z) has raise ValueError.
 """
 
+from vaejax.evaluate._compare import Comparison, bits_per_dim, compare, compare_models
 from vaejax.evaluate._each import (
     check_counted,
     check_example,
@@ -37,17 +40,22 @@ from vaejax.evaluate._measures import (
     reconstructions,
     squared_error,
 )
+from vaejax.evaluate._progress import progress
 
 __all__ = [
+    "Comparison",
     "Likelihood",
     "annealing",
     "anomaly",
+    "bits_per_dim",
     "bounds",
     "check_counted",
     "check_example",
     "checked_batch",
     "checked_each",
     "codes",
+    "compare",
+    "compare_models",
     "decomposition",
     "diagnostics",
     "disentanglement",
@@ -60,6 +68,7 @@ __all__ = [
     "mean_loss",
     "measure",
     "measure_each",
+    "progress",
     "reconstructions",
     "representation",
     "squared_error",

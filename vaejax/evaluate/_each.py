@@ -27,6 +27,7 @@ from vaejax.batch import as_batch, check_some_weight, example_at, over_data, siz
 from vaejax.data.sources import Source
 from vaejax.distributions import Categorical
 from vaejax.errors import at_least_one, check_key, check_parameters, finite_values, takes, wrong
+from vaejax.evaluate._progress import bar, called, in_parts, is_shown, progress
 from vaejax.model import Model, check_model
 from vaejax.types import Array, Batch, Key, Params, PerExample, Transform, describe
 
@@ -74,7 +75,8 @@ def measure(function: Function) -> Function:
                 (head.x, head.c),
             )
             check_example(f"{name}: data", model, params, transform, *one)
-        return function(*bound.args, **bound.kwargs)
+        with called(name):
+            return function(*bound.args, **bound.kwargs)
 
     return checked  # type: ignore[return-value]
 
@@ -132,7 +134,14 @@ def measure_each(
       What the measure returns, with a leading axis `[n]` on every leaf.
     """
     program = measure, options, transform, batch_size
-    return _loop(program, params, key, batch.x, batch.c, first)
+    if not is_shown():
+        return _loop(program, params, key, batch.x, batch.c, first)
+    x, c = jax.tree.map(jnp.asarray, (batch.x, batch.c))  # on the device, once
+
+    def part(start: Any, count: int, width: int) -> Any:
+        return _part(program, count, width, params, key, x, c, first, start)
+
+    return in_parts("", part, size_of(x), batch_size)
 
 
 def checked_each(
@@ -176,10 +185,12 @@ def checked_each(
         return found_of(checked_batch(function, key, data, **counts), 0)
     at_least_one(function, **counts, examples=data.size)
     check_key(function, key)
-    parts = [
-        jax.tree.map(np.asarray, found_of(as_batch(data.read(rows)), int(rows[0])))
-        for rows in rows_of_parts(data, batch_size)
-    ]
+    parts = []
+    with bar("", data.size) as move, progress(False):
+        for rows in rows_of_parts(data, batch_size):
+            found = found_of(as_batch(data.read(rows)), int(rows[0]))
+            parts.append(jax.tree.map(np.asarray, found))
+            move(len(np.unique(rows)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: data.size], *parts)
 
 
@@ -237,13 +248,37 @@ def total_of(found: Any) -> Array:
 def _loop(
     program: tuple[Any, ...], params: Params, key: Key, x: Any, c: Any, first: Any = 0
 ) -> Any:
-    measure, options, transform, batch_size = program
+    return over_data(_example(program, params, key, x, c, first), size_of(x), program[-1])
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _part(
+    program: tuple[Any, ...],
+    count: int,
+    width: int,
+    params: Params,
+    key: Key,
+    x: Any,
+    c: Any,
+    first: Any,
+    start: Any,
+) -> Any:
+    """`_loop` of `count` examples from `start` on, `width` at a time."""
+    one, last = _example(program, params, key, x, c, first), size_of(x) - 1
+    return over_data(lambda i: one(jnp.minimum(start + i, last)), count, width)
+
+
+def _example(
+    program: tuple[Any, ...], params: Params, key: Key, x: Any, c: Any, first: Any
+) -> Callable[[Array], Any]:
+    """What is measured of the example at an index."""
+    measure, options, transform, _ = program
 
     def example(index: Array) -> Any:
         one_x, one_c, rest = example_at(key, transform, index, x, c, first=first)
         return measure(*options, params, rest, one_x, one_c)
 
-    return over_data(example, size_of(x), batch_size)
+    return example
 
 
 def _check_present(
@@ -340,12 +375,12 @@ def _seen_and_event(
     """One example as the model sees it, and an event of p(x|z); `()` where that is not known."""
     seen = x if transform is None else transform(jax.random.key(0), x)
     try:
-        return seen, _event(_likelihood(model, params, seen, c), seen)
+        return seen, _event(likelihood_of(model, params, seen, c), seen)
     except Exception:  # what is wrong there the measure itself will say
         return seen, ()
 
 
-def _likelihood(model: Model, params: Params, x: Any, c: Any) -> Any:
+def likelihood_of(model: Model, params: Params, x: Any, c: Any) -> Any:
     """p(x|z) at some z, also where x is not what the encoder takes."""
     try:
         z = model.encode(params, x, c).sample(jax.random.key(0))

@@ -65,8 +65,9 @@ def mosaic(x: np.ndarray, *, gap: float = 0.08, **labels: str) -> tuple["Figure"
     x = np.pad(x, ((0, 0), (0, 0), (0, space), (0, space), (0, 0)), constant_values=1)
     canvas = x.swapaxes(1, 2).reshape(rows * (height + space), columns * (width + space), channels)
     canvas = np.clip(canvas[: len(canvas) - space, : canvas.shape[1] - space], 0, 1)
-    # In inches: at most 7 each way and 0.9 for one image; room for the words beside it.
-    scale = min(7 / canvas.shape[1], 7 / len(canvas), 0.9 / max(height, width))
+    # In inches: at most 7 each way, 0.9 for one image and 1/16 for a pixel, since the eye sees
+    # large squares and not what they show; room for the words beside it.
+    scale = min(7 / canvas.shape[1], 7 / len(canvas), 0.9 / max(height, width), 1 / 16)
     size = max(canvas.shape[1] * scale, 1.5) + 1.0, max(len(canvas) * scale, 0.5) + 0.6
     figure = blank(*size)
     axis = figure.add_subplot(**labels)
@@ -78,12 +79,24 @@ def mosaic(x: np.ndarray, *, gap: float = 0.08, **labels: str) -> tuple["Figure"
     return figure, axis
 
 
-def name_ticks(axis: "Axes", rows: Sequence[str], columns: Sequence[str] | None = None) -> None:
-    """Names of rows and columns; of very many only some, so that they do not overlap."""
+def name_ticks(
+    axis: "Axes",
+    rows: Sequence[str],
+    columns: Sequence[str] | None = None,
+    *,
+    both_ends: bool = False,
+) -> None:
+    """Names of rows and columns; of very many only some, so that they do not overlap.
+
+    `both_ends`: the last column is among them.
+    """
     for which, names in ((axis.yaxis, rows), (axis.xaxis, columns)):
         if names is not None:
             every = math.ceil(len(names) / (24 if which is axis.yaxis else 11))
-            which.set_ticks(which.get_ticklocs()[::every], labels=names[::every])
+            shown = list(range(0, len(names), every))
+            if both_ends and which is axis.xaxis and shown[-1] != len(names) - 1:
+                shown[-1] = len(names) - 1
+            which.set_ticks(which.get_ticklocs()[shown], labels=[names[i] for i in shown])
 
 
 def quantiles(n: int) -> np.ndarray:

@@ -69,7 +69,7 @@ def latent(z: Any, y: Any = None) -> "Figure":
 
 
 def curves(
-    history: Mapping[str, Any],
+    history: Mapping[str, Any | Mapping[str, Any]],
     *,
     steps: Any = None,
     xlabel: str = "epoch",
@@ -80,12 +80,13 @@ def curves(
 
     Args:
       history: name to `[time]`, for instance {"train": ..., "test": ...}; NaN is skipped, as before
-        the first evaluation.
+        the first evaluation. Or, for panels side by side, the title of each to its curves:
+        {"ELBO": {"train": ..., "test": ...}, "rate R": {...}}.
       steps: the place of each value, `[time]`; by default 1, 2, ...
       xlabel, ylabel: what the axes measure, with units.
-      title: written above.
+      title: written above, if there is one panel; of several each has its own.
     Returns:
-      A figure of one axis.
+      A figure of one axis, or of one for each panel, with whole numbers along whole places.
     Raises:
       ValueError: for other ranks or lengths, infinities, or a curve of nothing but NaN.
     """
@@ -94,8 +95,24 @@ def curves(
         raise wrong("curves: history", describe(history), "curves by name", fix, TypeError)
     if not history:
         raise wrong("curves: history", "no curve", "at least one", 'pass {"train": losses}')
-    figure = blank(6.0, 3.8)
-    axis = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
+    several = all(isinstance(part, Mapping) for part in history.values())
+    panels = history if several else {title: history}
+    figure = blank(3.4 * len(panels) + 0.6 if len(panels) > 1 else 6.0, 3.8)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
+    for axis, (above, shown) in zip(axes, panels.items(), strict=True):
+        axis.set(xlabel=xlabel, title=above)
+        if not shown:
+            raise wrong(f"curves: history[{above!r}]", "no curve", "at least one", "leave it out")
+        _draw_curves(axis, shown, steps)
+    axes[0].set_ylabel(ylabel)
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def _draw_curves(axis: Any, history: Mapping[str, Any], steps: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    whole = True
     for name, values in history.items():
         values = numbers(f"curves: history[{name!r}]", values, 1, nan=True)
         known = ~np.isnan(values)
@@ -108,9 +125,82 @@ def curves(
             raise wrong("curves: steps", f"shape {places.shape}", f"{values.shape}", fix)
         marker = "." if known.sum() <= 50 else ""  # a single point has no line
         axis.plot(places[known], values[known], marker=marker, label=name)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+        whole &= bool(np.all(places == np.rint(places)))
+    if whole:  # there is no epoch 2.5
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    _plain(axis)
+
+
+def sweep(
+    hyper: Mapping[str, Any],
+    numbers_of: Mapping[str, Any],
+    *,
+    labels: Mapping[str, str] | None = None,
+    title: str | None = None,
+) -> "Figure":
+    """Draw measured numbers against a swept value: the mean over seeds, and bars of one sd.
+
+    It takes what `population.summarize` takes: `sweep(members.hyper, {"elbo": ...})`.
+
+    Args:
+      hyper: the settings, name to `[members]`: the first name other than "seed" is along the axis,
+        logarithmic where it spans much; each setting of the others has a line of its own.
+      numbers_of: what was measured, name to `[members]`: a panel each. NaN, as of a member that
+        was frozen, is in no mean.
+      labels: what axes say of a name, with units; by default the name.
+      title: written above; by default what mean and bars are of, "" for none.
+    Returns:
+      A figure of one axis for each number. Bars are the standard deviation (n - 1) over seeds.
+    Raises:
+      ValueError: where nothing is swept, or is of another length or not finite.
+    """
+    labels = labels or {}
+    own = {name: numbers(f"sweep: hyper[{name!r}]", v, 1) for name, v in hyper.items()}
+    names = [name for name in own if name != "seed"]
+    if not names or not numbers_of:
+        got = "no swept name" if not names else "no numbers"
+        fix = 'such as sweep({"beta": [1, 1, 4, 4]}, {"elbo": [...]})'
+        raise wrong("sweep", got, "a name other than seed, and a number of each member", fix)
+    found = {
+        name: numbers(f"sweep: numbers_of[{name!r}]", v, 1, nan=True)
+        for name, v in numbers_of.items()
+    }
+    for name, values in {**own, **found}.items():
+        if len(values) != len(own[names[0]]):
+            got, expected = f"{len(values)} values", f"{len(own[names[0]])}, one for each member"
+            raise wrong(f"sweep: {name}", got, expected, "give one for each member")
+    first, *rest = names
+    places, each = own[first], list(zip(*(own[name].tolist() for name in rest), strict=True))
+    each = each or [()] * len(places)
+    settings = list(dict.fromkeys(each))
+    columns = min(len(found), 2)
+    rows = -(-len(found) // columns)
+    figure = blank(4.6 * columns, 3.2 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    most = 1
+    for axis, (name, values) in zip(axes, found.items(), strict=False):
+        for setting, colour in zip(settings, _shades(len(settings), 0.85), strict=True):
+            chosen = np.array([one == setting for one in each]) & ~np.isnan(values)
+            at = np.unique(places[chosen])
+            parts = [values[chosen & (places == place)] for place in at]
+            sd = [np.std(part, ddof=1) if len(part) > 1 else 0.0 for part in parts]
+            most = max([most, *map(len, parts)])
+            said = ", ".join(f"{n} {value:g}" for n, value in zip(rest, setting, strict=True))
+            mean, how = [part.mean() for part in parts], {"capsize": 3, "ms": 4, "fmt": "o-"}
+            axis.errorbar(at, mean, sd, color=colour, label=said, **how)
+        ticks = np.unique(places)
+        if ticks[0] > 0 and ticks[-1] >= 5 * ticks[0]:
+            axis.set_xscale("log")
+        axis.set_xticks(ticks, [f"{place:g}" for place in ticks])
+        axis.minorticks_off()
+        axis.set(xlabel=labels.get(first, first), ylabel=labels.get(name, name))
+        _plain(axis)
+    for axis in axes[len(found) :]:
+        axis.remove()
+    if rest:
+        axes[0].legend(frameon=False, fontsize="small")
+    said = f"mean and standard deviation over {most} seeds" if most > 1 else "one seed"
+    figure.suptitle(said if title is None else title)
     return figure
 
 
@@ -285,8 +375,13 @@ def _colours(classes: np.ndarray) -> np.ndarray:
     return colours
 
 
-def _shades(n: int) -> np.ndarray:
+def _shades(n: int, last: float = 0.9) -> np.ndarray:
     """n colours in an order, for models that have one."""
     import matplotlib
 
-    return matplotlib.colormaps["viridis"](np.linspace(0, 0.9, n))
+    return matplotlib.colormaps["viridis"](np.linspace(0, last, n))
+
+
+def _plain(axis: Any) -> None:
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)

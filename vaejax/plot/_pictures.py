@@ -94,26 +94,38 @@ def filters(
     return images(0.5 + 0.5 * weights / largest, columns=columns, title=title, labels=labels)
 
 
-def interpolations(x: Any) -> "Figure":
+def interpolations(x: Any, *, originals: tuple[Any, Any] | None = None) -> "Figure":
     """Draw decoded paths between pairs of examples, one path in each row, its ends at the sides.
-
-    Raises ValueError for other shapes, empty or non-finite input.
 
     Args:
       x: images `[rows, steps, height, width, channels]` or `[rows, steps, height, width]`.
+      originals: the first and the second examples themselves, `[rows, ...]` each, which are then
+        drawn outside of the two ends; by default none.
     Returns:
       A figure of one axis, whose x axis is the fraction of the way from the first example to the
       second.
+    Raises:
+      ValueError: for other shapes, empty or non-finite input.
     """
     x = as_images("interpolations: x", x, 5)
     label = "fraction of the way from the first example to the second"
+    names = [f"{f:.2f}" for f in np.linspace(0, 1, x.shape[1])]
+    if originals is not None:
+        ends = [as_images("interpolations: originals", end, 4)[:, None] for end in originals]
+        expected = len(x), 1, *x.shape[2:]
+        if len(ends) != 2 or any(end.shape != expected for end in ends):
+            got, fix = [end[:, 0].shape for end in ends], "give the examples that x leads between"
+            wanted = f"two arrays of shape {(len(x), *x.shape[2:])}"
+            raise wrong("interpolations: originals", got, wanted, fix)
+        x, names = np.concatenate([ends[0], x, ends[1]], axis=1), ["original", *names, "original"]
     figure, axis = mosaic(x, xlabel=label, title="interpolations in the latent space")
-    fractions = [f"{f:.2f}" for f in np.linspace(0, 1, x.shape[1])]
-    name_ticks(axis, [f"pair {i + 1}" for i in range(len(x))], fractions)
+    name_ticks(axis, [f"pair {i + 1}" for i in range(len(x))], names, both_ends=True)
     return figure
 
 
-def traversals(x: Any, *, values: Any = None, labels: Sequence[str] | None = None) -> "Figure":
+def traversals(
+    x: Any, *, values: Any = None, labels: Sequence[str] | None = None, rates: Any = None
+) -> "Figure":
     """Draw what each latent dimension does alone: one row per dimension, decoded at given values.
 
     Args:
@@ -121,6 +133,9 @@ def traversals(x: Any, *, values: Any = None, labels: Sequence[str] | None = Non
       values: where the dimension was set, in standard deviations of the prior, `[steps]`; by
         default the steps are counted.
       labels: names of the rows; by default z1, z2, ...
+      rates: the KL of each dimension, nats, `[dimensions]`, written beside its name, as from
+        `diagnostics.rate_per_dimension`. Where they fall from row to row, the axis says so. By
+        default none.
     Returns:
       A figure of one axis.
     Raises:
@@ -139,7 +154,16 @@ def traversals(x: Any, *, values: Any = None, labels: Sequence[str] | None = Non
             expected, fix = f"{x.shape[1]}, one per column", "pass the values that were decoded"
             raise wrong("traversals: values", f"{len(values)} values", expected, fix)
         unit, columns = "value (standard deviations of the prior)", [f"{v:g}" for v in values]
-    figure, axis = mosaic(x, xlabel=unit, ylabel="latent dimension", title="latent traversals")
+    said = "latent dimension"
+    if rates is not None:
+        rates = numbers("traversals: rates", rates, 1)
+        if len(rates) != len(x):
+            expected, fix = f"{len(x)}, one per row", "pass the rates of the dimensions drawn"
+            raise wrong("traversals: rates", f"{len(rates)} rates", expected, fix)
+        names = [f"{name} ({rate:.2f})" for name, rate in zip(names, rates, strict=True)]
+        falls = len(rates) > 1 and bool(np.all(np.diff(rates) <= 0))
+        said += " (its rate, nats), largest first" if falls else " (its rate, nats)"
+    figure, axis = mosaic(x, xlabel=unit, ylabel=said, title="latent traversals")
     name_ticks(axis, names, columns)
     return figure
 

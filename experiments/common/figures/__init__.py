@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.recipe import Trained
-from vaejax import plot
+from vaejax import diagnostics, plot
 from vaejax.model import Model, generate, interpolate, reconstruct
 from vaejax.types import Key, Params
 
@@ -22,8 +22,8 @@ def vae(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> dict[str
     """Reconstructions, samples, interpolations, traversals and the latent space.
 
     `x` `[n, height, width, channels]` as the model sees it; `y` `[n]` labels or `()`. Decoded
-    pictures show the mean of p(x|z). Latents are in order of the variance of their mean code over
-    x: the ones that the model uses come first.
+    pictures show the mean of p(x|z). Latents are in order of their rate, where that is a sum over
+    them, and else of the variance of their mean code over x: the ones that the model uses first.
     """
     x = np.asarray(x)
     codes = np.asarray(_mapped(lambda params, one: model.encode(params, one).mean)(params, x))
@@ -39,11 +39,13 @@ def vae(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> dict[str
         "samples": plot.images(samples.mean, title="samples z ~ p(z), mean of p(x|z)"),
     }
     if pairs:
-        drawn["interpolations"] = plot.interpolations(paths)
+        ends = x[:pairs], x[pairs : 2 * pairs]
+        drawn["interpolations"] = plot.interpolations(paths, originals=ends)
     if min(codes.shape) > 1:
         labels = None if isinstance(y, tuple) else y[:5000]
         drawn["latent"] = plot.latent(codes[:5000], labels)
-    used = np.argsort(-np.var(codes, axis=0))[:8]
+    rates = _rates(model, params, x)
+    used = np.argsort(-(np.var(codes, axis=0) if rates is None else rates), kind="stable")[:8]
     values = np.linspace(-3, 3, 9, dtype=codes.dtype)
     grid = values[None, :, None] * np.eye(codes.shape[1], dtype=codes.dtype)[used][:, None]
     means = np.asarray(decode(grid.reshape(-1, codes.shape[1])))
@@ -51,11 +53,20 @@ def vae(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> dict[str
         means.reshape(*grid.shape[:2], *means.shape[1:]),
         values=values,
         labels=[f"z{i + 1}" for i in used],
+        rates=None if rates is None else rates[used],
     )
     if codes.shape[1] == 2:
         side = 20
         drawn["manifold"] = plot.manifold(decode(jnp.asarray(plot.manifold_grid(side))), side)
     return drawn
+
+
+def _rates(model: Model, params: Params, x: Any) -> np.ndarray | None:
+    """The KL of each latent dimension, nats; None where it is no sum over them."""
+    try:
+        return diagnostics.rate_per_dimension(model, params, jax.random.key(0), x)
+    except (TypeError, ValueError):
+        return None
 
 
 def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +94,8 @@ def autoencoder(model: Model, params: Params, key: Key, x: Any, y: Any = ()) -> 
         "random_codes": plot.images(jnp.clip(decode(random), 0, 1), title=title),
     }
     if pairs:
-        drawn["interpolations"] = plot.interpolations(jnp.clip(paths, 0, 1))
+        ends = np.clip(x[:pairs], 0, 1), np.clip(x[pairs : 2 * pairs], 0, 1)
+        drawn["interpolations"] = plot.interpolations(jnp.clip(paths, 0, 1), originals=ends)
     if min(codes.shape) > 1:
         labels = None if isinstance(y, tuple) else y[:5000]
         drawn["latent"] = plot.latent(codes[:5000], labels)

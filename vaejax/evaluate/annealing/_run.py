@@ -12,6 +12,7 @@ from vaejax.arrays import numbers
 from vaejax.batch import example_at, over_data, size_of
 from vaejax.errors import at_least_one, finite_values, wrong
 from vaejax.evaluate._each import measure_each
+from vaejax.evaluate._progress import in_parts, is_shown, progress
 from vaejax.evaluate.annealing._moves import hmc
 from vaejax.model import Model, check_model, deterministic
 from vaejax.types import Array, Batch, Key, Params, describe_fields
@@ -124,18 +125,20 @@ def run(
 
     pilots = max(1, chains // 4)
     options = model, start, pilots, chains
-    begun = measure_each(_begin, options, transform, 500, params, key, batch)
+    with progress(False):  # it is soon done, and its keys are no numbers
+        begun = measure_each(_begin, options, transform, 500, params, key, batch)
     x, pilot_keys, keys, scale, pilot, z = begun
-    walk = partial(_walks, model, start, leapfrog_steps, batch_size)
+    walk = partial(_walked, model, start, leapfrog_steps, batch_size)
     seen = x, batch.c, scale
     steps = jnp.full((n, len(betas) - 2), step_size)
     shared = params, betas, GAIN
-    steps = walk(shared, (*seen, pilot_keys, pilot, steps))[2][:, :-1]
+    steps = walk(shared, (*seen, pilot_keys, pilot, steps), "pilot chains")[2][:, :-1]
     if posterior is None:
-        sums, acceptance, _ = walk((params, betas, 0.0), (*seen, keys, z, steps))
+        sums, acceptance, _ = walk((params, betas, 0.0), (*seen, keys, z, steps), "chains")
     else:
         shared = params, betas[::-1], 0.0
-        sums, acceptance, _ = walk(shared, (*seen, keys, posterior, steps[:, ::-1]))
+        own = *seen, keys, posterior, steps[:, ::-1]
+        sums, acceptance, _ = walk(shared, own, "chains")
     # log w going up, and -log w coming down, where the differences of b are negative.
     signed, accepted, moved_by = (np.asarray(v) for v in (sums, acceptance[:, :-1], steps))
     log_mean, ess = _log_mean_exp(signed)
@@ -169,6 +172,26 @@ def _begin(
     return x, *keys, scale, draws(pilot_key, pilots), draws(start_key, chains)
 
 
+def _walked(
+    model: Model,
+    start: Start,
+    leapfrog_steps: int,
+    batch_size: int,
+    shared: Any,
+    own: Any,
+    name: str,
+) -> Any:
+    """`_walks`, with a bar of this name where bars are shown."""
+    if not is_shown():
+        return _walks(model, start, leapfrog_steps, batch_size, shared, own)
+    own = jax.device_put(own)  # once
+
+    def part(first: Any, count: int, width: int) -> Any:
+        return _walks_of(model, start, leapfrog_steps, count, width, shared, own, first)
+
+    return in_parts(name, part, size_of(own), batch_size)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _walks(
     model: Model, start: Start, leapfrog_steps: int, batch_size: int, shared: Any, own: Any
@@ -182,13 +205,36 @@ def _walks(
     acceptance and the step size of every move, `[n, moves + 1]` with a column of padding, since a
     loop over examples returns nothing empty. With `gain` 0 the steps stay as given.
     """
-    model = deterministic(model)
+    model, n = deterministic(model), size_of(own)
+    return over_data(lambda i: _at(i, model, start, leapfrog_steps, shared, own), n, batch_size)
 
-    def example(index: Array) -> tuple[Array, Array, Array]:
-        one = jax.tree.map(lambda leaf: leaf[index], own)
-        return _walk(model, start, leapfrog_steps, shared, *one)
 
-    return over_data(example, size_of(own), batch_size)
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _walks_of(
+    model: Model,
+    start: Start,
+    leapfrog_steps: int,
+    count: int,
+    width: int,
+    shared: Any,
+    own: Any,
+    first: Any,
+) -> tuple[Array, Array, Array]:
+    """`_walks` of `count` examples from `first` on, `width` at a time."""
+    model, last = deterministic(model), size_of(own) - 1
+
+    def example(i: Array) -> tuple[Array, Array, Array]:
+        return _at(jnp.minimum(first + i, last), model, start, leapfrog_steps, shared, own)
+
+    return over_data(example, count, width)
+
+
+def _at(
+    index: Array, model: Model, start: Start, leapfrog_steps: int, shared: Any, own: Any
+) -> tuple[Array, Array, Array]:
+    """`_walk` of the example at an index."""
+    one = jax.tree.map(lambda leaf: leaf[index], own)
+    return _walk(model, start, leapfrog_steps, shared, *one)
 
 
 def _walk(
