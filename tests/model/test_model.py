@@ -296,8 +296,8 @@ def test_what_are_no_parameters_is_said_so(model, params, wrong, said):
     [
         (nnx.Linear, "the class Linear.*lambda rngs: Linear"),
         (networks.MLP, "the class MLP.*make one of it: MLP"),
-        (jnp.tanh, "make it a layer: nn.Sequential"),
-        (None, "for instance nn.Sequential"),
+        (jnp.tanh, "make it a layer: networks.sequential"),
+        (None, "for instance networks.sequential"),
         ({"params": 1}, "init and apply"),
     ],
 )

@@ -9,8 +9,19 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from vaejax import Batch, autoencoder, heads, networks, objectives, train
-from vaejax.distributions import Normal
+from vaejax import (
+    Batch,
+    adversarial,
+    autoencoder,
+    autoregressive,
+    conditional,
+    flows,
+    heads,
+    networks,
+    objectives,
+    train,
+)
+from vaejax.distributions import Bernoulli, Normal
 
 X = jax.random.normal(jax.random.key(1), (6,))
 PRIOR = Normal(jnp.zeros(2), jnp.ones(2))
@@ -238,3 +249,101 @@ def test_parameters_of_another_network_are_refused_by_name():
         ValueError, match=r"last/kernel: got of shape \(8, 3\), expected .*\(8, 4\)"
     ):
         network.apply(wrong, X)
+
+
+NATURES = {
+    "convolution": (
+        nn.Conv(4, (3, 3), 2),
+        lambda rngs: nnx.Conv(2, 4, (3, 3), 2, rngs=rngs),
+        (jnp.reshape(jnp.arange(70.0), (5, 7, 2)) / 9,),
+    ),
+    "recurrent": (nn.SimpleCell(4), lambda rngs: nnx.SimpleCell(6, 4, rngs=rngs), (X[:4], X)),
+}
+
+
+@pytest.mark.parametrize("nature", NATURES)
+def test_nnx_gives_the_bits_of_its_linen_twin_in_every_nature(nature):
+    twin, network, inputs = NATURES[nature]
+    network = networks.functional(network)
+    params = drawn(twin.init(jax.random.key(0), *inputs)["params"])
+    names = {"i": "dense_i", "h": "dense_h"}  # of a recurrent cell
+    arrays = {names.get(name, name): params[name] for name in params}
+    got, expected = network.apply(arrays, *inputs), twin.apply({"params": params}, *inputs)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_a_causal_network_of_nnx_gives_the_bits_of_its_linen_twin():
+    class LinenCausal(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Bernoulli(jnp.tril(self.param("w", nn.initializers.normal(), (6, 6)), -1) @ x)
+
+    class NNXCausal(nnx.Module):
+        def __init__(self, rngs):
+            self.w = nnx.Param(jax.random.normal(rngs.params(), (6, 6)))
+
+        def __call__(self, x):
+            return Bernoulli(jnp.tril(self.w[...], -1) @ x)
+
+    twin, own = (autoregressive.Causal(net, (6,)) for net in (LinenCausal(), NNXCausal))
+    params = own.init(jax.random.key(0))
+    p, q = own.apply(params), twin.apply({"params": params})
+    np.testing.assert_array_equal(p.sample(jax.random.key(1)), q.sample(jax.random.key(1)))
+    np.testing.assert_array_equal(p.log_prob(jnp.ones(6)), q.log_prob(jnp.ones(6)))
+
+
+def test_a_critic_and_a_completing_decoder_hold_networks_of_every_kind():
+    net = networks.functional(Flax)
+    critic = adversarial.Critic(Flax)
+    params = critic.init(jax.random.key(0), X)
+    features, logit = critic.apply(params, X)
+    own = params["params"]["net_params"]
+    np.testing.assert_array_equal(features, net.apply(own, X))
+    noisy, _ = critic.apply(params, X, rngs={"dropout": jax.random.key(1)})
+    assert logit.shape == () and np.all(noisy != features)
+
+    known = jnp.array([1.0, 0, 1, 0, 0, 0])
+    decoder = conditional.Completing(Hidden)
+    c = (X * known, known)
+    p = decoder.apply(decoder.init(jax.random.key(0), c), c)
+    assert p.log_prob(X).shape == ()
+    np.testing.assert_array_equal(p.sample(jax.random.key(1))[::2][:2], X[::2][:2])
+
+
+class Hidden(nnx.Module):
+    def __init__(self, rngs):
+        self.loc = nnx.Linear(6, 6, rngs=rngs)
+
+    def __call__(self, c):
+        return Normal(self.loc(c[0]), jnp.ones(6))
+
+
+def test_a_flow_has_a_conditioner_of_nnx():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = nnx.Linear(2, 4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.layer(x)
+
+    flow = flows.Stack(flows.Coupling, (Net,), ((0, 1, 2, 3),))
+    made = flow.apply(flow.init(jax.random.key(0)))
+    y, log_det = made.forward(X[:4])
+    np.testing.assert_allclose(made.inverse(y)[0], X[:4], atol=1e-6)
+    jacobian = jax.jacobian(lambda x: made.forward(x)[0])(X[:4])
+    np.testing.assert_allclose(log_det, jnp.linalg.slogdet(jacobian)[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [nnx.Linear(6, 4, rngs=nnx.Rngs(0)), Flax, Equinox])
+def test_linens_sequential_with_what_it_would_not_train_is_refused(layer):
+    with pytest.raises(TypeError, match="nn.Sequential with .*networks.sequential"):
+        autoencoder(nn.Sequential([layer, heads.Normal(2)]), heads.Bernoulli((6,)))
+
+
+@kinds
+def test_an_input_of_another_size_is_refused_as_with_linen(kind):
+    decoder = networks.sequential(networks.MLP((4,)), heads.Bernoulli((6,)))
+    model = autoencoder(networks.sequential(KINDS[kind], heads.Normal(2)), decoder, PRIOR)
+    params = model.init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match=r"as at init \(this model's x has shape \(6,\)\)"):
+        model.encode(params, jnp.zeros(7))

@@ -36,7 +36,7 @@ from vaejax.batch import batch_mean, over_batch, present
 from vaejax.distributions import Distribution, Normal, pathwise
 from vaejax.errors import wrong
 from vaejax.model import Draw, Model, autoencoder, compiled, draw, terms
-from vaejax.networks import Network, functional
+from vaejax.networks import Network, functional, within
 from vaejax.objectives import Schedule, players, schedule
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
@@ -99,11 +99,11 @@ class Critic(Network):
       net: the network, called with the same.
     """
 
-    net: nn.Module
+    net: Any
 
     @nn.compact
     def __call__(self, x: Any, *c: Any) -> tuple[Array, Array]:
-        h = jnp.ravel(self.net(x, *c))
+        h = jnp.ravel(within(self, "net", x, *c))
         return h, nn.Dense(1, name="logit")(h)[0]
 
 

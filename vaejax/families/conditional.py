@@ -25,7 +25,7 @@ from vaejax.batch import over_examples
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import at_least_one, concrete, wrong
 from vaejax.model import Generated, Model, generate
-from vaejax.networks import Network
+from vaejax.networks import Network, within
 from vaejax.types import Array, Batch, Key, Loss, Metrics, Params
 
 Condition = Callable[[Key, Any], Any]
@@ -195,15 +195,16 @@ class Completing(Network):
       ValueError: for another condition.
     """
 
-    decoder: nn.Module
+    decoder: Any
 
+    @nn.compact
     def __call__(self, *given: Any) -> Completed:
         c = given[-1]
         if not isinstance(c, tuple) or len(c) != 2:
             got = "no condition" if jax.tree.leaves(c) == [] else jax.tree.map(jnp.shape, c)
             fix = "make it by conditional.observed(...), or let conditional.conditioned do so"
             raise wrong("Completing: c", got, "(known x, known)", fix)
-        return Completed(self.decoder(*given), *c)
+        return Completed(within(self, "decoder", *given), *c)
 
 
 def complete(

@@ -357,7 +357,7 @@ def _check_layer(i: int, q: Any, p: Any) -> None:
 def _shape_of(network: Any, params: Params, h: Array, c: Any) -> Any:
     p = jax.eval_shape(lambda: network.apply(params, h, *present(c)))
     if not isinstance(p, Distribution):
-        fix = "end it with a head, for instance nn.Sequential([network, heads.Normal(10)])"
+        fix = "end it with a head, for instance networks.sequential(network, heads.Normal(10))"
         raise wrong("layers: a network", type(p).__name__, "a Distribution", fix, TypeError)
     return p
 

@@ -25,7 +25,7 @@ from vaejax.batch import batch_mean, labels_of, mean_over, over_batch, size_of
 from vaejax.distributions import Categorical, Delta, kl
 from vaejax.errors import check_key, concrete, wrong
 from vaejax.model import Draw, Model, check_model, compiled, draw, terms
-from vaejax.networks import check_module, functional
+from vaejax.networks import check_module, entering, functional
 from vaejax.objectives import Schedule, schedule
 from vaejax.train import shuffled
 from vaejax.types import (
@@ -41,29 +41,22 @@ from vaejax.types import (
 )
 
 
-class _Joint(NamedTuple):
-    model: Model
-    classifier: Any
-    py: Categorical
-
-
-class Joint(_Joint):
+@entering("m2", "classifier")
+class Joint(NamedTuple):
     """A joint model of images and classes, and its inference networks.
 
     Args:
       model: p(z|c) p(x|z, c) and q(z|x, c), where c is the class as a one-hot row `[classes]`.
       classifier: q(y|x), any object with `.init(key, x) -> params` and
         `.apply(params, x, rngs=None) -> Categorical`, such as
-        `nn.Sequential([networks.MLP((300,)), heads.Categorical((), 10)])`.
+        `networks.sequential(networks.MLP((300,)), heads.Categorical((), 10))`.
       py: p(y), a Categorical of one choice, which says how many classes there are:
         `Categorical(jnp.zeros(10))` is uniform.
     """
 
-    __slots__ = ()
-
-    def __new__(cls, model: Model, classifier: Any, py: Categorical) -> "Joint":
-        """The fields, of which the classifier becomes `init` and `apply`."""
-        return super().__new__(cls, model, functional(classifier, "m2: classifier"), py)
+    model: Model
+    classifier: Any
+    py: Categorical
 
     def init(self, key: Key, x: Any) -> Params:
         """The parameters of both parts.

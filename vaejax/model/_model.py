@@ -307,6 +307,11 @@ def _apply(
         raise _of_input(name, what, inputs, c, shape) from error
     except TypeError as error:
         _check_condition(name, error, c)
+        shape = known()
+        # What Linen says in the errors above, JAX says of a product in other modules.
+        known_shape = isinstance(shape, tuple) and not isinstance(module, nn.Module)
+        if known_shape and getattr(inputs[0], "shape", shape) != shape:
+            raise _of_input(name, what, inputs, c, shape) from error
         raise
 
 
@@ -402,7 +407,7 @@ def _image_shape(decoder: Module, params: Params, prior: Any) -> Any:
 
 def _is_distribution(name: str, output: Any) -> None:
     if not isinstance(output, Distribution):
-        fix = "end it with a head, for instance nn.Sequential([network, heads.Normal(10)])"
+        fix = "end it with a head, for instance networks.sequential(network, heads.Normal(10))"
         raise wrong(f"autoencoder: {name}", type(output).__name__, "a Distribution", fix, TypeError)
 
 

@@ -1,7 +1,7 @@
 """Networks: layers, heads that return distributions, flows, causal and autoregressive networks."""
 
 from vaejax.networks import autoregressive, causal, flows, heads
-from vaejax.networks._door import check_state, functional, sequential
+from vaejax.networks._door import check_state, entering, functional, sequential, within
 from vaejax.networks._layers import (
     MLP,
     Conv,
@@ -31,6 +31,7 @@ __all__ = [
     "conv_as_product",
     "conv_native",
     "depth_to_space",
+    "entering",
     "flows",
     "functional",
     "has_condition",
@@ -38,4 +39,5 @@ __all__ = [
     "join",
     "kernels",
     "sequential",
+    "within",
 ]

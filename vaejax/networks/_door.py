@@ -8,7 +8,7 @@ every call. What is behind the door does not know which kind it was.
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -70,6 +70,7 @@ def functional(
     if not isinstance(network, type) and all(
         callable(getattr(network, name, None)) for name in needs
     ):
+        _refuse_inside_linen(where, network)
         return network
     if _is_nnx(network):
         return _nnx_module(where, _copier(network), network)
@@ -132,6 +133,55 @@ def check_state(where: str, module: Any, params: Params) -> None:
         raise ValueError(
             f"{where} keeps state outside its parameters ({sorted(extra)}); {STATELESS}"
         )
+
+
+def entering(where: str, field: str) -> Callable[[Any], Any]:
+    """Decorator of a NamedTuple, a field of which is a network, or a tuple of networks by "nets".
+
+    The field becomes `init` and `apply` when one is made.
+
+    Args:
+      where: the name of what is made, for the messages of errors.
+      field: the name of the field.
+    Returns:
+      the decorator.
+    """
+
+    def decorate(cls: Any) -> Any:
+        new = cls.__new__
+
+        @wraps(new)
+        def entered(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            made = new(cls, *args, **kwargs)
+            given, name = getattr(made, field), f"{where}: {field}"
+            if field == "nets":
+                return made._replace(nets=tuple(functional(net, name) for net in given))
+            return made._replace(**{field: functional(given, name)})
+
+        cls.__new__ = entered
+        return cls
+
+    return decorate
+
+
+def within(module: nn.Module, field: str, *inputs: Any) -> Any:
+    """What a network of any kind makes of inputs within a Linen module that has it as a field.
+
+    Args:
+      module: the Linen module, in its compact `__call__`.
+      field: the name of the field; the parameters stand under it, those of other kinds than Linen
+        as `<field>_params`.
+      inputs: of the network.
+    Returns:
+      what the network returns.
+    """
+    network = getattr(module, field)
+    if isinstance(network, nn.Module):
+        return network(*inputs)
+    network = functional(network, f"{type(module).__name__}: {field}")
+    params = module.param(f"{field}_params", network.init, *inputs)
+    rngs = {"dropout": module.make_rng("dropout")} if module.has_rng("dropout") else None
+    return network.apply(params, *inputs, **({} if rngs is None else {"rngs": rngs}))
 
 
 class _Pair:
@@ -347,6 +397,24 @@ def _refuse(where: str, rest: Any) -> None:
         )
 
 
+def _refuse_inside_linen(where: str, network: Any) -> None:
+    """Raise TypeError for a module in Linen's Sequential that Linen would not train."""
+    if not isinstance(network, nn.Sequential):
+        return
+    for layer in network.layers:
+        if _is_nnx(layer) or _is_equinox(layer) or _is_maker(layer):
+            got = f"nn.Sequential with {describe(layer)}"
+            fix = (
+                "join networks of several kinds by networks.sequential(...); for weights that do "
+                "not learn: lambda x: network(x)"
+            )
+            raise wrong(where, got, "modules of Linen and functions", fix, TypeError)
+
+
+def _is_maker(layer: Any) -> bool:
+    return not isinstance(layer, nn.Module) and _maker("", layer) is not None
+
+
 def _copier(module: Any) -> Callable[..., Any]:
     """A function that returns a copy of an NNX module, so that the user's own is not changed."""
     from flax import nnx
@@ -391,4 +459,4 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(words)
 
 
-__all__ = ["check_state", "functional", "sequential"]
+__all__ = ["check_state", "entering", "functional", "sequential", "within"]

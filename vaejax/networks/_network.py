@@ -84,13 +84,13 @@ def check_module(where: str, module: Any, needs: tuple[str, ...] = ("init", "app
     if callable(module) and not hasattr(module, "sample"):
         got = describe(module)
         fix = (
-            "make it a layer: nn.Sequential([function, heads.Normal(10)]); what makes a module has "
-            "one argument, `rngs` for NNX or `key` for Equinox"
+            "make it a layer: networks.sequential(function, heads.Normal(10)); what makes a module "
+            "has one argument, `rngs` for NNX or `key` for Equinox"
         )
     else:
         got, fix = (
             describe(module),
-            "for instance nn.Sequential([networks.MLP((400,)), heads.Normal(10)])",
+            "for instance networks.sequential(networks.MLP((400,)), heads.Normal(10))",
         )
     raise wrong(where, got, expected, fix, TypeError)
 

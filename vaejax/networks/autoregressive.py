@@ -21,7 +21,7 @@ from jax import lax
 
 from vaejax.distributions import Distribution, distribution
 from vaejax.errors import check_key, check_parameters, concrete, sizes, wrong
-from vaejax.networks._door import functional
+from vaejax.networks._door import entering
 from vaejax.networks._network import check_module, of_this_network
 from vaejax.types import Array, Key, Params, describe_fields
 
@@ -145,15 +145,9 @@ class Autoregressive(Distribution):
         return jax.eval_shape(lambda f, x: f(x), self.conditionals, x).discrete
 
 
-class _Causal(NamedTuple):
-    net: Any
-    shape: tuple[int, ...]
-    dtype: Any = jnp.float32
-    order: tuple[int, ...] = ()
-
-
 @describe_fields
-class Causal(_Causal):
+@entering("Causal", "net")
+class Causal(NamedTuple):
     """A causal network of any kind, as a network that returns an `Autoregressive` distribution.
 
     `init(key, *given) -> params` and `apply(params, *given, rngs=None) -> Autoregressive`, so that
@@ -179,13 +173,10 @@ class Causal(_Causal):
       ()
     """
 
-    __slots__ = ()
-
-    def __new__(
-        cls, net: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, order: Any = ()
-    ) -> "Causal":
-        """The fields, of which the network becomes `init` and `apply`."""
-        return super().__new__(cls, functional(net, "Causal: net"), shape, dtype, order)
+    net: Any
+    shape: tuple[int, ...]
+    dtype: Any = jnp.float32
+    order: tuple[int, ...] = ()
 
     def init(self, key: Key, *given: Any) -> Params:
         """New parameters of the network.

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from vaejax.distributions import Normal
 from vaejax.errors import at_least_one, sizes, wrong
+from vaejax.networks._door import entering
 from vaejax.networks._layers import MLP, join
 from vaejax.networks._network import Network
 from vaejax.networks.flows._maps import (
@@ -27,6 +28,7 @@ Orders = Sequence[Sequence[int]]  # of each flow, a permutation of the positions
 
 
 @describe_fields
+@entering("Stack", "nets")
 class Stack(NamedTuple):
     """A network of flows, one after the other, each with a conditioner of its own.
 
@@ -35,7 +37,7 @@ class Stack(NamedTuple):
 
     Args:
       family: `Coupling` or `InverseAutoregressive`.
-      nets: the conditioners, one Linen module for each flow.
+      nets: the conditioners, a tuple of one network for each flow.
       orders: a permutation of the positions for each flow.
     """
 
