@@ -142,7 +142,6 @@ RECIPE = common.Recipe(
     then=image_vae.then,
 )
 
-
 main = partial(common.main, RECIPE)
 """Train, measure and draw; returns what summary.json holds."""
 
