@@ -7,8 +7,8 @@ import numpy as np
 
 from experiments.reproduce.rows import LEFT_OUT, ROWS, Row
 
-HEAD = ("row", "command", "data", "published", "expected", "reached", "K, median ESS", "seeds")
-HEAD += ("s", "device")
+HEAD: tuple[str, ...] = ("row", "command", "data", "published", "expected", "reached")
+HEAD += ("K, median ESS", "seeds", "s", "device")
 
 
 def entry(row: Row, summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
