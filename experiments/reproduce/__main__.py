@@ -7,8 +7,7 @@ run again, and one that was stopped goes on, so the command may be stopped and g
 table.md and table.json into the folder.
 """
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,9 @@ def main(config: Config) -> dict[str, Any]:
     unknown = set(config.rows) - set(ROWS)
     if unknown:
         raise wrong("--rows", sorted(unknown), f"some of {list(ROWS)}", "--help lists the options")
+    if config.smoke:  # numbers of shrunk runs are no numbers of the table
+        config = replace(config, out=config.out / "smoke")
+    failed: dict[str, str] = {}
     waiting = {n: why for n in config.rows or ROWS if (why := _why_not(config, n))}
     todo = [
         (name, seed)
@@ -53,9 +55,9 @@ def main(config: Config) -> dict[str, Any]:
             try:
                 runs.run(ROWS[name], seed, config.out, given=given, smoke=config.smoke)
             except RuntimeError as error:  # the other rows can still be run
-                waiting[name] = str(error)
-        _written(config, waiting)
-    table = _written(config, waiting)
+                failed[name] = f"seed {seed}: {error}"
+        _written(config, waiting, failed)
+    table = _written(config, waiting, failed)
     print((config.out / "table.md").read_text())
     return table
 
@@ -69,20 +71,24 @@ def _why_not(config: Config, name: str) -> str:
     return ""
 
 
-def _written(config: Config, waiting: dict[str, str]) -> dict[str, Any]:
-    """table.json and table.md of all the runs that are finished, also by an earlier call."""
+def _written(config: Config, waiting: dict[str, str], failed: dict[str, str]) -> dict[str, Any]:
+    """table.json and table.md of all the runs that are finished, also by an earlier call.
+
+    A run that failed is told even where other seeds of its row are finished.
+    """
     rows: dict[str, Any] = {}
     for name, row in ROWS.items():
         paths = sorted(runs.folder_of(row, 0, config.out).parent.glob("seed-*/summary.json"))
         seeds = sorted(int(path.parent.name.removeprefix("seed-")) for path in paths)
         found = {seed: runs.summary_of(row, seed, config.out) for seed in seeds}
-        if found:
-            rows[name] = report.entry(row, {k: v for k, v in found.items() if v is not None})
-    open_rows = {name: why for name, why in waiting.items() if name not in rows}
+        finished = {seed: summary for seed, summary in found.items() if summary is not None}
+        if finished:
+            rows[name] = report.entry(row, finished)
+    open_rows = {name: why for name, why in waiting.items() if name not in rows} | failed
     table = {"rows": rows, "waiting": open_rows, **common.circumstances()}
     config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "table.json").write_text(json.dumps(table, indent=2) + "\n")
-    (config.out / "table.md").write_text(report.markdown(rows, open_rows))
+    common.write_json(config.out / "table.json", table)
+    common.write_text(config.out / "table.md", report.markdown(rows, open_rows))
     return table
 
 

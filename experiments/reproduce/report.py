@@ -7,7 +7,8 @@ import numpy as np
 
 from experiments.reproduce.rows import LEFT_OUT, ROWS, Row
 
-HEAD = ("row", "command", "data", "published", "expected", "reached", "K, median ESS", "seeds", "s")
+HEAD: tuple[str, ...] = ("row", "command", "data", "published", "expected", "reached")
+HEAD += ("K, median ESS", "seeds", "s", "device")
 
 
 def entry(row: Row, summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -26,15 +27,20 @@ def entry(row: Row, summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any
         "holds": row.holds(float(np.mean(values))) if values else None,
         "seconds": [found["seconds_whole"] for found in summaries.values()],
         "samples": _samples(summaries),
+        "devices": sorted({str(found.get("device", "")) for found in summaries.values()} - {""}),
     }
 
 
 def _samples(summaries: Mapping[int, Mapping[str, Any]]) -> str:
-    """K and the median effective sample size of the first run, where its summary has them."""
+    """K and the median effective sample size of the first run, where its summary has them.
+
+    The samples of annealing are its chains.
+    """
     first: Mapping[str, Any] = next(iter(summaries.values()), {})
     of = {name: v for name, v in first.items() if isinstance(v, int | float)}
     count = next(
-        (v for n, v in of.items() if n.endswith(("nll_particles", "test_particles"))), None
+        (v for n, v in of.items() if n.endswith(("nll_particles", "test_particles", "chains"))),
+        None,
     )
     ess = [v for n, v in of.items() if n.endswith("ess_median")]
     said = [f"K = {count:g}"] if count is not None else []
@@ -57,7 +63,7 @@ def markdown(found: Mapping[str, Mapping[str, Any]], waiting: Mapping[str, str])
         f"- {ROWS[name].title} (`{ROWS[name].command}`): {why}" for name, why in waiting.items()
     ]
     left += [f"- {title}: {why}" for title, why in LEFT_OUT.items()]
-    return f"{text}\n\nNot in the table:\n\n" + "\n".join(left) + "\n"
+    return f"{text}\n\nNot in the table, or not whole:\n\n" + "\n".join(left) + "\n"
 
 
 def _cells(row: Row, found: Mapping[str, Any]) -> Sequence[str]:
@@ -74,6 +80,7 @@ def _cells(row: Row, found: Mapping[str, Any]) -> Sequence[str]:
         found["samples"],
         str(seeds),
         f"{np.mean(found['seconds']):.0f}",
+        ", ".join(found["devices"]),
     )
 
 

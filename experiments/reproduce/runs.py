@@ -6,6 +6,7 @@ where its checkpoints end, if its experiment can resume.
 
 import importlib
 import json
+import math
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from experiments.common import write_json
 from experiments.reproduce.rows import Row
 
 
@@ -27,9 +29,18 @@ def folder_of(row: Row, seed: int, out: Path) -> Path:
 
 def summary_of(row: Row, seed: int, out: Path) -> dict[str, Any] | None:
     """What a finished run holds, or None."""
-    path = folder_of(row, seed, out) / "summary.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found if "seconds_whole" in found else None  # else it was stopped at its pictures
+    folder = folder_of(row, seed, out)
+    found = _read(folder / "summary.json")
+    if "seconds_whole" not in found:  # it was stopped at its pictures
+        return None
+    record = _read(folder / "config.json")
+    more = {"device": record.get("device", "")}
+    options = record.get("options", {})
+    samples = options.get("test_particles", options.get("particles"))
+    if isinstance(samples, int) and any(name.endswith("ess_median") for name in found):
+        more["test_particles"] = samples
+    # A number that was not finite is null there.
+    return more | {name: math.nan if v is None else v for name, v in found.items()}
 
 
 def run(row: Row, seed: int, out: Path, *, given: str = "", smoke: bool = False) -> dict[str, Any]:
@@ -71,7 +82,7 @@ def run(row: Row, seed: int, out: Path, *, given: str = "", smoke: bool = False)
         found = json.loads((folder / "summary.json").read_text())
     # Of a run that was stopped in between, the last part alone.
     timed = {**found, "seconds_whole": seconds}
-    (folder / "summary.json").write_text(json.dumps(timed, indent=2) + "\n")
+    write_json(folder / "summary.json", timed)
     return timed
 
 
@@ -79,6 +90,10 @@ def resumes(module: str) -> bool:
     """Whether an experiment can go on with a run."""
     presets = importlib.import_module(module).PRESETS
     return any(field.name == "resume" for field in fields(next(iter(presets.values()))))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _failed(words: list[str], said: Any) -> str:
